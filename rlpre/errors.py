@@ -1,0 +1,31 @@
+"""The one error users see, and the look-up that names the nearest known name."""
+
+import difflib
+from collections.abc import Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class RlpreError(ValueError):
+    """Bad input: one sentence that says what was wrong, where, and what to do. Scripts exit with code 2."""
+
+
+def lookup(kind: str, name: str, known: Mapping[str, T]) -> T:
+    """Returns ``known[name]``.
+
+    Args:
+        kind: what is looked up, for the message ("encoder", "objective", ...).
+        name: the key asked for.
+        known: the registry.
+
+    Raises:
+        RlpreError: if the name is unknown; the message gives the nearest known name and all of them.
+    """
+    if name in known:
+        return known[name]
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    listed = sorted(known)
+    shown = ", ".join(listed[:12]) + (f", … ({len(listed)} in all)" if len(listed) > 12 else "")
+    raise RlpreError(f"unknown {kind} {name!r}: {hint}known: {shown}")
