@@ -24,7 +24,7 @@ def atomic(path: Path) -> Iterator[Path]:
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
     except OSError as error:
         raise RlpreError(f"cannot write {path}: {error.strerror or error}; nothing already written is lost") from error
     finally:

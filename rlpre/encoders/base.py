@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from gymnasium import spaces
 from safetensors import SafetensorError
@@ -24,7 +25,10 @@ FORMAT = 1
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What an encoder reads: ``shape`` (C, H, W), ``dtype``, values in [low, high], scaled to [0, 1], then (x - mean) / std."""
+    """What an encoder reads: frames ``shape`` (C, H, W) with values in [low, high].
+
+    They are scaled to [0, 1], then to ``(x - mean) / std``.
+    """
 
     shape: tuple[int, int, int]
     dtype: str = "uint8"
@@ -42,30 +46,28 @@ class InputSpec:
         """
         if not isinstance(space, spaces.Box):
             raise RlpreError(
-                f"the encoder reads a Box of frames, the environment gives {type(space).__name__}: name the image key"
+                f"the encoder reads a Box of frames, the environment gives {type(space).__name__}: wrap it to give one"
             )
         if space.shape != self.shape:
             channels, height, width = self.shape
-            hint = (
-                "channels last: wrap the environment in VecTransposeImage"
-                if space.shape == (height, width, channels)
-                else "make the environment render at the encoder's size, or pretrain another encoder"
-            )
+            swapped = space.shape == (height, width, channels)
             raise RlpreError(
-                f"the observation shape is {space.shape}, the encoder was built for {self.shape} (C, H, W): {hint}"
+                f"the observation shape is {space.shape}, the encoder was built for {self.shape} (C, H, W): "
+                + ("channels are last, wrap the environment in VecTransposeImage" if swapped else "render at its size")
             )
         if str(space.dtype) != self.dtype:
             raise RlpreError(f"observations are {space.dtype}, the encoder reads {self.dtype}: cast them in a wrapper")
         low, high = float(space.low.min()), float(space.high.max())
         if (low, high) != (self.low, self.high):
             raise RlpreError(
-                f"observations range over [{low:g}, {high:g}], the encoder reads [{self.low:g}, {self.high:g}]: rescale them in a wrapper"
+                f"observations range over [{low:g}, {high:g}], the encoder reads [{self.low:g}, {self.high:g}]: "
+                "rescale them in a wrapper"
             )
 
     @property
     def space(self) -> spaces.Box:
         """The observation space that this specification describes."""
-        return spaces.Box(self.low, self.high, self.shape, self.dtype)  # type: ignore[arg-type]
+        return spaces.Box(self.low, self.high, self.shape, np.dtype(self.dtype).type)
 
 
 class Encoder(nn.Module):
@@ -105,7 +107,7 @@ class Encoder(nn.Module):
         self.apply(_orthogonal)
 
     def forward(self, frames: Tensor) -> Tensor:
-        """Encodes ``frames``: (batch, C, H, W), any dtype, values in [input.low, input.high] -> (batch, num_features)."""
+        """Encodes ``frames`` (batch, C, H, W), any dtype, in [input.low, input.high], to (batch, num_features)."""
         scale = 1.0 / ((self.input.high - self.input.low) * self.input.std)
         shift = -self.input.low * scale - self.input.mean / self.input.std
         x = frames.to(self.dtype) * scale + shift
