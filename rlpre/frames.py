@@ -1,0 +1,260 @@
+"""FrameStore: offline frames and trajectories on disk, memory-mapped, sampled so that rare frames are not drowned."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from rlpre import framewriter
+from rlpre.errors import RlpreError, lookup
+from rlpre.files import sha256
+from rlpre.framewriter import ATLAS, COLUMNS, FrameWriter
+from rlpre.tiles import TileAtlas
+
+Indices = npt.NDArray[np.int64]
+
+
+class FrameStore:
+    """A directory of episodes, read through memory maps.
+
+    Row t holds the frame o_t, the action taken at it, and the reward, terminated and truncated that the action caused.
+    An episode of T actions has T + 1 rows; the last one holds the frame it ended on and action -1. An episode that was
+    cut by the end of collecting has neither terminated nor truncated set.
+
+    Grid-world frames are kept as tile codes, (rows, columns, 3) bytes, and decoded to pixels in the batch through the
+    `TileAtlas` in the directory; other frames are kept as pixels.
+
+    Attributes:
+        path: the directory.
+        manifest: what `manifest.json` holds: spaces, specification, versions, counts, SHA-256 of every file.
+        space: the decoded frames, ``Box(0, 255, (C, H, W), uint8)``.
+        cell: pixels per cell: the tile size, or 1 if frames are kept as pixels.
+        palette: the palette that frames are decoded with.
+        tasks: names of the values of column "task".
+        labels: names of the integer label columns (-1 = unknown).
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.manifest: dict[str, Any] = framewriter.read_manifest(path)
+        if not self.manifest["shards"]:
+            raise RlpreError(f"{path} holds no complete shard of frames yet: collect into it first")
+        self.space = spaces.Box(0, 255, tuple(self.manifest["space"]["shape"]), np.uint8)
+        self.cell: int = self.manifest["cell"]
+        self.palette: str = self.manifest["palette"]
+        self.tasks: list[str] = self.manifest["tasks"]
+        self.labels: list[str] = self.manifest["labels"]
+        self.atlas = TileAtlas.load(path / ATLAS) if self.manifest["atlas_sha256"] else None
+        frames, rows = zip(
+            *([path / file["name"] for file in s["files"]] for s in self.manifest["shards"]), strict=True
+        )
+        # plain arrays over the maps: indexing np.memmap itself costs several times more
+        self._shards = [np.asarray(np.load(file, mmap_mode="r")) for file in frames]
+        self._starts = np.cumsum([0, *map(len, self._shards)])
+        table = np.concatenate([np.load(file) for file in rows])
+        self._columns = {name: np.ascontiguousarray(table[name]) for name in (*COLUMNS, *self.labels)}
+
+    @classmethod
+    def open(cls, path: str | Path) -> "FrameStore":
+        """Opens a store; an interrupted one opens with all its complete shards.
+
+        Raises:
+            RlpreError: if there is no manifest, no complete shard, or a file that is missing or truncated.
+        """
+        return cls(Path(path))
+
+    @staticmethod
+    def create(
+        path: str | Path,
+        *,
+        space: spaces.Box,
+        action_space: spaces.Discrete,
+        spec: Mapping[str, Any],
+        atlas: TileAtlas | None = None,
+        palette: str = "day",
+        tasks: Sequence[str] = ("default",),
+        labels: Sequence[str] = (),
+    ) -> FrameWriter:
+        """Makes an empty store and returns its writer.
+
+        Args:
+            path: a directory without a store.
+            space: the decoded frames, (C, H, W) uint8.
+            action_space: the actions.
+            spec: how the frames are made; kept in the manifest, JSON values only.
+            atlas: given, frames are appended as tile codes (rows, columns, 3); else as pixels.
+            palette: palette of the atlas to decode with.
+            tasks: names of the values of column "task".
+            labels: names of integer label columns.
+
+        Raises:
+            RlpreError: if a store is there already or the spaces cannot be kept.
+        """
+        return framewriter.create(Path(path), space, action_space, spec, atlas, palette, tasks, labels)
+
+    @staticmethod
+    def extend(path: str | Path) -> FrameWriter:
+        """Opens a store, complete or interrupted, for appending."""
+        return FrameWriter(Path(path))
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __repr__(self) -> str:
+        return f"FrameStore({str(self.path)!r}, {len(self):,} frames {self.space.shape}, tasks {self.tasks})"
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 over the hashes of all shards and of what decodes them: the identity of the data."""
+        shards = [file["sha256"] for shard in self.manifest["shards"] for file in shard["files"]]
+        decoding = [self.manifest[key] for key in ("space", "palette", "atlas_sha256")]
+        return hashlib.sha256(json.dumps([shards, decoding]).encode()).hexdigest()
+
+    def verify(self) -> None:
+        """Reads every file and compares its SHA-256 with the manifest.
+
+        Raises:
+            RlpreError: naming the first file whose content changed.
+        """
+        files = [file for shard in self.manifest["shards"] for file in shard["files"]]
+        if self.atlas:
+            files.append({"name": ATLAS, "sha256": self.manifest["atlas_sha256"]})
+        for file in files:
+            if sha256(self.path / file["name"]) != file["sha256"]:
+                raise RlpreError(f"{self.path / file['name']} does not match its SHA-256: restore it or collect again")
+
+    def column(self, name: str) -> npt.NDArray[Any]:
+        """One value per row, (N,): action int64, reward float32, three flags bool, task and labels int16."""
+        return lookup("column", name, self._columns)
+
+    def _gather(self, indices: npt.ArrayLike) -> npt.NDArray[np.uint8]:
+        index = np.asarray(indices, np.int64).reshape(-1)
+        if len(index) and (index.min() < 0 or index.max() >= len(self)):
+            raise RlpreError(
+                f"frame indices of {self.path} lie in 0..{len(self) - 1}, got {index.min()}..{index.max()}"
+            )
+        order = np.argsort(index, kind="stable")
+        bounds = np.searchsorted(index, self._starts, sorter=order)
+        result = np.empty((len(index), *self.manifest["frame_shape"]), np.uint8)
+        for shard in np.flatnonzero(np.diff(bounds)):
+            at = order[bounds[shard] : bounds[shard + 1]]
+            result[at] = self._shards[shard][index[at] - self._starts[shard]]
+        return result
+
+    def codes(self, indices: npt.ArrayLike) -> npt.NDArray[np.uint8]:
+        """Tile codes (B, rows, columns, 3) uint8: type, colour, state and flags of every cell.
+
+        Raises:
+            RlpreError: if the store keeps pixels.
+        """
+        if not self.atlas:
+            raise RlpreError(
+                f"{self.path} keeps pixels, not tile codes: use frames() or a store collected from MiniGrid"
+            )
+        return self._gather(indices)
+
+    def frames(self, indices: npt.ArrayLike) -> npt.NDArray[np.uint8]:
+        """Pixels (B, C, H, W) uint8."""
+        raw = self._gather(indices)
+        return self.atlas.decode(raw, self.palette) if self.atlas else raw
+
+    def read(self, indices: npt.ArrayLike) -> Tensor:
+        """What to ship to a device, uint8: codes (B, rows, columns, 3) of a tile store, else pixels (B, C, H, W)."""
+        return torch.from_numpy(self._gather(indices))
+
+    def decode(self, raw: Tensor) -> Tensor:
+        """Pixels (B, C, H, W) uint8 of what `read` gave, on the device of ``raw``."""
+        return self.atlas.decode_torch(raw, self.palette) if self.atlas else raw
+
+    @cached_property
+    def ids(self) -> Indices:
+        """One number per row, (N,) int64: the same for identical frames, 0..distinct-1 by first appearance."""
+        seen: dict[bytes, int] = {}
+        blake = hashlib.blake2b
+        numbers = (
+            seen.setdefault(blake(frame, digest_size=16).digest(), len(seen))
+            for shard in self._shards
+            for frame in shard.reshape(len(shard), -1)
+        )
+        return np.fromiter(numbers, np.int64, len(self))
+
+    @cached_property
+    def distinct(self) -> int:
+        """How many different frames the store holds."""
+        return int(self.ids.max()) + 1
+
+    @cached_property
+    def unchanged(self) -> float:
+        """Share of the transitions in [0, 1] whose frame does not change."""
+        acted = np.flatnonzero(self.column("action") >= 0)
+        return float(np.mean(self.ids[acted] == self.ids[acted + 1])) if len(acted) else 0.0
+
+    @cached_property
+    def _balanced(self) -> "_Balanced":
+        return _Balanced(np.arange(len(self)), self.ids)
+
+    def sample(self, batch: int, rng: np.random.Generator) -> Indices:
+        """Draws rows with replacement, (batch,) int64, each with weight (occurrences of its frame) ** -0.5.
+
+        So a frame that occurs 1,000 times is drawn 32 times as often as one that occurs once: neither drowned, as by
+        uniform rows, nor blown up to equality.
+        """
+        return self._balanced.draw(batch, rng)
+
+    def pairs(self, k: int) -> "Pairs":
+        """A sampler of two different frames at most ``k`` steps apart in one episode."""
+        return Pairs(self, k)
+
+
+class _Balanced:
+    """Draws from ``rows`` with weight (occurrences of the row's frame among them) ** -0.5."""
+
+    def __init__(self, rows: Indices, ids: Indices) -> None:
+        weights = np.bincount(ids)[ids] ** -0.5
+        self.rows, self.cumulative = rows, np.cumsum(weights)
+
+    def draw(self, batch: int, rng: np.random.Generator) -> Indices:
+        points = rng.random(batch) * self.cumulative[-1]
+        # rounding can give the sum itself
+        return self.rows[np.minimum(np.searchsorted(self.cumulative, points, side="right"), len(self.rows) - 1)]
+
+
+class Pairs:
+    """Samples (anchor, later, action): later = anchor + j, 1 <= j <= k, same episode, another frame.
+
+    Anchors are balanced as in `FrameStore.sample`, counted among possible anchors; j is uniform among those allowed.
+
+    Raises:
+        RlpreError: if k < 1 or no frame of the store changes within k steps.
+    """
+
+    def __init__(self, store: FrameStore, k: int) -> None:
+        if k < 1:
+            raise RlpreError(f"pairs are k >= 1 steps apart, got k={k}: choose for example k=5")
+        ids, episode = store.ids, np.cumsum(store.column("episode_start"))
+        allowed = np.zeros((len(store), k), bool)
+        for j in range(1, min(k, len(store) - 1) + 1):
+            allowed[:-j, j - 1] = (episode[j:] == episode[:-j]) & (ids[j:] != ids[:-j])
+        rows = np.flatnonzero(allowed.any(axis=1))
+        if not len(rows):
+            raise RlpreError(
+                f"no frame of {store.path} changes within {k} steps of an episode: collect livelier behaviour"
+            )
+        self._allowed, self._action = allowed, store.column("action")
+        self._anchors = _Balanced(rows, ids[rows])
+
+    def sample(self, batch: int, rng: np.random.Generator) -> tuple[Indices, Indices, Indices]:
+        """Three (batch,) int64 arrays: anchor rows, later rows, and the actions taken at the anchors."""
+        anchor = self._anchors.draw(batch, rng)
+        rank = self._allowed[anchor].cumsum(axis=1)
+        chosen = np.floor(rng.random(batch) * rank[:, -1]).astype(np.int64) + 1
+        later = anchor + 1 + (rank == chosen[:, None]).argmax(axis=1)
+        return anchor, later, self._action[anchor]

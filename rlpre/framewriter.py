@@ -1,0 +1,200 @@
+"""Writing a frame store: append-only shards, each whole or absent, and a manifest replaced after each of them."""
+
+import importlib.metadata
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+
+from rlpre.errors import RlpreError
+from rlpre.files import atomic, read_json, sha256, write_json
+from rlpre.tiles import TileAtlas
+
+FORMAT = 1
+MANIFEST, ATLAS = "manifest.json", "atlas.npz"
+COLUMNS: dict[str, str] = {
+    "action": "i8",
+    "reward": "f4",
+    "terminated": "?",
+    "truncated": "?",
+    "episode_start": "?",
+    "task": "i2",
+}
+SHARD_ROWS, SHARD_BYTES = 65_536, 128 * 2**20
+
+
+def row_type(labels: Sequence[str]) -> np.dtype[np.void]:
+    """The structured dtype of a row without its frame: the fixed columns, then one int16 per label."""
+    return np.dtype([*COLUMNS.items(), *((name, "i2") for name in labels)])
+
+
+class FrameWriter:
+    """Appends whole episodes to a store directory; made by `FrameStore.create` and `FrameStore.extend`.
+
+    Rows wait in memory until a shard is full (or `flush`); a process that dies leaves every written shard readable.
+    As a context manager it flushes at the end, unless the block raised.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.manifest: dict[str, Any] = read_manifest(path)
+        self.frame_shape = tuple(self.manifest["frame_shape"])
+        self._dtype = row_type(self.manifest["labels"])
+        self._frames: list[npt.NDArray[np.uint8]] = []
+        self._rows: list[npt.NDArray[np.void]] = []
+        self._shard_rows = max(1, min(SHARD_ROWS, SHARD_BYTES // int(np.prod(self.frame_shape))))
+
+    @property
+    def pending(self) -> int:
+        """Rows appended but not yet on disk."""
+        return sum(map(len, self._rows))
+
+    def append(self, frames: npt.NDArray[np.uint8], **columns: npt.ArrayLike) -> None:
+        """Appends whole episodes: T + 1 rows for T actions, the last row's action is -1.
+
+        Args:
+            frames: (n, rows, columns, 3) uint8 codes for a tile store, else (n, C, H, W) uint8 pixels.
+            **columns: one array (n,) or scalar per column: action, reward, terminated, truncated, episode_start, task,
+                and every label of the store.
+
+        Raises:
+            RlpreError: if shapes, dtypes, names or the episode structure are wrong, or the disk is full.
+        """
+        if frames.dtype != np.uint8 or frames.shape[1:] != self.frame_shape or not len(frames):
+            raise RlpreError(
+                f"{self.path} holds frames (n, {', '.join(map(str, self.frame_shape))}) uint8 and got "
+                f"{frames.shape} {frames.dtype}: append the shape that the store was created with"
+            )
+        names = self._dtype.names or ()
+        if set(columns) != set(names):
+            wrong = ", ".join(sorted(set(columns) ^ set(names)))
+            raise RlpreError(f"columns of {self.path} are {', '.join(names)}: missing or unknown: {wrong}")
+        rows = np.empty(len(frames), self._dtype)
+        for name, values in columns.items():
+            if np.ndim(values) and np.shape(values) != (len(frames),):
+                raise RlpreError(
+                    f"column {name!r} has shape {np.shape(values)}: expected ({len(frames)},), as the frames"
+                )
+            rows[name] = values
+        self._check_episodes(rows)
+        self._frames.append(frames.copy())
+        self._rows.append(rows)
+        if self.pending >= self._shard_rows:
+            self.flush()
+
+    def _check_episodes(self, rows: npt.NDArray[np.void]) -> None:
+        ends = rows["action"] == -1
+        if not rows["episode_start"][0] or not np.array_equal(ends, np.append(rows["episode_start"][1:], True)):
+            raise RlpreError(
+                "append takes whole episodes: each starts with episode_start and ends with a row of action -1"
+            )
+        actions, tasks = self.manifest["action_space"]["n"], len(self.manifest["tasks"])
+        for name, low, high in (("action", -1, actions), ("task", 0, tasks)):
+            if rows[name].min() < low or rows[name].max() >= high:
+                raise RlpreError(
+                    f"column {name!r} of {self.path} must lie in {low}..{high - 1}: check what is appended"
+                )
+
+    def flush(self) -> None:
+        """Writes the waiting rows as one shard, then the manifest.
+
+        Raises:
+            RlpreError: if the disk is full; the shards already written stay, and the waiting rows still wait.
+        """
+        if not self._rows:
+            return
+        shards = self.manifest["shards"]
+        parts = {"frames": np.concatenate(self._frames), "rows": np.concatenate(self._rows)}
+        files = [_write_array(self.path / f"{part}-{len(shards):05d}.npy", array) for part, array in parts.items()]
+        manifest = {**self.manifest, "shards": [*shards, {"rows": len(parts["rows"]), "files": files}]}
+        write_json(self.path / MANIFEST, manifest)
+        self.manifest = manifest
+        self._frames, self._rows = [], []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.flush()
+
+
+def create(
+    path: Path,
+    space: spaces.Box,
+    action_space: spaces.Discrete,
+    spec: Mapping[str, Any],
+    atlas: TileAtlas | None,
+    palette: str,
+    tasks: Sequence[str],
+    labels: Sequence[str],
+) -> FrameWriter:
+    """Makes the directory, the atlas file and an empty manifest; see `FrameStore.create`."""
+    if (path / MANIFEST).exists():
+        raise RlpreError(f"{path} already holds a frame store: extend it or choose another directory")
+    if not isinstance(action_space, spaces.Discrete) or action_space.start != 0:
+        raise RlpreError(
+            f"a frame store holds discrete actions 0..n-1, not {action_space}: discretise the actions first"
+        )
+    if space.dtype != np.uint8 or len(space.shape) != 3:
+        raise RlpreError(f"frames are (channels, height, width) uint8, not {space}: wrap the environment to give that")
+    cell = atlas.tile_size if atlas else 1
+    if any(side % cell for side in space.shape[1:]):
+        raise RlpreError(
+            f"a frame of shape {space.shape} is not made of whole tiles of {cell} pixels: check the tile size"
+        )
+    if atlas:
+        path.mkdir(parents=True, exist_ok=True)
+        atlas.save(path / ATLAS)
+    frame_shape = (space.shape[1] // cell, space.shape[2] // cell, 3) if atlas else space.shape
+    content = {
+        "format": FORMAT,
+        "space": {"shape": list(space.shape), "dtype": "uint8", "low": 0, "high": 255},
+        "action_space": {"n": int(action_space.n)},
+        "frame_shape": list(frame_shape),
+        "cell": cell,
+        "palette": palette,
+        "tasks": list(tasks),
+        "labels": list(labels),
+        "spec": dict(spec),
+        "versions": {name: importlib.metadata.version(name) for name in ("rlpre", "numpy", "gymnasium")},
+        "atlas_sha256": sha256(path / ATLAS) if atlas else None,
+        "shards": [],
+    }
+    write_json(path / MANIFEST, content)
+    return FrameWriter(path)
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """Reads the manifest and checks that every file it names has its size.
+
+    Raises:
+        RlpreError: if the manifest is missing, damaged or of another format, or a shard is missing or truncated.
+    """
+    content: dict[str, Any] = read_json(path / MANIFEST)
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise RlpreError(f"{path / MANIFEST} is not a frame store of format {FORMAT}: collect the frames again")
+    for shard in content["shards"]:
+        for file in shard["files"]:
+            found = path / file["name"]
+            size = found.stat().st_size if found.exists() else 0
+            if size != file["bytes"]:
+                raise RlpreError(f"{found} has {size} bytes instead of {file['bytes']}: restore it or collect again")
+    return content
+
+
+def _write_array(path: Path, array: npt.NDArray[Any]) -> dict[str, Any]:
+    """Writes one .npy file atomically and returns its manifest entry."""
+    with atomic(path) as temporary:
+        with open(temporary, "wb") as file:
+            # numpy's own writer reports a full disk without its reason
+            np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+            file.write(array.data)
+        digest, size = sha256(temporary), temporary.stat().st_size
+    return {"name": path.name, "bytes": size, "sha256": digest}

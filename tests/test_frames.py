@@ -1,0 +1,263 @@
+"""FrameStore: round trips, crash safety, sampling contract, bad input."""
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from rlpre.errors import RlpreError
+from rlpre.frames import FrameStore
+from rlpre.framewriter import FrameWriter
+
+SHAPE = (3, 4, 4)
+SPACE = spaces.Box(0, 255, SHAPE, np.uint8)
+
+
+def new(path: Path, **changes) -> FrameWriter:
+    arguments = {"space": SPACE, "action_space": spaces.Discrete(3), "spec": {"id": "toy"}, "labels": ("front",)}
+    return FrameStore.create(path, **{**arguments, **changes})
+
+
+def frame(*values: int) -> np.ndarray:
+    """Frames that each hold one value everywhere."""
+    return np.broadcast_to(np.array(values, np.uint8)[:, None, None, None], (len(values), *SHAPE))
+
+
+def add(writer: FrameWriter, *values: int, **changes) -> None:
+    """Appends one episode whose frames are the given values."""
+    n = len(values)
+    columns = {
+        "action": np.where(np.arange(n) == n - 1, -1, np.arange(n) % 3),
+        "reward": np.arange(n) / 4,
+        "terminated": np.arange(n) == n - 2,
+        "truncated": False,
+        "episode_start": np.arange(n) == 0,
+        "task": 0,
+        "front": values,
+    }
+    writer.append(frame(*values), **{**columns, **changes})
+
+
+def store(path: Path, *episodes: tuple[int, ...]) -> FrameStore:
+    with new(path) as writer:
+        for episode in episodes:
+            add(writer, *episode)
+            writer.flush()
+    return FrameStore.open(path)
+
+
+def test_round_trip_over_shards(tmp_path: Path) -> None:
+    frames = store(tmp_path / "s", (1, 2, 3), (4, 5), (1, 3))
+    assert len(frames) == 7
+    assert frames.space == SPACE
+    assert frames.cell == 1
+    assert len(frames.manifest["shards"]) == 3
+    order = np.array([6, 0, 3, 3, 5, 1, 2, 4])
+    np.testing.assert_array_equal(frames.frames(order), frame(3, 1, 4, 4, 1, 2, 3, 5))
+    np.testing.assert_array_equal(frames.decode(frames.read(order)).numpy(), frames.frames(order))
+    np.testing.assert_array_equal(frames.column("action"), [0, 1, -1, 0, -1, 0, -1])
+    np.testing.assert_array_equal(frames.column("terminated"), [0, 1, 0, 1, 0, 1, 0])
+    np.testing.assert_array_equal(frames.column("episode_start"), [1, 0, 0, 1, 0, 1, 0])
+    dtypes = {"action": "int64", "reward": "float32", "truncated": "bool", "task": "int16", "front": "int16"}
+    assert {name: str(frames.column(name).dtype) for name in dtypes} == dtypes
+    np.testing.assert_array_equal(frames.ids, [0, 1, 2, 3, 4, 0, 2])
+    assert frames.distinct == 5
+    frames.verify()
+
+
+def test_unchanged_counts_transitions_not_rows(tmp_path: Path) -> None:
+    frames = store(tmp_path / "s", (1, 1, 2, 2), (2, 3))
+    assert frames.unchanged == pytest.approx(2 / 4)
+
+
+def test_extend_continues_and_changes_the_hash(tmp_path: Path) -> None:
+    first = store(tmp_path / "a", (1, 2))
+    with FrameStore.extend(first.path) as writer:
+        add(writer, 3, 4)
+    second = FrameStore.open(first.path)
+    assert len(second) == 4
+    np.testing.assert_array_equal(second.frames([0, 3]), frame(1, 4))
+    assert second.hash != first.hash
+    assert second.hash == store(tmp_path / "b", (1, 2), (3, 4)).hash
+
+
+def test_large_batches_become_shards_by_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlpre.framewriter.SHARD_ROWS", 4)
+    writer = new(tmp_path / "s")
+    for start in range(0, 12, 3):
+        add(writer, start, start + 1, start + 2)
+    assert len(FrameStore.open(tmp_path / "s")) == 12
+    assert writer.pending == 0
+
+
+def test_pairs_contract(tmp_path: Path) -> None:
+    episodes = [(1, 2, 2, 3, 1), (5, 5, 5), (7, 8), (1, 1, 1, 4)]
+    frames = store(tmp_path / "s", *episodes)
+    episode = np.cumsum(frames.column("episode_start"))
+    rng = np.random.default_rng(0)
+    for k in (1, 2, 3, 50):
+        anchor, later, action = frames.pairs(k).sample(4000, rng)
+        assert anchor.dtype == later.dtype == action.dtype == np.int64
+        gap = later - anchor
+        assert gap.min() >= 1
+        assert gap.max() <= k
+        assert (episode[anchor] == episode[later]).all()
+        assert (frames.ids[anchor] != frames.ids[later]).all()
+        np.testing.assert_array_equal(action, frames.column("action")[anchor])
+        assert (action >= 0).all()
+    _, counts = np.unique((anchor * 100 + later)[anchor == 0], return_counts=True)
+    assert len(counts) == 3  # of 1, 2, 2, 3, 1 the last equals the first
+    assert counts.max() / counts.min() < 1.5
+
+
+def test_every_allowed_pair_can_be_drawn(tmp_path: Path) -> None:
+    frames = store(tmp_path / "s", (1, 2, 2, 3))
+    anchor, later, _ = frames.pairs(2).sample(2000, np.random.default_rng(0))
+    assert set(zip(anchor.tolist(), later.tolist(), strict=True)) == {(0, 1), (0, 2), (1, 3), (2, 3)}
+
+
+def test_rare_frames_are_not_drowned(tmp_path: Path) -> None:
+    with new(tmp_path / "s") as writer:
+        add(writer, *[1] * 1000, 2)
+    frames = FrameStore.open(tmp_path / "s")
+    drawn = frames.sample(200_000, np.random.default_rng(0))
+    assert drawn.dtype == np.int64
+    # 1,000 rows of weight 1000 ** -0.5 against one row of weight 1
+    assert np.mean(drawn == 1000) == pytest.approx(1 / (1 + 1000**0.5), rel=0.05)
+    assert len(np.unique(drawn)) == 1001
+
+
+def test_sampling_repeats_with_its_generator(tmp_path: Path) -> None:
+    frames = store(tmp_path / "s", tuple(range(50)), tuple(range(20, 90)))
+    for draw in (frames.sample, lambda batch, rng: frames.pairs(5).sample(batch, rng)):
+        first, again = (draw(64, np.random.default_rng(3)) for _ in range(2))
+        np.testing.assert_array_equal(first, again)
+        assert not np.array_equal(first, draw(64, np.random.default_rng(4)))
+
+
+def test_a_store_without_changes_has_no_pairs(tmp_path: Path) -> None:
+    frames = store(tmp_path / "s", (1, 1, 1))
+    with pytest.raises(RlpreError, match=r"no frame of .* changes within 5 steps"):
+        frames.pairs(5)
+    with pytest.raises(RlpreError, match="k=0"):
+        frames.pairs(0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"front": [1, 2]}, "column 'front' has shape"),
+        ({"action": [0, 0, 0]}, "whole episodes"),
+        ({"action": [0, -1, -1]}, "whole episodes"),
+        ({"episode_start": [False, False, False]}, "whole episodes"),
+        ({"action": [0, 3, -1]}, r"column 'action' .* must lie in -1\.\.2"),
+        ({"task": 1}, r"column 'task' .* must lie in 0\.\.0"),
+        ({"colour": 1}, "missing or unknown: colour"),
+    ],
+)
+def test_bad_rows_are_refused_and_the_writer_goes_on(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    writer = new(tmp_path / "s")
+    with pytest.raises(RlpreError, match=message):
+        add(writer, 1, 2, 3, **change)
+    add(writer, 1, 2, 3)
+    writer.flush()
+    assert len(FrameStore.open(tmp_path / "s")) == 3
+
+
+@pytest.mark.parametrize("bad", [frame(1, 2)[:, :, :3], frame(1, 2).astype(np.float32), frame(1, 2)[:0]])
+def test_frames_of_another_shape_are_refused(tmp_path: Path, bad: np.ndarray) -> None:
+    writer = new(tmp_path / "s")
+    with pytest.raises(RlpreError, match=r"holds frames \(n, 3, 4, 4\) uint8"):
+        writer.append(bad)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"action_space": spaces.Box(-1, 1, (2,))}, "discrete actions"),
+        ({"space": spaces.Box(0, 1, SHAPE, np.float32)}, "uint8"),
+        ({"space": spaces.Box(0, 255, (4,), np.uint8)}, "channels, height, width"),
+    ],
+)
+def test_spaces_that_cannot_be_kept(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    with pytest.raises(RlpreError, match=message):
+        new(tmp_path / "s", **change)
+
+
+def test_create_never_overwrites(tmp_path: Path) -> None:
+    store(tmp_path / "s", (1, 2))
+    with pytest.raises(RlpreError, match="already holds a frame store"):
+        new(tmp_path / "s")
+
+
+def test_missing_empty_and_foreign_stores(tmp_path: Path) -> None:
+    with pytest.raises(RlpreError, match=r"manifest\.json is missing"):
+        FrameStore.open(tmp_path / "nowhere")
+    new(tmp_path / "empty")
+    with pytest.raises(RlpreError, match="holds no complete shard"):
+        FrameStore.open(tmp_path / "empty")
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "manifest.json").write_text(json.dumps({"format": 99}))
+    with pytest.raises(RlpreError, match="not a frame store of format 1"):
+        FrameStore.open(foreign)
+
+
+def test_a_truncated_or_missing_shard_is_named(tmp_path: Path) -> None:
+    frames = store(tmp_path / "s", (1, 2), (3, 4))
+    shard = frames.path / "frames-00001.npy"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-1])
+    with pytest.raises(RlpreError, match=r"frames-00001\.npy has \d+ bytes instead of"):
+        FrameStore.open(frames.path)
+    shard.unlink()
+    with pytest.raises(RlpreError, match=r"frames-00001\.npy has 0 bytes"):
+        FrameStore.open(frames.path)
+    shard.write_bytes(whole[:-1] + b"\xff")
+    with pytest.raises(RlpreError, match=r"frames-00001\.npy does not match its SHA-256"):
+        FrameStore.open(frames.path).verify()
+
+
+def test_a_full_disk_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = new(tmp_path / "s")
+    add(writer, 1, 2)
+    writer.flush()
+    add(writer, 3, 4)
+    with monkeypatch.context() as full:
+
+        def no_space(*_: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+        full.setattr("os.fsync", no_space)
+        with pytest.raises(RlpreError, match="No space left on device; nothing already written is lost"):
+            writer.flush()
+    assert len(FrameStore.open(tmp_path / "s")) == 2
+    assert not list((tmp_path / "s").glob(".*"))
+    writer.flush()
+    np.testing.assert_array_equal(FrameStore.open(tmp_path / "s").frames(range(4)), frame(1, 2, 3, 4))
+
+
+def test_an_exception_leaves_only_complete_shards(tmp_path: Path) -> None:
+    def interrupted() -> None:
+        with new(tmp_path / "s") as writer:
+            add(writer, 1, 2)
+            writer.flush()
+            add(writer, 3, 4)
+            raise KeyboardInterrupt
+
+    pytest.raises(KeyboardInterrupt, interrupted)
+    assert len(FrameStore.open(tmp_path / "s")) == 2
+
+
+def test_indices_and_names_are_checked(tmp_path: Path) -> None:
+    frames = store(tmp_path / "s", (1, 2))
+    with pytest.raises(RlpreError, match=r"lie in 0\.\.1, got 0\.\.2"):
+        frames.frames([0, 2])
+    with pytest.raises(RlpreError, match="unknown column 'rewards': did you mean 'reward'"):
+        frames.column("rewards")
+    with pytest.raises(RlpreError, match="keeps pixels"):
+        frames.codes([0])
