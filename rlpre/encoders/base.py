@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -118,12 +119,12 @@ class Encoder(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """The floating type of the weights."""
-        return next(self.parameters()).dtype
+        return next(chain(self.parameters(), self.buffers())).dtype
 
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return next(self.parameters()).device
+        return next(chain(self.parameters(), self.buffers())).device
 
     @property
     def config(self) -> dict[str, Any]:
