@@ -1,0 +1,187 @@
+"""Statistics against numbers worked out by hand, and their coverage on known distributions."""
+
+import numpy as np
+import pytest
+
+from rlpre.errors import RlpreError
+from rlpre.measure import stats
+
+
+def column(*values: float) -> np.ndarray:
+    return np.array(values, dtype=np.float64)[:, None]
+
+
+def rng(seed: int = 0) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+@pytest.mark.parametrize(
+    ("scores", "expected"),
+    [
+        (column(0, 1, 2, 9), 1.5),  # one of four cut at each end
+        (column(0, 1, 5), 2.0),  # nothing to cut: the mean
+        (column(0, 1, 2, 3, 100), 2.0),  # floor(5 / 4) = 1
+        (np.array([[0.0, 10.0], [1.0, 2.0]]), 1.5),  # tasks are pooled: (1 + 2) / 2
+    ],
+)
+def test_iqm(scores, expected):
+    assert stats.iqm(scores) == pytest.approx(expected)
+    assert stats.iqm(np.stack([scores, scores + 1])) == pytest.approx([expected, expected + 1])
+
+
+def test_bootstrap_resamples_runs_within_each_task():
+    scores = np.array([[0.0, 100.0], [1.0, 200.0], [2.0, 300.0]])
+    per_task = stats.bootstrap(scores, lambda x: x.transpose(2, 0, 1), rng())
+    assert set(np.unique(per_task[0])) == {0, 1, 2}
+    assert set(np.unique(per_task[1])) == {100, 200, 300}
+    assert not np.array_equal(per_task[0] * 100 + 100, per_task[1])  # each task draws its own runs
+
+
+def test_bootstrap_spread_matches_the_exact_one():
+    # All 27 resamples of (0, 3, 6): variance of their mean = ((9 + 0 + 9) / 3) / 3 = 2.
+    assert stats.bootstrap(column(0, 3, 6), stats.mean, rng(), 200_000).var() == pytest.approx(2, rel=0.01)
+
+
+def test_interval_is_student_t_for_the_mean():
+    # Mean 3, standard error 3 / sqrt(3) = 1.732, t(0.975, 2) = 4.303: 3 -+ 7.452, up to the bootstrap's noise.
+    found = stats.interval(column(0, 3, 6), rng(), stats.mean)
+    assert (found.value, found.n) == (3, 3)
+    assert found.low == pytest.approx(-4.452, abs=0.3)
+    assert found.high == pytest.approx(10.452, abs=0.3)
+    assert found == stats.interval(column(0, 3, 6), rng(), stats.mean)
+    assert found != stats.interval(column(0, 3, 6), rng(1), stats.mean)
+
+
+def test_tasks_pool_their_degrees_of_freedom():
+    # Four tasks: standard error 1.732 / sqrt(4) = 0.866, t(0.975, 8) = 2.306, margin 1.997.
+    found = stats.interval(np.tile(column(0, 3, 6), 4), rng(), stats.mean)
+    assert found.high - found.value == pytest.approx(1.997, rel=0.05)
+
+
+@pytest.mark.parametrize("runs", [1, 2])
+def test_too_few_runs_give_no_interval(runs):
+    scores = np.arange(runs, dtype=np.float64)[:, None] + 1
+    reach = scores[:, 0], np.ones(runs, bool)
+    enough = np.array([1.0, 2.0, 3.0]), np.ones(3, bool)
+    for found in (
+        stats.interval(scores, rng()),
+        stats.probability_of_improvement(scores, column(1, 2, 3)),
+        stats.steps_ratio(enough, reach, 10, rng()).ratio,
+    ):
+        assert (found.low, found.high, found.n) == (None, None, runs)
+
+
+@pytest.mark.parametrize("runs", [3, 5])
+def test_interval_covers_the_mean_where_percentiles_do_not(runs):
+    source, ours, percentile = rng(1), 0, 0
+    for _ in range(400):
+        scores = source.normal(size=(runs, 1))
+        found = stats.interval(scores, source, stats.mean)
+        ours += found.low <= 0 <= found.high
+        low, high = np.percentile(stats.bootstrap(scores, stats.mean, source), [2.5, 97.5])
+        percentile += low <= 0 <= high
+    assert ours / 400 == pytest.approx(0.95, abs=0.03)
+    assert percentile / 400 < 0.90
+
+
+def test_probability_of_improvement():
+    # Pairs of (1, 3, 5) against (1, 2, 4): 0.5 + 0 + 0, 1 + 1 + 0, 1 + 1 + 1 = 5.5 of 9.
+    found = stats.probability_of_improvement(column(1, 3, 5), column(1, 2, 4))
+    assert found.value == pytest.approx(5.5 / 9)
+    assert 0 < found.low < found.value < found.high < 1
+    swapped = stats.probability_of_improvement(column(1, 2, 4), column(1, 3, 5))
+    assert (swapped.low, swapped.high) == pytest.approx((1 - found.high, 1 - found.low))
+
+
+def test_probability_of_improvement_stays_unsure_when_three_runs_win_every_pair():
+    found = stats.probability_of_improvement(column(4, 5, 6), column(1, 2, 3))
+    assert found.value == found.high == 1
+    # p = 0.501: (1 - p)^2 = 0.249 and 1.96^2 * p (1 - p) (1 + 2 (0.333 + 0.334)) / 9 = 0.249.
+    assert found.low == pytest.approx(0.501, abs=1e-3)
+    lost = stats.probability_of_improvement(column(1, 2, 3), column(4, 5, 6))
+    assert (lost.value, lost.low) == (0, 0)
+    assert lost.high == pytest.approx(0.499, abs=1e-3)
+
+
+def test_probability_of_improvement_averages_tasks():
+    treated, baseline = np.hstack([column(4, 5, 6), column(1, 2, 3)]), np.hstack([column(1, 2, 3), column(4, 5, 6)])
+    assert stats.probability_of_improvement(treated, baseline).value == 0.5
+
+
+@pytest.mark.parametrize("chance", [0.75, 0.97])
+def test_probability_of_improvement_coverage(chance):
+    # Normal scores a distance d apart: P = Phi(d / sqrt(2)); z(0.75) = 0.674, z(0.97) = 1.881.
+    distance = {0.75: 0.674, 0.97: 1.881}[chance] * np.sqrt(2)
+    source, covered = rng(2), 0
+    for _ in range(400):
+        found = stats.probability_of_improvement(source.normal(distance, 1, (5, 1)), source.normal(size=(5, 1)))
+        covered += found.low <= chance <= found.high
+    assert covered / 400 > 0.92
+
+
+def test_area_under_curve():
+    steps = np.array([10, 20, 50])
+    # (10 * (0 + 1) / 2 + 30 * (1 + 0.5) / 2) / 40 = (5 + 22.5) / 40
+    assert stats.area_under_curve(steps, np.array([[0.0, 1.0, 0.5], [1, 1, 1]])) == pytest.approx([0.6875, 1])
+    assert stats.area_under_curve(steps[:1], np.array([[0.3]])) == pytest.approx([0.3])
+    with pytest.raises(RlpreError, match="must increase"):
+        stats.area_under_curve(np.array([10, 10]), np.ones(2))
+
+
+def test_steps_to_threshold():
+    steps = np.array([10, 20, 30])
+    returns = np.array([[0.0, 0.8, 0.1], [0.0, 0.0, 0.9], [0.0, 0.7, 0.79], [1.0, 1.0, 1.0]])
+    found, reached = stats.steps_to_threshold(steps, returns, 0.8)
+    assert found.tolist() == [20, 30, 30, 10]
+    assert reached.tolist() == [True, True, False, True]
+
+
+def reach(*steps: float, never: int = 0, budget: float = 100) -> tuple[np.ndarray, np.ndarray]:
+    return np.array([*steps, *[budget] * never], dtype=np.float64), np.array([True] * len(steps) + [False] * never)
+
+
+@pytest.mark.parametrize(
+    ("baseline", "treated", "value", "bound"),
+    [
+        (reach(30, 60, 90), reach(10, 20, 30), 3.0, ""),
+        (reach(40, never=2), reach(10, 20, 30), 4.0, ">="),  # (40 + 100 + 100) / 3 = 80 against 20
+        (reach(10, 20, 30), reach(40, never=2), 0.25, "<="),
+        (reach(never=3), reach(20, 30, never=1), 2.0, "?"),
+    ],
+)
+def test_steps_ratio_counts_censored_runs_at_the_budget(baseline, treated, value, bound):
+    found = stats.steps_ratio(baseline, treated, 100, rng())
+    assert found.ratio.value == pytest.approx(value)
+    assert found.bound == bound
+    assert (found.baseline_reached, found.treated_reached) == (baseline[1].sum(), treated[1].sum())
+
+
+def test_steps_ratio_uses_the_common_budget():
+    found = stats.steps_ratio(reach(30, 150, budget=200, never=1), reach(10, 20, 30), 100, rng())
+    assert found.ratio.value == pytest.approx((30 + 100 + 100) / 60)
+    assert (found.baseline_reached, found.bound) == (1, ">=")
+
+
+def test_steps_ratio_interval_is_welch_on_logarithms():
+    # Delta method: standard error of log mean = sd / (mean sqrt(n)) = 0.1 / sqrt(3) for both; Welch: 4 degrees,
+    # t = 2.776; margin exp(2.776 * 0.1 * sqrt(2 / 3)) = 1.254.
+    found = stats.steps_ratio(reach(270, 300, 330, budget=900), reach(90, 100, 110), 900, rng())
+    assert found.ratio.low == pytest.approx(3 / 1.254, rel=0.01)
+    assert found.ratio.high == pytest.approx(3 * 1.254, rel=0.01)
+
+
+def test_steps_ratio_of_equal_runs_has_no_width():
+    found = stats.steps_ratio(reach(never=3), reach(never=3), 100, rng())
+    assert (found.ratio.low, found.ratio.value, found.ratio.high) == pytest.approx((1, 1, 1))
+    assert (found.baseline_reached, found.treated_reached, found.bound) == (0, 0, "?")
+
+
+@pytest.mark.parametrize("spread", [0.2, 0.8])
+def test_steps_ratio_coverage(spread):
+    source, covered = rng(3), 0
+    shape = 1 / spread**2
+    for _ in range(400):
+        slow, fast = source.gamma(shape, 3 / shape, 3), source.gamma(shape, 1 / shape, 3)
+        found = stats.steps_ratio(reach(*(1e4 * slow)), reach(*(1e4 * fast)), 1e9, source)
+        covered += found.ratio.low <= 3 <= found.ratio.high
+    assert covered / 400 > 0.92
