@@ -1,0 +1,125 @@
+"""What an observer sees of a grid, read in one pass from the state a step ends in."""
+
+import functools
+from collections.abc import Callable, Sequence
+from itertools import compress
+from operator import itemgetter, mul
+from typing import NamedTuple
+
+import numpy as np
+from minigrid.core.constants import DIR_TO_VEC
+from minigrid.core.world_object import Wall
+from minigrid.minigrid_env import MiniGridEnv
+
+from envs.symbols import CODES, OPAQUE, spell
+from rlpre.tiles import AGENT_SHIFT, HIGHLIGHT
+
+View = Callable[[MiniGridEnv], "Glance"]
+
+_BORDER = Wall()  # what MiniGrid shows beyond the grid
+_UP = bytes([HIGHLIGHT | (1 + 3) << AGENT_SHIFT])  # the agent in its own view looks up
+_HIGHLIGHTED = bytes([0, HIGHLIGHT]).ljust(256, b"\0")
+
+
+class Glance(NamedTuple):
+    """A frame before it becomes arrays, row by row as seen on screen."""
+
+    symbols: bytes  # one a cell, see envs.symbols
+    flags: bytes  # one a cell, see rlpre.tiles
+    stock: np.ndarray | None = None  # (3, H, W) uint8: the frame as MiniGrid draws it, if the atlas cannot
+
+
+def partial(env: MiniGridEnv) -> Glance:
+    """The square before the agent, turned so that the agent looks up; what walls hide is unseen.
+
+    Raises:
+        UnknownObjectError: if the square holds an object that no symbol stands for.
+    """
+    size, grid = env.agent_view_size, env.grid
+    gather, _ = _window(size, *env.agent_pos, env.agent_dir, grid.width, grid.height)
+    symbols = spell(gather([*grid.grid, _BORDER]))
+    seen = _visible(env, symbols)
+    agent = agent_cell(partial, env)
+    # The agent's cell shows what it carries, not what it stands on.
+    symbols = symbols[:agent] + spell((env.carrying,)) + symbols[agent + 1 :]
+    flags = seen.translate(_HIGHLIGHTED)
+    return Glance(bytes(map(mul, symbols, seen)), flags[:agent] + _UP + flags[agent + 1 :])
+
+
+def full(env: MiniGridEnv) -> Glance:
+    """The whole grid; the cells that the agent sees are highlighted.
+
+    Raises:
+        UnknownObjectError: if the grid holds an object that no symbol stands for.
+    """
+    (x, y), grid = env.agent_pos, env.grid
+    symbols = spell(grid.grid)
+    flags = bytearray(len(symbols) + 1)  # the last stands for all cells beyond the grid
+    if env.highlight:
+        gather, cells = _window(env.agent_view_size, x, y, env.agent_dir, grid.width, grid.height)
+        seen = _visible(env, bytes(gather(symbols + spell((_BORDER,)))))
+        for cell in compress(cells, seen):
+            flags[cell] = HIGHLIGHT
+    flags[agent_cell(full, env)] |= (1 + env.agent_dir) << AGENT_SHIFT
+    return Glance(symbols, bytes(flags[:-1]))
+
+
+VIEWS: dict[str, View] = {"partial": partial, "full": full}
+
+
+def shape(view: View, env: MiniGridEnv) -> tuple[int, int]:
+    """Rows and columns of a view."""
+    return (env.height, env.width) if view is full else (env.agent_view_size, env.agent_view_size)
+
+
+def agent_cell(view: View, env: MiniGridEnv) -> int:
+    """Where the agent stands in a view, row-major."""
+    if view is full:
+        return env.agent_pos[1] * env.grid.width + env.agent_pos[0]
+    return env.agent_view_size * (env.agent_view_size - 1) + env.agent_view_size // 2
+
+
+def encode(glances: Sequence[Glance], rows: int, columns: int) -> np.ndarray:
+    """The codes (N, R, C, 3) uint8 of N glances."""
+    symbols = b"".join([glance.symbols for glance in glances])
+    codes = CODES.take(np.frombuffer(symbols, np.uint8), axis=0)
+    codes[:, 2] |= np.frombuffer(b"".join([glance.flags for glance in glances]), np.uint8)
+    return codes.reshape(-1, rows, columns, 3)
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _window(
+    size: int, x: int, y: int, direction: int, width: int, height: int
+) -> tuple[Callable[[Sequence], Sequence], list[int]]:
+    """A getter of the cells of the agent's square and their indices; ``width * height`` is beyond the grid."""
+    forward, right = DIR_TO_VEC[direction], DIR_TO_VEC[(direction + 1) % 4]
+    ahead, aside = np.mgrid[size - 1 : -1 : -1, -(size // 2) : size // 2 + 1]
+    column, row = (start + ahead * f + aside * r for start, f, r in zip((x, y), forward, right, strict=True))
+    inside = (0 <= column) & (column < width) & (0 <= row) & (row < height)
+    cells = np.where(inside, row * width + column, width * height).ravel().tolist()
+    return itemgetter(*cells), cells
+
+
+def _visible(env: MiniGridEnv, symbols: bytes) -> bytes:
+    """One byte a cell of the agent's square, 1 where it is visible: ``Grid.process_vis`` row by row."""
+    size = env.agent_view_size
+    if env.see_through_walls:
+        return b"\1" * (size * size)
+    opaque = symbols.translate(OPAQUE)
+    rows, lit = [], b"\1".center(size, b"\0")
+    for start in range(size * (size - 1), -1, -size):
+        row, lit = _spread(lit, opaque[start : start + size])
+        rows.append(row)
+    return b"".join(reversed(rows))
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _spread(lit: bytes, opaque: bytes) -> tuple[bytes, bytes]:
+    """Light spreading in one row, from the cells lit by the row below: the visible cells, and those lit above."""
+    row, above = bytearray(lit), bytearray(len(lit))
+    last = len(row) - 1
+    for cells, step in ((range(last), 1), (range(last, 0, -1), -1)):
+        for i in cells:
+            if row[i] and not opaque[i]:
+                row[i + step] = above[i + step] = above[i] = 1
+    return bytes(row), bytes(above)
