@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,12 @@ from rlpre.tiles import TileAtlas
 Indices = npt.NDArray[np.int64]
 
 
+def digests(frames: npt.NDArray[np.uint8]) -> Iterator[bytes]:
+    """16 bytes for each of (n, ...) frames, the same for identical frames."""
+    for frame in frames.reshape(len(frames), -1):
+        yield hashlib.blake2b(frame, digest_size=16).digest()
+
+
 class FrameStore:
     """A directory of episodes, read through memory maps.
 
@@ -36,6 +42,7 @@ class FrameStore:
         path: the directory.
         manifest: what `manifest.json` holds: spaces, specification, versions, counts, SHA-256 of every file.
         space: the decoded frames, ``Box(0, 255, (C, H, W), uint8)``.
+        num_actions: actions are 0 .. num_actions - 1.
         cell: pixels per cell: the tile size, or 1 if frames are kept as pixels.
         palette: the palette that frames are decoded with.
         tasks: names of the values of column "task".
@@ -48,6 +55,7 @@ class FrameStore:
         if not self.manifest["shards"]:
             raise RlpreError(f"{path} holds no complete shard of frames yet: collect into it first")
         self.space = spaces.Box(0, 255, tuple(self.manifest["space"]["shape"]), np.uint8)
+        self.num_actions: int = self.manifest["action_space"]["n"]
         self.cell: int = self.manifest["cell"]
         self.palette: str = self.manifest["palette"]
         self.tasks: list[str] = self.manifest["tasks"]
@@ -178,12 +186,7 @@ class FrameStore:
     def ids(self) -> Indices:
         """One number per row, (N,) int64: the same for identical frames, 0..distinct-1 by first appearance."""
         seen: dict[bytes, int] = {}
-        blake = hashlib.blake2b
-        numbers = (
-            seen.setdefault(blake(frame, digest_size=16).digest(), len(seen))
-            for shard in self._shards
-            for frame in shard.reshape(len(shard), -1)
-        )
+        numbers = (seen.setdefault(digest, len(seen)) for shard in self._shards for digest in digests(shard))
         return np.fromiter(numbers, np.int64, len(self))
 
     @cached_property

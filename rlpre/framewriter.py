@@ -37,6 +37,11 @@ class FrameWriter:
 
     Rows wait in memory until a shard is full (or `flush`); a process that dies leaves every written shard readable.
     As a context manager it flushes at the end, unless the block raised.
+
+    Attributes:
+        path: the directory.
+        manifest: what `manifest.json` holds.
+        shard_rows: rows that make a shard full.
     """
 
     def __init__(self, path: Path) -> None:
@@ -46,7 +51,7 @@ class FrameWriter:
         self._dtype = row_type(self.manifest["labels"])
         self._frames: list[npt.NDArray[np.uint8]] = []
         self._rows: list[npt.NDArray[np.void]] = []
-        self._shard_rows = max(1, min(SHARD_ROWS, SHARD_BYTES // int(np.prod(self.frame_shape))))
+        self.shard_rows = max(1, min(SHARD_ROWS, SHARD_BYTES // int(np.prod(self.frame_shape))))
 
     @property
     def pending(self) -> int:
@@ -83,7 +88,7 @@ class FrameWriter:
         self._check_episodes(rows)
         self._frames.append(frames.copy())
         self._rows.append(rows)
-        if self.pending >= self._shard_rows:
+        if self.pending >= self.shard_rows:
             self.flush()
 
     def _check_episodes(self, rows: npt.NDArray[np.void]) -> None:
