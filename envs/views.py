@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Sequence
 from itertools import compress
-from operator import itemgetter, mul
+from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +18,8 @@ View = Callable[[MiniGridEnv], "Glance"]
 
 _BORDER = Wall()  # what MiniGrid shows beyond the grid
 _UP = bytes([HIGHLIGHT | (1 + 3) << AGENT_SHIFT])  # the agent in its own view looks up
-_HIGHLIGHTED = bytes([0, HIGHLIGHT]).ljust(256, b"\0")
+_HIGHLIGHTED = bytes(255) + bytes([HIGHLIGHT])
+_SEEN = b"\xff"  # a mask, so that hidden symbols become 0, unseen
 
 
 class Glance(NamedTuple):
@@ -43,7 +44,8 @@ def partial(env: MiniGridEnv) -> Glance:
     # The agent's cell shows what it carries, not what it stands on.
     symbols = symbols[:agent] + spell((env.carrying,)) + symbols[agent + 1 :]
     flags = seen.translate(_HIGHLIGHTED)
-    return Glance(bytes(map(mul, symbols, seen)), flags[:agent] + _UP + flags[agent + 1 :])
+    shown = int.from_bytes(symbols) & int.from_bytes(seen)
+    return Glance(shown.to_bytes(len(symbols)), flags[:agent] + _UP + flags[agent + 1 :])
 
 
 def full(env: MiniGridEnv) -> Glance:
@@ -95,18 +97,22 @@ def _window(
     forward, right = DIR_TO_VEC[direction], DIR_TO_VEC[(direction + 1) % 4]
     ahead, aside = np.mgrid[size - 1 : -1 : -1, -(size // 2) : size // 2 + 1]
     column, row = (start + ahead * f + aside * r for start, f, r in zip((x, y), forward, right, strict=True))
-    inside = (0 <= column) & (column < width) & (0 <= row) & (row < height)
+    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
     cells = np.where(inside, row * width + column, width * height).ravel().tolist()
     return itemgetter(*cells), cells
 
 
 def _visible(env: MiniGridEnv, symbols: bytes) -> bytes:
-    """One byte a cell of the agent's square, 1 where it is visible: ``Grid.process_vis`` row by row."""
-    size = env.agent_view_size
+    """One byte a cell of the agent's square, 255 where it is visible."""
     if env.see_through_walls:
-        return b"\1" * (size * size)
-    opaque = symbols.translate(OPAQUE)
-    rows, lit = [], b"\1".center(size, b"\0")
+        return _SEEN * len(symbols)
+    return _light(symbols.translate(OPAQUE), env.agent_view_size)
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _light(opaque: bytes, size: int) -> bytes:
+    """``Grid.process_vis``, row by row: light starts at the agent and spreads sideways and up."""
+    rows, lit = [], _SEEN.center(size, b"\0")
     for start in range(size * (size - 1), -1, -size):
         row, lit = _spread(lit, opaque[start : start + size])
         rows.append(row)
@@ -121,5 +127,5 @@ def _spread(lit: bytes, opaque: bytes) -> tuple[bytes, bytes]:
     for cells, step in ((range(last), 1), (range(last, 0, -1), -1)):
         for i in cells:
             if row[i] and not opaque[i]:
-                row[i + step] = above[i + step] = above[i] = 1
+                row[i + step] = above[i + step] = above[i] = _SEEN[0]
     return bytes(row), bytes(above)

@@ -7,6 +7,7 @@ import gymnasium as gym
 import minigrid  # noqa: F401 (registers the ids)
 import numpy as np
 from gymnasium import spaces
+from gymnasium.error import DependencyNotInstalled
 from gymnasium.utils import RecordConstructorArgs
 from minigrid.minigrid_env import MiniGridEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
@@ -48,6 +49,7 @@ class GridWorld(gym.Wrapper, RecordConstructorArgs):
         lookup("palette", palette, PALETTES)
         self.atlas = atlas(tile_size)
         self.palette = palette
+        self.dict_obs = dict_obs
         self.view = lookup("view", view, views.VIEWS)
         self.grid_env: MiniGridEnv = env.unwrapped
         self.rows, self.columns = views.shape(self.view, self.grid_env)
@@ -75,7 +77,7 @@ class GridWorld(gym.Wrapper, RecordConstructorArgs):
         """
         try:
             _, info = self._unobserved(self.env.reset, seed=seed, options=options)
-        except (ImportError, FileNotFoundError) as error:
+        except (ImportError, FileNotFoundError, DependencyNotInstalled) as error:
             name = self.spec.id if self.spec else type(self.grid_env).__name__
             raise RlpreError(f"the installed minigrid cannot build {name}: {error}") from error
         self._look()
@@ -83,7 +85,7 @@ class GridWorld(gym.Wrapper, RecordConstructorArgs):
 
     def advance(self, action: int) -> tuple[float, bool, bool, dict]:
         """A step up to the glance, without pixels: returns reward, terminated, truncated, ``info``."""
-        _, reward, terminated, truncated, info = self._unobserved(self.env.step, action)
+        _, reward, terminated, truncated, info = self._unobserved(self.env.step, int(action))
         self._look()
         return float(reward), terminated, truncated, self._described(info)
 
@@ -102,7 +104,7 @@ class GridWorld(gym.Wrapper, RecordConstructorArgs):
         Raises:
             RlpreError: if the observation cannot hold the mission.
         """
-        if not isinstance(self.observation_space, spaces.Dict):
+        if not self.dict_obs:
             return {}
         mission = self.grid_env.mission.encode()
         if len(mission) > MISSION_BYTES:
