@@ -6,6 +6,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium import spaces
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -73,6 +74,16 @@ def plain(encoder: Encoder | Path, **others: Any) -> dict[str, Any]:
     """Policy arguments of a plain-SB3 user."""
     extractor = {"features_extractor_class": PlainExtractor, "features_extractor_kwargs": {"encoder": encoder}}
     return {**extractor, "normalize_images": False, **others}
+
+
+def odd_encoder() -> Encoder:
+    """An encoder whose weights no initialisation gives: half of an orthogonal start, shifted."""
+    torch.manual_seed(0)
+    encoder = Encoder("cnn", FRAME, features=16)
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            parameter.mul_(0.5).add_(0.01)
+    return encoder
 
 
 def build(

@@ -209,7 +209,7 @@ FAST = {"n_steps": 32, "batch_size": 64, "n_epochs": 4, "gamma": 0.5, "seed": 0,
 
 def test_ppo_learns_through_the_encoded_vec_env(encoder: Encoder) -> None:
     venv = EncodedVecEnv(VecMonitor(worlds(count=8)), encoder, "cpu")
-    model = PPO("MlpPolicy", venv, learning_rate=3e-3, **FAST).learn(4096)
+    model = PPO("MlpPolicy", venv, learning_rate=3e-3, **FAST).learn(3072)
     mean, _ = evaluate_policy(fuse(model, encoder), VecMonitor(worlds(count=8, seed=100)), n_eval_episodes=24)
     assert mean > 5.5, "of 6; chance is 1.5"
 
