@@ -114,7 +114,7 @@ def test_damaged_atlas_is_refused(tmp_path: Path) -> None:
         TileAtlas.load(path)
 
 
-@pytest.mark.parametrize("size", [5, 8])
+@pytest.mark.parametrize("size", [4, 5])
 def test_every_tile_equals_minigrid(size: int) -> None:
     atlas = envs.atlas(size)
     for thing, (kind, color, state) in zip(OBJECTS, CODES, strict=True):
