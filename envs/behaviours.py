@@ -5,6 +5,7 @@ import zipfile
 from typing import NamedTuple
 
 import numpy as np
+from gymnasium import spaces
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
@@ -14,7 +15,7 @@ from envs.labels import LABELS, UNKNOWN, labels
 from rlpre.errors import RlpreError
 
 # SB3 zips do not name their algorithm; the first of these settings that they hold does
-ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"clip_range": PPO, "use_rms_prop": A2C, "exploration_fraction": DQN}
+ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"clip_range": PPO, "exploration_fraction": DQN, "gae_lambda": A2C}
 
 
 class Behaviour(NamedTuple):
@@ -57,8 +58,8 @@ def _part(text: str, mixture: str) -> Behaviour:
     return Behaviour(share, kind, noise, argument if kind == "agent" else "")
 
 
-def load_agent(path: str, venv: VecEnv) -> BaseAlgorithm:
-    """Loads a saved SB3 agent that acts on the frames of ``venv``.
+def load_agent(path: str, frames: spaces.Space) -> BaseAlgorithm:
+    """Loads a saved SB3 agent that acts on such frames.
 
     Raises:
         RlpreError: if the file is no such agent or acts on something else.
@@ -74,9 +75,9 @@ def load_agent(path: str, venv: VecEnv) -> BaseAlgorithm:
     if algorithm is None:
         raise RlpreError(f"{path} is not a PPO, A2C or DQN agent: collect with one of these")
     model = algorithm.load(path, device="cpu")
-    if model.observation_space != venv.observation_space:
+    if model.observation_space != frames:
         raise RlpreError(
-            f"{path} acts on {model.observation_space}, the frames are {venv.observation_space}: "
+            f"{path} acts on {model.observation_space}, the frames are {frames}: "
             "collect with the view it was trained on, and fuse an agent that was trained on features"
         )
     return model
@@ -88,14 +89,17 @@ class Cast:
     Args:
         venv: the worlds.
         behaviours: the mixture; its shares sum to 1.
+        agents: the agents of the mixture by path.
         rng: draws players and random actions.
     """
 
-    def __init__(self, venv: VecEnv, behaviours: list[Behaviour], rng: np.random.Generator) -> None:
+    def __init__(
+        self, venv: VecEnv, behaviours: list[Behaviour], agents: dict[str, BaseAlgorithm], rng: np.random.Generator
+    ) -> None:
         self.venv, self.behaviours, self.rng = venv, behaviours, rng
         self.worlds = [env.unwrapped for env in venv.envs]
         self.noise = np.array([1.0 if part.kind == "random" else part.noise for part in behaviours])
-        self.agents = {n: load_agent(part.agent, venv) for n, part in enumerate(behaviours) if part.kind == "agent"}
+        self.agents = {n: agents[part.agent] for n, part in enumerate(behaviours) if part.agent}
         self.player = np.zeros(venv.num_envs, np.int64)
         self.experts: list[Expert | None] = [None] * venv.num_envs
         self.taken: list[int | None] = [None] * venv.num_envs

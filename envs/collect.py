@@ -3,7 +3,7 @@
 import contextlib
 import importlib.metadata
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from tqdm import tqdm
 
 from envs.atlas import atlas
-from envs.behaviours import Behaviour, Cast, parse
+from envs.behaviours import Behaviour, Cast, load_agent, parse
 from envs.experts import expert_for
 from envs.labels import LABELS, UNKNOWN
 from envs.worlds import GridWorld, make, make_vec
@@ -21,6 +21,8 @@ from rlpre.errors import RlpreError
 from rlpre.files import sha256
 from rlpre.frames import FrameStore, digests
 from rlpre.framewriter import MANIFEST, FrameWriter
+
+Rows = tuple[np.ndarray, dict[str, np.ndarray]]  # frames, columns
 
 
 def collect(
@@ -67,28 +69,20 @@ def collect(
     behaviours = parse(behaviour)
     look: dict[str, Any] = {"view": view, "tile_size": tile_size, "palette": palette}
     world = _check_worlds([make(name, **look) for name in ids], ids, behaviours)
+    agents = {part.agent: load_agent(part.agent, world.observation_space) for part in behaviours if part.agent}
     spec = {
         "environments": ids,
         "steps": steps,
         "seed": seed,
         "behaviour": behaviour,
-        "agents": {part.agent: _agent_hash(part.agent) for part in behaviours if part.agent},
+        "agents": {path: sha256(Path(path)) for path in agents},
         "n_envs": n_envs,
         **look,
         "minigrid": importlib.metadata.version("minigrid"),
     }
     writer = _writer(Path(out), world, spec)
     segments = _segments(len(ids), -(-steps // len(ids)), n_envs, writer.shard_rows // 2)
-    done = len(writer.manifest["shards"])
-    census = _Census(Path(out) if done else None)
-    total = sum(n_envs * length for _, length in segments)
-    start = sum(n_envs * length for _, length in segments[:done])
-    with tqdm(total=total, initial=start, unit="step", desc=f"collect {Path(out).name}", postfix=census.found) as bar:
-        for number, (task, length) in list(enumerate(segments))[done:]:
-            words = np.random.SeedSequence([seed, number]).generate_state(2) >> 1
-            venv = make_vec(ids[task], n_envs, int(words[0]), **look)
-            _collect_segment(venv, behaviours, int(words[1]), length, task, writer, census, bar)
-            venv.close()
+    _run(writer, segments, lambda venv, rng: Cast(venv, behaviours, agents, rng))
     return FrameStore.open(out)
 
 
@@ -103,12 +97,6 @@ def _check_worlds(worlds: list[GridWorld], ids: list[str], behaviours: list[Beha
         if expert_for(world) is None and any(part.kind == "expert" for part in behaviours):
             raise RlpreError(f"there is no expert for {name}: collect it with 'random' or 'agent:path.zip'")
     return first
-
-
-def _agent_hash(path: str) -> str:
-    if not Path(path).is_file():
-        raise RlpreError(f"there is no agent at {path}: give the .zip of model.save")
-    return sha256(Path(path))
 
 
 def _writer(out: Path, world: GridWorld, spec: dict[str, Any]) -> FrameWriter:
@@ -165,36 +153,36 @@ class _Census:
         return {"distinct": f"{len(self.seen):,}", "unchanged": f"{self.unchanged / self.transitions:.0%}"}
 
 
-def _collect_segment(
-    venv: VecEnv,
-    behaviours: list[Behaviour],
-    seed: int,
-    length: int,
-    task: int,
-    writer: FrameWriter,
-    census: _Census,
-    bar: "tqdm[Any]",
+def _run(
+    writer: FrameWriter, segments: list[tuple[int, int]], cast_for: Callable[[VecEnv, np.random.Generator], Cast]
 ) -> None:
-    # MiniGrid prints every level it rejects; a saved agent samples its actions with torch
-    with contextlib.redirect_stdout(None), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        frames, columns, ends = _play(venv, behaviours, np.random.default_rng(seed), length, bar)
-    for env in range(venv.num_envs):
-        rows = _episodes(frames[:, env], {name: column[:, env] for name, column in columns.items()}, ends[env])
-        census.add(rows[0], rows[1]["action"])
-        writer.append(rows[0], task=task, **rows[1])
-    writer.flush()
-    bar.set_postfix(census.found)
+    """Plays the segments that the store does not hold yet, one shard each."""
+    spec, done = writer.manifest["spec"], len(writer.manifest["shards"])
+    census = _Census(writer.path if done else None)
+    steps = [spec["n_envs"] * length for _, length in segments]
+    with tqdm(
+        total=sum(steps), initial=sum(steps[:done]), unit="step", desc=writer.path.name, postfix=census.found
+    ) as bar:
+        for number, (task, length) in list(enumerate(segments))[done:]:
+            world_seed, seed = (np.random.SeedSequence([spec["seed"], number]).generate_state(2) >> 1).tolist()
+            look = {key: spec[key] for key in ("view", "tile_size", "palette")}
+            # MiniGrid prints every level it rejects; a saved agent samples its actions with torch
+            with contextlib.redirect_stdout(None), torch.random.fork_rng(devices=[]):
+                torch.manual_seed(seed)
+                venv = make_vec(spec["environments"][task], spec["n_envs"], world_seed, **look)
+                observed = venv.reset()
+                rollout = list(_play(venv, cast_for(venv, np.random.default_rng(seed)), observed, length, bar))
+                venv.close()
+            for frames, columns in rollout:
+                census.add(frames, columns["action"])
+                writer.append(frames, task=task, **columns)
+            writer.flush()
+            bar.set_postfix(census.found)
 
 
-def _play(
-    venv: VecEnv, behaviours: list[Behaviour], rng: np.random.Generator, length: int, bar: "tqdm[Any]"
-) -> tuple[np.ndarray, dict[str, np.ndarray], list[dict[int, np.ndarray]]]:
-    """Plays ``length`` steps: codes (T, n, R, C, 3), columns (T, n), and per environment the codes after each end."""
-    observed = venv.reset()
-    cast = Cast(venv, behaviours, rng)
-    first = venv.codes
-    frames = np.empty((length, *first.shape), np.uint8)
+def _play(venv: VecEnv, cast: Cast, observed: np.ndarray, length: int, bar: "tqdm[Any]") -> Iterator[Rows]:
+    """Plays ``length`` steps and gives the rows of each environment in turn."""
+    frames = np.empty((length, *venv.codes.shape), np.uint8)
     known = np.empty((length, venv.num_envs, len(LABELS)), np.int16)
     action = np.empty((length, venv.num_envs), np.int64)
     reward = np.empty(action.shape, np.float32)
@@ -213,12 +201,11 @@ def _play(
         ends[env][length - 1] = venv.codes[env]
     columns = {"action": action, "reward": reward, "terminated": done & ~truncated, "truncated": truncated}
     columns |= {label: known[..., i] for i, label in enumerate(LABELS)}
-    return frames, columns, ends
+    for env in range(venv.num_envs):
+        yield _episodes(frames[:, env], {name: column[:, env] for name, column in columns.items()}, ends[env])
 
 
-def _episodes(
-    frames: np.ndarray, columns: dict[str, np.ndarray], ends: dict[int, np.ndarray]
-) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def _episodes(frames: np.ndarray, columns: dict[str, np.ndarray], ends: dict[int, np.ndarray]) -> Rows:
     """Rows of one environment: behind each end, a row with the frame that the episode ended on."""
     after = np.array(list(ends)) + 1
     start = np.zeros(len(frames), bool)

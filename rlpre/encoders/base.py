@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from gymnasium import spaces
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from rlpre.encoders.cnn import cnn
 from rlpre.encoders.impala import impala
 from rlpre.errors import RlpreError, lookup
-from rlpre.files import atomic, read_json, write_json
+from rlpre.files import read_json, write_bytes, write_json
 
 ARCHITECTURES: dict[str, Callable[..., list[nn.Module]]] = {"cnn": cnn, "impala": impala}
 
@@ -162,10 +162,8 @@ class Encoder(nn.Module):
     def save(self, path: str | Path) -> Path:
         """Writes ``config.json`` and ``model.safetensors`` into the directory ``path``, each atomically."""
         path = Path(path)
-        with atomic(path / WEIGHTS) as temporary:
-            save_file(
-                {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}, temporary
-            )
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in self.state_dict().items()}
+        write_bytes(path / WEIGHTS, save(tensors))  # serialised first, so that a full disk is reported as one
         write_json(path / CONFIG, self.config)
         return path
 

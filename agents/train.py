@@ -1,0 +1,151 @@
+"""Train one agent: an environment, a recipe, a seed, and a run directory that says everything."""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import envs
+import torch
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.vec_env import VecEnv
+
+from agents.recipes import RECIPES, Recipe
+from rlpre import Encoder, EncodedVecEnv, InputSpec, RlpreError, fuse, policy_kwargs
+from rlpre.device import resolve_device
+from rlpre.errors import lookup
+from rlpre.files import write_json
+from rlpre.provenance import provenance
+
+EVALUATION_SEED = 1_000_000  # evaluation episodes share no seed with training ones
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    """PPO's settings, the same for every agent; tuned for scratch, see README."""
+
+    n_envs: int = 16  # copies of the environment
+    n_steps: int = 128  # steps per copy and rollout
+    batch_size: int = 256  # transitions a gradient step
+    n_epochs: int = 4  # passes over a rollout; rl-starter-files
+    learning_rate: float = 1e-3  # Adam; rl-starter-files
+    gamma: float = 0.99  # discount; rl-starter-files
+    gae_lambda: float = 0.95  # advantage estimation; rl-starter-files
+    ent_coef: float = 0.01  # entropy bonus; rl-starter-files
+    clip_range: float = 0.2  # PPO paper
+    vf_coef: float = 0.5  # SB3
+    max_grad_norm: float = 0.5  # SB3
+    hidden: int = 64  # width of the two hidden layers of each head; SB3's MlpPolicy
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything that decides a run, together with the encoder's weights."""
+
+    env: str = "MiniGrid-DoorKey-5x5-v0"  # any MiniGrid or BabyAI id
+    agent: str = "scratch"  # a name in RECIPES
+    encoder: str = ""  # checkpoint directory, for agents that start pretrained
+    architecture: str = "cnn"  # for agents that start from fresh weights
+    features: int = 128  # feature length for agents that start from fresh weights
+    seed: int = 0  # of weights, environments and actions
+    steps: int = 100_000  # environment steps, over all copies
+    view: str = "partial"  # or "full"
+    tile_size: int = 8  # pixels a cell
+    palette: str = "day"  # or "night"
+    eval_every: int = 4096  # environment steps between evaluations
+    eval_episodes: int = 32  # episodes an evaluation, on seeds of their own
+    device: str = "auto"  # "cpu", "cuda", ...
+    ppo: PPOConfig = field(default_factory=PPOConfig)
+
+
+def train(config: TrainConfig, out: Path, report: Callable[[int], None] = lambda steps: None) -> BasePolicy:
+    """Trains an agent and writes its run directory.
+
+    Args:
+        config: what to run.
+        out: receives ``run.json``, ``evaluations.npz``, ``best_model.zip``, ``policy.zip`` and TensorBoard events.
+        report: called with the number of environment steps so far.
+
+    Returns:
+        The final policy, acting on pixels whatever it was trained on.
+
+    Raises:
+        RlpreError: for unknown names, a missing encoder, or one that does not fit the environment.
+    """
+    recipe = lookup("agent", config.agent, RECIPES)
+    device = resolve_device(config.device)
+    start = time.perf_counter()
+    venv, evaluation = (worlds(config, seed) for seed in (config.seed, EVALUATION_SEED + config.seed))
+    encoder = starting_encoder(config, recipe, venv)
+    if recipe.encoded_once:
+        venv, evaluation = (EncodedVecEnv(v, encoder, device=device) for v in (venv, evaluation))
+    model = make_ppo(config, recipe, venv, encoder, device, out)
+    write_json(out / "run.json", {"configuration": asdict(config), **provenance(), "encoder": encoder.config})
+    evaluate = EvalCallback(
+        evaluation,
+        n_eval_episodes=config.eval_episodes,
+        eval_freq=max(1, config.eval_every // config.ppo.n_envs),
+        log_path=str(out),
+        best_model_save_path=str(out),
+        deterministic=False,  # a deterministic policy that sees a part of the world can turn in circles
+        verbose=0,
+    )
+    model.learn(config.steps, callback=CallbackList([evaluate, Report(report)]), tb_log_name="tensorboard")
+    policy = fuse(model, encoder) if recipe.encoded_once else model.policy
+    policy.save(out / "policy.zip")
+    write_json(out / "time.json", {"seconds": time.perf_counter() - start, "steps": model.num_timesteps})
+    venv.close()
+    evaluation.close()
+    return policy
+
+
+def worlds(config: TrainConfig, seed: int) -> VecEnv:
+    """The vectorised environment that a configuration describes."""
+    look: dict[str, Any] = {"view": config.view, "tile_size": config.tile_size, "palette": config.palette}
+    return envs.make_vec(config.env, config.ppo.n_envs, seed, **look)
+
+
+def starting_encoder(config: TrainConfig, recipe: Recipe, venv: VecEnv) -> Encoder:
+    """The pretrained encoder, or one with fresh weights drawn from the seed."""
+    if recipe.pretrained:
+        if not config.encoder:
+            raise RlpreError(f"agent {config.agent!r} starts pretrained: give encoder=DIRECTORY, or use scratch")
+        return Encoder.load(config.encoder)
+    if config.encoder:
+        raise RlpreError(f"agent {config.agent!r} starts from fresh weights: leave out the encoder, or use frozen")
+    torch.manual_seed(config.seed)
+    return Encoder(config.architecture, InputSpec(venv.observation_space.shape), features=config.features)
+
+
+def make_ppo(
+    config: TrainConfig, recipe: Recipe, venv: VecEnv, encoder: Encoder, device: torch.device, out: Path
+) -> PPO:
+    """PPO on pixels with the encoder in its policy, or on features if they were encoded outside."""
+    settings = asdict(config.ppo)
+    hidden, _ = settings.pop("hidden"), settings.pop("n_envs")
+    heads: dict[str, Any] = {"net_arch": [hidden, hidden]}
+    inside = not recipe.encoded_once
+    return PPO(
+        "CnnPolicy" if inside else "MlpPolicy",
+        venv,
+        policy_kwargs=policy_kwargs(encoder, recipe.mode, augment=recipe.augment, **heads) if inside else heads,
+        seed=config.seed,
+        device=device,
+        tensorboard_log=str(out),
+        **settings,
+    )
+
+
+class Report(BaseCallback):
+    """Tells somebody how far training is."""
+
+    def __init__(self, report: Callable[[int], None]) -> None:
+        super().__init__()
+        self.report = report
+
+    def _on_step(self) -> bool:
+        self.report(self.num_timesteps)
+        return True

@@ -1,0 +1,20 @@
+"""Pretrained encoders for Stable-Baselines3: pretrain on offline frames, plug into any policy, measure the gain."""
+
+from rlpre.encoders import Encoder, InputSpec
+from rlpre.errors import RlpreError
+from rlpre.frames import FrameStore
+from rlpre.pretrain import PretrainConfig, PretrainResult, pretrain
+from rlpre.sb3 import EncodedVecEnv, fuse, policy_kwargs
+
+__all__ = [
+    "EncodedVecEnv",
+    "Encoder",
+    "FrameStore",
+    "InputSpec",
+    "PretrainConfig",
+    "PretrainResult",
+    "RlpreError",
+    "fuse",
+    "policy_kwargs",
+    "pretrain",
+]

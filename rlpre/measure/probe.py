@@ -1,0 +1,75 @@
+"""Linear probes: what can be read linearly from frozen features?
+
+[0] Alain and Bengio 2016, "Understanding intermediate layers using linear classifier probes".
+[1] Zhang et al. 2022, "Light-weight probing of unsupervised representations for reinforcement learning".
+"""
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.linear_model import Ridge, RidgeClassifier
+from sklearn.metrics import recall_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from rlpre.encoders import Encoder
+from rlpre.frames import FrameStore
+
+NUMBERS = ("distance",)  # labels that are quantities, scored by R²; the others are classes
+ROWS = 3000  # distinct frames a probe reads
+MIN_ROWS = 50  # fewer labelled frames say nothing
+RIDGE = 1.0  # scikit-learn's default strength, on standardised features
+CHUNK = 512
+
+
+def encode(encoder: Encoder, store: FrameStore, rows: npt.NDArray[np.int64]) -> torch.Tensor:
+    """Features (len(rows), num_features) of stored frames, in evaluation mode, on the CPU."""
+    was_training = encoder.training
+    encoder.eval()
+    with torch.inference_mode():
+        chunks = [rows[at : at + CHUNK] for at in range(0, len(rows), CHUNK)]
+        features = [encoder(store.decode(store.read(chunk).to(encoder.device))).float().cpu() for chunk in chunks]
+    encoder.train(was_training)
+    return torch.cat(features)
+
+
+def linear_probe(encoder: Encoder, store: FrameStore, seed: int = 0) -> dict[str, float]:
+    """Scores of ridge probes for every label of the store.
+
+    Each distinct frame is used at most once, so no frame is both trained on and tested; a fifth is held out.
+
+    Args:
+        encoder: frozen for the purpose; its mode is restored.
+        store: frames with label columns.
+        seed: draws the frames and the split.
+
+    Returns:
+        For a class label its balanced accuracy in [0, 1], for a quantity R² (at most 1). Labels with fewer than
+        ``MIN_ROWS`` known distinct frames, or with one value only, are left out.
+    """
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(store))
+    _, first = np.unique(store.ids[order], return_index=True)
+    rows = rng.permutation(order[first])[:ROWS]
+    features = encode(encoder, store, rows).numpy()
+    scores: dict[str, float] = {}
+    for name in store.labels:
+        label = store.column(name)[rows]
+        known = label >= 0
+        if known.sum() < MIN_ROWS or len(np.unique(label[known])) < 2:
+            continue
+        scores[name] = _score(features[known], label[known], quantity=name in NUMBERS)
+    return scores
+
+
+def _score(x: npt.NDArray[np.float32], y: npt.NDArray[np.int16], quantity: bool) -> float:
+    held_out = len(y) // 5
+    model = make_pipeline(
+        StandardScaler(), Ridge(RIDGE) if quantity else RidgeClassifier(RIDGE, class_weight="balanced")
+    )
+    model.fit(x[held_out:], y[held_out:])
+    if quantity:
+        return float(model.score(x[:held_out], y[:held_out]))
+    truth, answer = y[:held_out], model.predict(x[:held_out])
+    classes = np.intersect1d(truth, y[held_out:])  # a class without a training example cannot be answered
+    return float(recall_score(truth, answer, labels=classes, average="macro"))

@@ -1,0 +1,52 @@
+"""Self-supervised objectives: one per file, combined by a string such as ``"temporal:1+inverse:0.5"``."""
+
+from rlpre.encoders import Encoder
+from rlpre.errors import RlpreError, lookup
+from rlpre.frames import FrameStore
+from rlpre.objectives.base import Batch, Objective, Views, Weighted
+from rlpre.objectives.contrastive import Contrastive
+from rlpre.objectives.inverse import Inverse
+from rlpre.objectives.jigsaw import Jigsaw
+from rlpre.objectives.supervised import Supervised
+from rlpre.objectives.temporal import Temporal
+
+OBJECTIVES: dict[str, type[Objective]] = {
+    "contrastive": Contrastive,
+    "inverse": Inverse,
+    "jigsaw": Jigsaw,
+    "supervised": Supervised,
+    "temporal": Temporal,
+}
+
+__all__ = ["OBJECTIVES", "Batch", "Objective", "Views", "Weighted", "make_objective", "parse_objective"]
+
+
+def parse_objective(text: str) -> dict[str, float]:
+    """Reads ``"temporal:1+inverse:0.5"`` into names and weights; a weight left out is 1.
+
+    Raises:
+        RlpreError: for an unknown or repeated name, or a weight that is not a positive number.
+    """
+    weights: dict[str, float] = {}
+    for part in text.split("+"):
+        name, _, weight = part.strip().partition(":")
+        lookup("objective", name, OBJECTIVES)
+        if name in weights:
+            raise RlpreError(f"objective {name!r} stands twice in {text!r}: name it once, with one weight")
+        try:
+            weights[name] = float(weight or 1)
+        except ValueError:
+            weights[name] = 0.0
+        if not 0 < weights[name] < float("inf"):
+            raise RlpreError(f"weight {weight!r} of objective {name!r} is not a positive number: write {name}:0.5")
+    return weights
+
+
+def make_objective(text: str, encoder: Encoder, frames: FrameStore) -> Weighted:
+    """Builds the objective that ``text`` names for an encoder and the frames it will see.
+
+    Raises:
+        RlpreError: as ``parse_objective``, or if an objective needs what the frames lack.
+    """
+    weights = parse_objective(text)
+    return Weighted({name: OBJECTIVES[name](encoder, frames) for name in weights}, weights)

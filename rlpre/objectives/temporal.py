@@ -1,0 +1,29 @@
+"""Temporal: a frame attracts the frame a few steps later, frames of other moments repel.
+
+[0] Stooke et al. 2021, "Decoupling Representation Learning from Reinforcement Learning" (ATC).
+[1] Anand et al. 2019, "Unsupervised State Representation Learning in Atari" (ST-DIM).
+"""
+
+from torch import Tensor
+
+from rlpre.encoders import Encoder
+from rlpre.frames import FrameStore
+from rlpre.objectives.base import Objective, Views, mlp
+from rlpre.objectives.info_nce import info_nce
+
+PROJECTION = 64
+
+
+class Temporal(Objective):
+    """InfoNCE from o_t to o_{t+j}: a projector on both, a residual predictor on the anchor's side."""
+
+    def __init__(self, encoder: Encoder, frames: FrameStore) -> None:
+        super().__init__(encoder, frames)
+        self.projector = mlp(encoder.num_features, encoder.num_features, PROJECTION)
+        self.predictor = mlp(PROJECTION, encoder.num_features, PROJECTION)
+
+    def forward(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
+        """See ``Objective.forward``."""
+        now, later = self.projector(views.anchor), self.projector(views.later)
+        loss, hits = info_nce(now + self.predictor(now), later, views.batch.anchor_id, views.batch.later_id)
+        return loss, {"accuracy": hits}

@@ -1,0 +1,32 @@
+"""Pretrain an encoder on stored frames: ``python scripts/pretrain.py runs/frames/doorkey runs/encoders/a``."""
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from cli import run
+
+import rlpre
+
+
+def main(
+    frames: tyro.conf.Positional[Path],
+    out: tyro.conf.Positional[Path],
+    config: Annotated[rlpre.PretrainConfig, tyro.conf.arg(name="")] = rlpre.PretrainConfig(),  # noqa: B008 (frozen)
+) -> None:
+    """Pretrains an encoder and prints what can be read from it linearly.
+
+    Args:
+        frames: directory of a frame store, see collect.py.
+        out: directory for the encoder; an interrupted pretraining there goes on.
+        config: settings.
+    """
+    result = rlpre.pretrain(rlpre.FrameStore.open(frames), out=out, config=config)
+    print(f"{result.path}: {config.encoder}, {result.encoder.num_features} features, {result.seconds:.0f} s")
+    print(f"{'linear probe':<16}{'pretrained':>12}{'random':>12}")
+    for name, score in result.probes.items():
+        print(f"{name:<16}{score:>12.3f}{result.control.get(name, float('nan')):>12.3f}")
+
+
+if __name__ == "__main__":
+    run(main)
