@@ -1,0 +1,214 @@
+"""Studies: cells over (environment, arm, seed) on any executor, resumable, with one progress bar.
+
+A study directory holds ``study.json`` (the configuration it belongs to) and one run directory per cell,
+``<environment>/<arm>/seed-<seed>``. A run that has ended well holds ``done.json`` (its cell, seconds and threads), one
+that failed ``failed.json`` and, if it had the time, ``traceback.txt``.
+"""
+
+import json
+import os
+import shutil
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import nullcontext, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from rlpre.errors import RlpreError
+from rlpre.files import read_json, write_json
+from rlpre.pool import Workers
+
+STUDY, DONE, FAILED, TRACEBACK, PROGRESS = "study.json", "done.json", "failed.json", "traceback.txt", "progress"
+ABSENT = "absent"
+POLL_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training run of a study."""
+
+    environment: str
+    arm: str
+    seed: int
+
+    @property
+    def path(self) -> Path:
+        """The run directory, relative to the study's."""
+        return Path(self.environment, self.arm, f"seed-{self.seed}")
+
+    def __str__(self) -> str:
+        return self.path.as_posix()
+
+
+# Trains one cell: work(cell, run directory, report). It leaves its results in the run directory and calls report(steps)
+# with the environment steps so far, as often as it likes. It must be importable: a module's function, or a
+# functools.partial of one.
+Work = Callable[[Cell, Path, Callable[[int], None]], None]
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """The cells that have ended well, in the order given, and the one-sentence errors of those that have not."""
+
+    done: tuple[Cell, ...]
+    failed: dict[Cell, str]
+
+
+def run_study(
+    directory: Path,
+    cells: Sequence[Cell],
+    work: Work,
+    configuration: Mapping[str, Any],
+    steps: Mapping[str, int],
+    *,
+    executor: Executor | None = None,
+    workers: int | None = None,
+) -> StudyResult:
+    """Runs the cells that have no done-marker; a study killed at any moment goes on from there.
+
+    A cell that raises, or whose process is killed twice, is recorded, the others go on, and the next call tries it
+    again. Each attempt starts in an empty run directory.
+
+    Args:
+        directory: where the study lives; on a shared file system if the executor's workers are on other machines.
+        cells: in the order of their start; put the longest first.
+        work: see `Work`.
+        configuration: JSON-like; all that the results depend on except the cells, which may be added later.
+        steps: environment -> steps of each of its cells, for the progress bar.
+        executor: where cells run, such as dask's ``Client(...).get_executor()``. Default: `rlpre.pool.Workers`.
+        workers: cells at a time; each gets cores // workers threads (at least one). Default: one per core.
+
+    Raises:
+        RlpreError: if the directory belongs to another configuration.
+    """
+    directory = directory.resolve()
+    _claim(directory, configuration)
+    cells, workers = list(dict.fromkeys(cells)), workers or _cores()
+    threads = max(1, _cores() // workers)
+    todo = [cell for cell in cells if not (directory / cell.path / DONE).exists()]
+    with nullcontext(executor) if executor else Workers(workers) as pool:
+        futures = {pool.submit(_run, work, cell, directory / cell.path, threads): cell for cell in todo}
+        failed = _follow(futures, cells, directory, steps)
+    return StudyResult(tuple(cell for cell in cells if cell not in failed), failed)
+
+
+def finished_runs(directory: Path) -> dict[Cell, Path]:
+    """The run directories of a study whose cells have ended well, sorted by path."""
+    runs = {}
+    for marker in sorted(directory.rglob(DONE)):
+        done = read_json(marker)
+        runs[Cell(done["environment"], done["arm"], done["seed"])] = marker.parent
+    return runs
+
+
+def _claim(directory: Path, configuration: Mapping[str, Any]) -> None:
+    path, wanted = directory / STUDY, json.loads(json.dumps(configuration))
+    if not path.exists():
+        write_json(path, wanted)
+        return
+    there, here = _flat(read_json(path)), _flat(wanted)
+    for key in dict.fromkeys([*there, *here]):
+        if there.get(key, ABSENT) != here.get(key, ABSENT):
+            raise RlpreError(
+                f"{directory} belongs to another study: {key} is {there.get(key, ABSENT)} there and "
+                f"{here.get(key, ABSENT)} here: give another directory or the same configuration"
+            )
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    flat: dict[str, str] = {}
+    for key, value in tree.items():
+        nested = isinstance(value, dict) and value
+        flat |= _flat(value, f"{prefix}{key}.") if nested else {prefix + key: json.dumps(value)}
+    return flat
+
+
+def _follow(
+    futures: Mapping[Future[str | None], Cell], cells: Sequence[Cell], directory: Path, steps: Mapping[str, int]
+) -> dict[Cell, str]:
+    """Waits for the futures behind a bar over the steps of all cells; returns the errors."""
+    pending, failed = set(futures), dict[Cell, str]()
+    shown = {cell: steps[cell.environment] for cell in cells}
+    total = sum(shown.values())
+    shown |= dict.fromkeys(futures.values(), 0)
+    bar = tqdm(total=total, initial=sum(shown.values()), unit="step", unit_scale=True, desc=directory.name)
+    try:
+        while pending:
+            ended, pending = wait(pending, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
+            for future in ended:
+                cell, error = futures[future], _outcome(future)
+                if error:
+                    failed[cell] = error
+                    write_json(directory / cell.path / FAILED, {"error": error})
+                    bar.write(f"{cell} failed: {error}")
+                else:
+                    shown[cell] = steps[cell.environment]
+            for cell in (futures[future] for future in pending):
+                with suppress(OSError, ValueError):
+                    shown[cell] = int((directory / cell.path / PROGRESS).read_text())
+            done = len(cells) - len(pending) - len(failed)
+            bar.n = sum(shown.values())
+            bar.set_postfix_str(f"{done}/{len(cells)} cells, {len(failed)} failed")
+    finally:
+        bar.close()
+        for future in pending:
+            future.cancel()
+    return failed
+
+
+def _outcome(future: "Future[str | None]") -> str | None:
+    try:
+        return future.result()
+    except BrokenProcessPool:
+        return "its worker process was killed (out of memory?): give fewer workers and run the study again"
+    except Exception as error:
+        return _sentence(error)
+
+
+def _sentence(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, RlpreError) else f"{type(error).__name__}: {text}"
+
+
+def _run(work: Work, cell: Cell, run: Path, threads: int) -> str | None:
+    """Runs one cell in a worker; returns the error if it fails."""
+    os.environ["OMP_NUM_THREADS"] = str(threads)  # for processes that the work starts
+    torch.set_num_threads(threads)
+    started = time.perf_counter()
+    try:
+        shutil.rmtree(run, ignore_errors=True)  # what an attempt that was killed has left
+        run.mkdir(parents=True)
+        work(cell, run, _Report(run / PROGRESS))
+        seconds = time.perf_counter() - started
+        write_json(run / DONE, {**asdict(cell), "seconds": round(seconds, 3), "threads": threads})
+    except Exception as error:
+        with suppress(OSError):
+            (run / TRACEBACK).write_text(traceback.format_exc())
+        return _sentence(error)
+    return None
+
+
+class _Report:
+    """Writes the step count for the parent's bar, at most once per poll."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._next = 0.0
+
+    def __call__(self, steps: int) -> None:
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + POLL_SECONDS
+            with suppress(OSError):  # a bar that stands still is no reason to lose the run
+                self._path.write_text(str(steps))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

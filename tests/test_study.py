@@ -1,0 +1,164 @@
+"""Studies with real processes: the same results as in this process, and nothing lost when something dies."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import EvalCallback
+from stable_baselines3.common.env_util import make_vec_env
+
+from rlpre.errors import RlpreError
+from rlpre.files import read_json
+from rlpre.study import Cell, finished_runs, run_study
+
+STEPS = {"here": 100}
+
+
+def work(cell: Cell, run: Path, report: Callable[[int], None]) -> None:
+    """Does what the arm is called; notes each attempt outside the run directory, which attempts do not share."""
+    study = run.parents[2]
+    with (study / f"attempts-{cell.arm}-{cell.seed}").open("a") as attempts:
+        attempts.write(".")
+    (run / "threads").write_text(str(torch.get_num_threads()))
+    if cell.arm == "raises":
+        raise RuntimeError("no such\nluck")
+    if cell.arm == "exits" or (cell.arm == "exits-once" and attempts_of(study, cell) == 1):
+        os._exit(1)
+    while cell.arm == "holds" and not (study / "release").exists():
+        report(40)
+        (study / "beat").write_text(str(time.time_ns()))
+        time.sleep(0.05)
+
+
+def train(cell: Cell, run: Path, report: Callable[[int], None]) -> None:
+    env, evaluation = (make_vec_env(cell.environment, n_envs=2, seed=cell.seed) for _ in range(2))
+    model = PPO("MlpPolicy", env, n_steps=64, batch_size=64, n_epochs=2, seed=cell.seed, device="cpu")
+    model.learn(256, EvalCallback(evaluation, eval_freq=64, log_path=str(run), n_eval_episodes=2, verbose=0))
+
+
+def attempts_of(study: Path, cell: Cell) -> int:
+    return len((study / f"attempts-{cell.arm}-{cell.seed}").read_text())
+
+
+def cells_of(*arms: str) -> list[Cell]:
+    return [Cell("here", arm, seed) for seed, arm in enumerate(arms)]
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_processes_give_the_results_of_this_process(tmp_path):
+    cells = [Cell("CartPole-v1", "scratch", seed) for seed in (0, 1)]
+    with ThreadPoolExecutor(1) as here:
+        run_study(tmp_path / "here", cells, train, {}, {"CartPole-v1": 256}, executor=here)
+    result = run_study(tmp_path / "there", cells, train, {}, {"CartPole-v1": 256}, workers=1)
+    assert (result.done, result.failed) == (tuple(cells), {})
+    results = []
+    for cell in cells:
+        one, other = (np.load(tmp_path / side / cell.path / "evaluations.npz") for side in ("here", "there"))
+        assert np.array_equal(one["results"], other["results"])
+        results.append(one["results"])
+    assert not np.array_equal(*results)
+
+
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT])
+def test_killed_study_redoes_only_the_cells_in_flight(tmp_path, kind):
+    done, held = cells_of("quick", "quick"), [Cell("here", "holds", 0), Cell("here", "holds", 1)]
+    stderr = tmp_path / "stderr"
+    with stderr.open("w") as stream:
+        study = subprocess.Popen([sys.executable, __file__, tmp_path / "study"], stderr=stream)
+    markers = [tmp_path / "study" / cell.path / "done.json" for cell in done]
+    wait_until(lambda: all(marker.exists() for marker in markers) and "280/400" in stderr.read_text())
+    assert "2/4 cells, 0 failed" in stderr.read_text()
+    times = [marker.stat().st_mtime_ns for marker in markers]
+    study.send_signal(kind)
+    assert study.wait(20) != 0
+
+    def still() -> bool:
+        before = (tmp_path / "study/beat").read_text()
+        time.sleep(0.5)
+        return before == (tmp_path / "study/beat").read_text()
+
+    wait_until(still)  # its processes are gone too, so that the next call does not meet them
+    (tmp_path / "study/release").touch()
+    with ThreadPoolExecutor(1) as executor:
+        result = run_study(tmp_path / "study", [*done, *held], work, {}, STEPS, executor=executor)
+    assert result.done == (*done, *held)
+    assert [marker.stat().st_mtime_ns for marker in markers] == times
+    assert [attempts_of(tmp_path / "study", cell) for cell in [*done, *held]] == [1, 1, 2, 2]
+
+
+def test_failures_do_not_lose_other_cells(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("rlpre.study._cores", lambda: 6)
+    raises, exits, once, quick = cells = cells_of("raises", "exits", "exits-once", "quick")
+    result = run_study(tmp_path, cells, work, {}, STEPS, workers=2)
+    assert result.done == (once, quick)
+    assert result.failed[raises] == "RuntimeError: no such luck"
+    assert "killed" in result.failed[exits]
+    for cell, error in result.failed.items():
+        assert read_json(tmp_path / cell.path / "failed.json") == {"error": error}
+    assert "luck" in (tmp_path / raises.path / "traceback.txt").read_text()
+    assert [attempts_of(tmp_path, cell) for cell in cells] == [1, 2, 2, 1]
+    assert (tmp_path / quick.path / "threads").read_text() == "3"  # 6 cores for 2 workers
+    shown = capsys.readouterr()
+    assert "2/4 cells, 2 failed" in shown.err
+    assert f"{raises} failed: RuntimeError: no such luck" in shown.out
+
+
+def test_finished_cells_are_not_run_again_and_cells_can_be_added(tmp_path):
+    first, second = Cell("here", "quick", 0), Cell("here", "quick", 1)
+    with ThreadPoolExecutor(1) as executor:
+        run_study(tmp_path, [first], work, {"a": (1, 2)}, STEPS, executor=executor)
+        result = run_study(tmp_path, [first, second, first], work, {"a": [1, 2]}, STEPS, executor=executor)
+    assert result.done == (first, second)
+    assert [attempts_of(tmp_path, cell) for cell in result.done] == [1, 1]
+    assert finished_runs(tmp_path) == {cell: tmp_path / cell.path for cell in (first, second)}
+    assert read_json(tmp_path / first.path / "done.json")["seconds"] >= 0
+
+
+def test_failed_cell_is_tried_again_in_an_empty_directory(tmp_path):
+    (cell,) = cells_of("raises")
+    with ThreadPoolExecutor(1) as executor:
+        run_study(tmp_path, [cell], work, {}, STEPS, executor=executor)
+        (tmp_path / cell.path / "left-over").touch()
+        run_study(tmp_path, [cell], work, {}, STEPS, executor=executor)
+    assert attempts_of(tmp_path, cell) == 2
+    assert not (tmp_path / cell.path / "left-over").exists()
+
+
+def test_pool_of_the_caller_that_breaks_is_reported(tmp_path):
+    (cell,) = cells_of("exits")
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        assert "killed" in run_study(tmp_path, [cell], work, {}, STEPS, executor=pool).failed[cell]
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"ppo": {"steps": 64, "rate": 0.1}, "seed": 0}, r"ppo\.steps is 128 there and 64 here"),
+        ({"ppo": {"steps": 128, "rate": 0.1}}, "seed is 0 there and absent here"),
+        ({"ppo": {"steps": 128, "rate": 0.1}, "seed": 0, "clip": None}, "clip is absent there and null here"),
+    ],
+)
+def test_directory_of_another_study_is_refused(tmp_path, other, message):
+    run_study(tmp_path, [], work, {"ppo": {"steps": 128, "rate": 0.1}, "seed": 0}, STEPS)
+    with pytest.raises(RlpreError, match=f"{tmp_path.name} belongs to another study: {message}"):
+        run_study(tmp_path, [], work, other, STEPS)
+
+
+if __name__ == "__main__":
+    run_study(Path(sys.argv[1]), [*cells_of("quick", "quick"), *cells_of("holds", "holds")], work, {}, STEPS, workers=2)
