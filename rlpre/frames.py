@@ -25,7 +25,7 @@ Indices = npt.NDArray[np.int64]
 def digests(frames: npt.NDArray[np.uint8]) -> Iterator[bytes]:
     """16 bytes for each of (n, ...) frames, the same for identical frames."""
     for frame in frames.reshape(len(frames), -1):
-        yield hashlib.blake2b(frame, digest_size=16).digest()
+        yield hashlib.blake2b(frame.data, digest_size=16).digest()
 
 
 class FrameStore:
@@ -226,8 +226,9 @@ class _Balanced:
 
     def draw(self, batch: int, rng: np.random.Generator) -> Indices:
         points = rng.random(batch) * self.cumulative[-1]
-        # rounding can give the sum itself
-        return self.rows[np.minimum(np.searchsorted(self.cumulative, points, side="right"), len(self.rows) - 1)]
+        place = np.searchsorted(self.cumulative, points, side="right")
+        drawn: Indices = self.rows[np.minimum(place, len(self.rows) - 1)]  # rounding can give the sum itself
+        return drawn
 
 
 class Pairs:

@@ -143,17 +143,7 @@ def create(
     """Makes the directory, the atlas file and an empty manifest; see `FrameStore.create`."""
     if (path / MANIFEST).exists():
         raise RlpreError(f"{path} already holds a frame store: extend it or choose another directory")
-    if not isinstance(action_space, spaces.Discrete) or action_space.start != 0:
-        raise RlpreError(
-            f"a frame store holds discrete actions 0..n-1, not {action_space}: discretise the actions first"
-        )
-    if space.dtype != np.uint8 or len(space.shape) != 3:
-        raise RlpreError(f"frames are (channels, height, width) uint8, not {space}: wrap the environment to give that")
-    cell = atlas.tile_size if atlas else 1
-    if any(side % cell for side in space.shape[1:]):
-        raise RlpreError(
-            f"a frame of shape {space.shape} is not made of whole tiles of {cell} pixels: check the tile size"
-        )
+    _check_spaces(space, action_space, cell := atlas.tile_size if atlas else 1)
     if atlas:
         path.mkdir(parents=True, exist_ok=True)
         atlas.save(path / ATLAS)
@@ -174,6 +164,19 @@ def create(
     }
     write_json(path / MANIFEST, content)
     return FrameWriter(path)
+
+
+def _check_spaces(space: spaces.Box, action_space: spaces.Discrete, cell: int) -> None:
+    if not isinstance(action_space, spaces.Discrete) or action_space.start != 0:
+        raise RlpreError(
+            f"a frame store holds discrete actions 0..n-1, not {action_space}: discretise the actions first"
+        )
+    if space.dtype != np.uint8 or len(space.shape) != 3:
+        raise RlpreError(f"frames are (channels, height, width) uint8, not {space}: wrap the environment to give that")
+    if any(side % cell for side in space.shape[1:]):
+        raise RlpreError(
+            f"a frame of shape {space.shape} is not made of whole tiles of {cell} pixels: check the tile size"
+        )
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
