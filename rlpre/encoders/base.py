@@ -103,7 +103,7 @@ class Encoder(nn.Module):
             self.num_features = self._count_features()
         except (TypeError, RuntimeError) as error:
             raise RlpreError(
-                f"encoder {architecture!r} cannot be built for frames {input.shape} with {arguments}: {error}"
+                f"encoder {architecture!r} does not fit frames {input.shape} with {arguments}: {error}"
             ) from error
         self.apply(_orthogonal)
 
@@ -207,9 +207,8 @@ def check_tensors(given: dict[str, Tensor], wanted: dict[str, Tensor], where: st
         if name not in given:
             raise RlpreError(f"{where} lacks tensor {name!r}: it belongs to another architecture")
         if given[name].shape != wanted[name].shape:
-            raise RlpreError(
-                f"{where}: tensor {name!r} is {tuple(given[name].shape)}, expected {tuple(wanted[name].shape)}"
-            )
+            found, expected = tuple(given[name].shape), tuple(wanted[name].shape)
+            raise RlpreError(f"{where}: tensor {name!r} has shape {found}, expected {expected}")
     for name in given:
         if name not in wanted:
             raise RlpreError(f"{where} has extra tensor {name!r}: it belongs to another architecture")

@@ -9,7 +9,11 @@ from torch import nn
 
 
 def cnn(channels: int, height: int, width: int, features: int = 128) -> list[nn.Module]:
-    """Four stages: three convolutions, then the projection to ``features``; needs frames of at least 36 x 36."""
+    """Four stages: three convolutions, then the projection to ``features``; needs frames of at least 36 x 36.
+
+    The projection ends in layer norm, not in a ReLU: objectives leave features of very different scale (0.2 to 18 were
+    seen), and a frozen encoder of large scale saturates the heads.
+    """
     stages: list[nn.Module] = [
         nn.Sequential(nn.Conv2d(channels, 32, kernel_size=8, stride=4), nn.ReLU()),
         nn.Sequential(nn.Conv2d(32, 64, kernel_size=4, stride=2), nn.ReLU()),
@@ -17,4 +21,4 @@ def cnn(channels: int, height: int, width: int, features: int = 128) -> list[nn.
     ]
     with torch.no_grad():
         flat = nn.Sequential(*stages)(torch.zeros(1, channels, height, width)).shape[1]
-    return [*stages, nn.Sequential(nn.Linear(flat, features), nn.ReLU())]
+    return [*stages, nn.Sequential(nn.Linear(flat, features), nn.LayerNorm(features))]

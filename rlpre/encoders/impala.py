@@ -27,7 +27,7 @@ class _Residual(nn.Module):
 def impala(
     channels: int, height: int, width: int, features: int = 256, depths: Sequence[int] = (16, 32, 32)
 ) -> list[nn.Module]:
-    """One stage per depth (convolution, pooling, two residual blocks), then the projection to ``features``."""
+    """One stage per depth (convolution, pooling, two residual blocks), then the projection to ``features``, layer-normed as in ``cnn``."""
     stages: list[nn.Module] = []
     for into, depth in zip((channels, *depths), depths, strict=False):
         stages.append(
@@ -40,5 +40,5 @@ def impala(
         )
     with torch.no_grad():
         flat = nn.Sequential(*stages)(torch.zeros(1, channels, height, width)).flatten(1).shape[1]
-    head = nn.Sequential(nn.ReLU(), nn.Flatten(), nn.Linear(flat, features), nn.ReLU())
+    head = nn.Sequential(nn.ReLU(), nn.Flatten(), nn.Linear(flat, features), nn.LayerNorm(features))
     return [*stages, head]
