@@ -24,8 +24,6 @@ CODES = np.array([(0, 0, 0), (1, 0, 0), *(thing.encode() for thing in OBJECTS if
 OPAQUE = bytes(thing is not None and not thing.see_behind() for thing in OBJECTS).ljust(256, b"\0")
 
 _SYMBOLS = {key: symbol for symbol, key in enumerate([*_THINGS, *_DOORS], start=2)}
-# MiniGrid draws an open door as open, locked or not.
-_SYMBOLS |= {(color, True, True): _SYMBOLS[color, True, False] for color in COLOR_TO_IDX}
 
 
 class UnknownObjectError(Exception):
