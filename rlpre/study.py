@@ -30,7 +30,7 @@ ABSENT = "absent"
 POLL_SECONDS = 1.0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Cell:
     """One training run of a study."""
 
@@ -100,12 +100,12 @@ def run_study(
 
 
 def finished_runs(directory: Path) -> dict[Cell, Path]:
-    """The run directories of a study whose cells have ended well, sorted by path."""
+    """The cells of a study that have ended well, sorted, and their run directories."""
     runs = {}
-    for marker in sorted(directory.rglob(DONE)):
+    for marker in directory.rglob(DONE):
         done = read_json(marker)
         runs[Cell(done["environment"], done["arm"], done["seed"])] = marker.parent
-    return runs
+    return dict(sorted(runs.items()))
 
 
 def _claim(directory: Path, configuration: Mapping[str, Any]) -> None:

@@ -52,6 +52,12 @@ def test_interval_is_student_t_for_the_mean():
     assert found != stats.interval(column(0, 3, 6), rng(1), stats.mean)
 
 
+def test_logarithmic_interval():
+    # Standard error of log mean = 10 / (100 sqrt(3)) = 0.0577 (delta method), t(0.975, 2) = 4.303: factor exp(0.2484).
+    found = stats.interval(column(90, 100, 110), rng(), stats.mean, logarithmic=True)
+    assert (found.low, found.high) == pytest.approx((100 / 1.282, 100 * 1.282), rel=0.01)
+
+
 def test_tasks_pool_their_degrees_of_freedom():
     # Four tasks: standard error 1.732 / sqrt(4) = 0.866, t(0.975, 8) = 2.306, margin 1.997.
     found = stats.interval(np.tile(column(0, 3, 6), 4), rng(), stats.mean)

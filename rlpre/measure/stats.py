@@ -105,16 +105,23 @@ def bootstrap(scores: Floats, statistic: Statistic, rng: np.random.Generator, re
     return statistic(np.take_along_axis(scores[None], rows, axis=1))
 
 
-def interval(scores: Floats, rng: np.random.Generator, statistic: Statistic = iqm) -> Interval:
+def interval(
+    scores: Floats, rng: np.random.Generator, statistic: Statistic = iqm, logarithmic: bool = False
+) -> Interval:
     """A statistic of ``scores`` (runs, tasks) with its `CONFIDENCE` interval (see the top of this file).
 
-    Student's degrees of freedom are those of all strata together, tasks x (runs - 1).
+    Student's degrees of freedom are those of all strata together, tasks x (runs - 1). A ``logarithmic`` interval is
+    symmetric on the logarithm of the statistic, which must be positive: for steps and times.
     """
     runs, tasks = scores.shape
     value = float(statistic(scores))
     if runs < FEWEST:
         return Interval(value, None, None, runs)
-    margin = _student(tasks * (runs - 1)) * _standard_error(scores, statistic, rng)
+    student = _student(tasks * (runs - 1))
+    if logarithmic:
+        factor = float(np.exp(student * _standard_error(scores, lambda x: np.log(statistic(x)), rng)))
+        return Interval(value, value / factor, value * factor, runs)
+    margin = student * _standard_error(scores, statistic, rng)
     return Interval(value, value - margin, value + margin, runs)
 
 
@@ -207,8 +214,8 @@ def _ratio_of_means(above: Floats, below: Floats, rng: np.random.Generator) -> I
     variances = [_standard_error(arm, lambda x: np.log(mean(x)), rng) ** 2 for arm in (above, below)]
     parts = [variance**2 / (len(arm) - 1) for variance, arm in zip(variances, (above, below), strict=True)]
     freedom = sum(variances) ** 2 / sum(parts) if sum(parts) > 0 else runs - 1  # Welch and Satterthwaite
-    margin = float(np.exp(_student(freedom) * np.sqrt(sum(variances))))
-    return Interval(value, value / margin, value * margin, runs)
+    factor = float(np.exp(_student(freedom) * np.sqrt(sum(variances))))
+    return Interval(value, value / factor, value * factor, runs)
 
 
 def _standard_error(scores: Floats, statistic: Statistic, rng: np.random.Generator) -> float:

@@ -1,0 +1,1 @@
+"""Reports: pictures, curves, tables."""

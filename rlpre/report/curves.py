@@ -1,0 +1,124 @@
+"""Learning curves with intervals: a picture, and TensorBoard events."""
+
+import math
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter
+from torch.utils.tensorboard import SummaryWriter
+
+from rlpre.files import atomic
+from rlpre.report.results import Figures, Metric, Results
+
+# Okabe and Ito 2008, told apart with any colour vision; controls are black and grey.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+CONTROLS = ("#000000", "#707070", "#A0A0A0")
+DASHES = ("-", "--", ":")
+COLUMNS = 3
+
+
+def draw_curves(results: Results, metric: Metric, path: Path) -> None:
+    """Draws the learning curves as PNG.
+
+    For each environment one panel with the IQM of every arm, then one per arm against the baseline with every run and
+    the 95 % bands: bands of more than two arms hide each other. Arms keep their colour from study to study as long as
+    they keep their place in ``metric.arms``.
+    """
+    heights = [math.ceil(len(_subjects(arms, metric)) / COLUMNS) for arms in results.values()]
+    figure = Figure(figsize=(4.4 * COLUMNS, 1.2 + 3.2 * sum(heights)), dpi=150)
+    figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.1)
+    axes = figure.subplots(sum(heights), COLUMNS, squeeze=False)
+    for block, (environment, arms) in zip(np.split(axes, np.cumsum(heights)[:-1]), results.items(), strict=True):
+        _draw_environment(list(block.flat), environment, arms, metric)
+    lines = {line.get_label(): line for panel in figure.axes for line in panel.get_lines()}
+    shown = [arm for arm in metric.arms if arm in lines]
+    title = "thick: IQM over runs; thin: runs; band: 95 % interval; dotted: threshold"
+    handles = [lines[arm] for arm in shown]
+    figure.legend(handles, shown, title=title, loc="outside lower center", ncols=COLUMNS, frameon=False)
+    with atomic(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def log_curves(results: Results, directory: Path) -> None:
+    """Writes the curves as TensorBoard scalars ``compare/<environment>/...``, one TensorBoard run per arm."""
+    shutil.rmtree(directory, ignore_errors=True)  # a second report replaces the first
+    for arm in dict.fromkeys(arm for arms in results.values() for arm in arms):
+        with SummaryWriter(str(directory / arm)) as board:
+            for environment, arms in results.items():
+                if arm in arms:
+                    _log(board, f"compare/{environment}", arms[arm])
+
+
+def _log(board: SummaryWriter, tag: str, figures: Figures) -> None:
+    for step, point in zip(figures.runs.steps, figures.curve, strict=True):
+        board.add_scalar(f"{tag}/return", point.value, step)
+        if point.low is not None and point.high is not None:
+            board.add_scalar(f"{tag}/return_low", point.low, step)
+            board.add_scalar(f"{tag}/return_high", point.high, step)
+
+
+def _subjects(arms: Iterable[str], metric: Metric) -> list[str | None]:
+    """What an environment's panels show: None is the overview."""
+    return [None, *(arm for arm in arms if arm != metric.baseline)]
+
+
+def _draw_environment(panels: list[Axes], environment: str, arms: dict[str, Figures], metric: Metric) -> None:
+    subjects = _subjects(arms, metric)
+    for panel, subject in zip(panels, subjects, strict=False):
+        _frame(panel, arms, metric)
+        if subject is None:
+            panel.set_title(environment, fontweight="bold")
+            for arm, figures in arms.items():
+                _line(panel, figures, metric, label=arm)
+            continue
+        panel.set_title(subject, color=style(subject, metric)[0])
+        for arm in (metric.baseline, subject):
+            if arm in arms:
+                _spread(panel, arms[arm], metric)
+                _line(panel, arms[arm], metric)
+    for empty in panels[len(subjects) :]:
+        empty.remove()
+
+
+def _frame(panel: Axes, arms: dict[str, Figures], metric: Metric) -> None:
+    returns = np.concatenate([figures.runs.returns.ravel() for figures in arms.values()])
+    low, high = min(returns.min(), metric.threshold), max(returns.max(), metric.threshold)
+    margin = 0.05 * (high - low) or 1.0
+    panel.set_ylim(low - margin, high + margin)  # of the runs, not of the bands, which are wide with few runs
+    panel.set_xlim(0, max(figures.runs.steps[-1] for figures in arms.values()))
+    panel.axhline(metric.threshold, color="#404040", linewidth=0.8, linestyle=(0, (1, 2)))
+    panel.xaxis.set_major_formatter(EngFormatter(sep=""))
+    panel.set(xlabel="environment steps", ylabel="evaluation return")
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.grid(alpha=0.2)
+
+
+def _line(panel: Axes, figures: Figures, metric: Metric, label: str | None = None) -> None:
+    colour, dashes = style(figures.runs.arm, metric)
+    values = [point.value for point in figures.curve]
+    panel.plot(figures.runs.steps, values, color=colour, linestyle=dashes, linewidth=2, label=label)
+
+
+def _spread(panel: Axes, figures: Figures, metric: Metric) -> None:
+    """The runs, and the band if there are enough of them."""
+    colour, _ = style(figures.runs.arm, metric)
+    steps = figures.runs.steps
+    panel.plot(steps, figures.runs.returns.T, color=colour, linewidth=0.7, alpha=0.5)
+    band = [(point.low, point.high) for point in figures.curve if point.low is not None and point.high is not None]
+    if band:
+        panel.fill_between(steps, *np.array(band).T, color=colour, alpha=0.15, linewidth=0)
+
+
+def style(arm: str, metric: Metric) -> tuple[str, str]:
+    """Colour and dashes of an arm, by its place among the controls or among the pretrained arms."""
+    controls = [name for name, frames in metric.arms.items() if frames == 0 or name == metric.baseline]
+    controls.sort(key=lambda name: name != metric.baseline)
+    if arm in controls:
+        place = controls.index(arm)
+        return CONTROLS[place % len(CONTROLS)], DASHES[place % len(DASHES)]
+    place = [name for name in metric.arms if name not in controls].index(arm)
+    return COLOURS[place % len(COLOURS)], DASHES[place // len(COLOURS) % len(DASHES)]
