@@ -19,7 +19,8 @@ def fuse(model: BaseAlgorithm, encoder: Encoder) -> BasePolicy:
 
     Returns:
         A policy of the model's own class and device, with the encoder frozen inside, ready for ``predict``, ``save``
-        and ``load``. Policy and value heads share the one encoder, whatever ``share_features_extractor`` was.
+        and ``load``. Policy and value heads share the one encoder, whatever ``share_features_extractor`` was. Features
+        of the same frame can differ in the last bits where torch computes batches of another size differently.
 
     Raises:
         RlpreError: if the model was trained on other features, or its features were normalised on the way.
