@@ -1,5 +1,6 @@
 """Pretraining: one visible loop that turns frames into an encoder."""
 
+import copy
 import io
 import math
 import time
@@ -20,13 +21,14 @@ from rlpre.errors import RlpreError
 from rlpre.files import write_bytes, write_json
 from rlpre.frames import FrameStore, Pairs
 from rlpre.measure.health import alignment, effective_rank, uniformity
-from rlpre.measure.probe import linear_probe
+from rlpre.measure.probe import encode, linear_probe
 from rlpre.objectives import Batch, Views, Weighted, make_objective
 from rlpre.provenance import provenance
 from rlpre.report.pictures import neighbours
 
 STATE = "state.ckpt"  # what resuming needs beside the checkpoint
 LOG_EVERY = 50  # steps between curve points
+STANDARD_ROWS = 2048  # frames over which features are standardised
 SEED_STRIDE = 1_000_003  # keeps the streams of two seeds apart
 
 
@@ -54,7 +56,7 @@ class PretrainResult:
     """What pretraining made.
 
     Attributes:
-        encoder: the pretrained encoder, in evaluation mode.
+        encoder: the pretrained encoder, on the CPU; its features have mean 0 and SD 1 over the frames.
         path: its checkpoint directory.
         probes: scores of the linear probes on the last checkpoint, by label.
         control: the same for the same architecture with its fresh weights.
@@ -148,7 +150,7 @@ class _Run:
         self.identity = {**asdict(config), "frames": frames.hash}
         for unrelated in ("device", "checkpoint_every"):
             del self.identity[unrelated]
-        self.step = 0
+        self.step, self.logged = 0, time.perf_counter()
         self.reports: dict[str, dict[str, float]] = {"probes": {}, "control": {}}
 
     def finish(self) -> PretrainResult:
@@ -159,7 +161,7 @@ class _Run:
             with SummaryWriter(str(self.out), purge_step=self.step) as board, torch.random.fork_rng():
                 self._loop(board)
         seconds = time.perf_counter() - start
-        return PretrainResult(self.pretext.encoder.eval(), self.out, **self.reports, seconds=seconds)
+        return PretrainResult(Encoder.load(self.out), self.out, **self.reports, seconds=seconds)
 
     def _loop(self, board: SummaryWriter) -> None:
         config, frames = self.config, self.frames
@@ -191,7 +193,7 @@ class _Run:
             group["lr"] = self.config.lr * rate(self.step, self.config.steps, self.config.warmup)
         loss, metrics = self.model(batch)
         self.fabric.backward(loss)
-        self.fabric.clip_gradients(self.model, self.optimizer, max_norm=self.config.clip)
+        self.fabric.clip_gradients(self.model, self.optimizer, max_norm=self.config.clip, error_if_nonfinite=False)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return cast(dict[str, Tensor], metrics)
@@ -208,19 +210,21 @@ class _Run:
         for name, value in metrics.items():
             board.add_scalar(f"pretext/{name}", float(value), self.step)
         board.add_scalar("time/rate", self.optimizer.param_groups[0]["lr"], self.step)
-        if speed := bar.format_dict["rate"]:
-            board.add_scalar("time/frames_per_second", 2 * self.config.batch * speed, self.step)
+        now = time.perf_counter()
+        frames_per_second = 2 * self.config.batch * LOG_EVERY / (now - self.logged)
+        self.logged = now
+        board.add_scalar("time/frames_per_second", frames_per_second, self.step)
         accuracies = {name: float(value) for name, value in metrics.items() if name.endswith("accuracy")}
         bar.set_postfix({name.removesuffix("/accuracy"): f"{value:.2f}" for name, value in accuracies.items()})
 
     def _checkpoint(self, board: SummaryWriter, batch: Batch) -> None:
         """Measures and draws the encoder, then saves it and the state to resume from."""
-        encoder = self.pretext.encoder
         self.model.eval()
+        encoder = self._finished()
         self.reports["probes"] = linear_probe(encoder, self.frames)
         with torch.inference_mode():
             features, later = encoder(batch.anchor).float(), encoder(batch.later).float()
-            pictures = self.pretext.objective.pictures(encoder, batch)
+            pictures = self.pretext.objective.pictures(self.pretext.encoder, batch)
         for kind, scores in self.reports.items():
             for name, score in scores.items():
                 board.add_scalar(f"{kind}/{name}", score, self.step)
@@ -231,15 +235,18 @@ class _Run:
             board.add_image(name, picture.cpu(), self.step)
         board.flush()
         self.model.train()
-        self._save()
-
-    def _save(self) -> None:
-        pretraining = {**self.identity, "step": self.step, "frames_path": self.frames.path.name, **self.reports}
-        self.pretext.encoder.pretraining = pretraining
-        self.pretext.encoder.save(self.out)
+        encoder.pretraining = {**self.identity, "step": self.step, "probes": self.reports["probes"]}
+        encoder.save(self.out)
         buffer = io.BytesIO()
         torch.save(self._state(), buffer)
         write_bytes(self.out / STATE, buffer.getbuffer())
+
+    def _finished(self) -> Encoder:
+        """The encoder as users get it: a copy whose features have mean 0 and SD 1 over the frames."""
+        encoder = copy.deepcopy(self.pretext.encoder).eval()
+        rows = self.frames.sample(STANDARD_ROWS, np.random.default_rng(self.config.seed))
+        encoder.standardise(encode(encoder, self.frames, rows))
+        return encoder
 
     def _state(self) -> dict[str, Any]:
         content = {"identity": self.identity, "step": self.step, "reports": self.reports}
@@ -261,7 +268,6 @@ class _Run:
         self.pretext.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step, self.reports = state["step"], state["reports"]
-        self.pretext.encoder.pretraining = Encoder.load(self.out).pretraining
 
 
 def rate(step: int, steps: int, warmup: float) -> float:

@@ -107,7 +107,7 @@ def test_damaged_or_missing_files_are_refused(tmp_path) -> None:
 def test_unknown_names_get_the_nearest() -> None:
     with pytest.raises(RlpreError, match="unknown encoder 'impla': did you mean 'impala'"):
         Encoder("impla", SPEC)
-    with pytest.raises(RlpreError, match=r"does not fit .* widht"):
+    with pytest.raises(RlpreError, match=r"does not fit .*widht"):
         Encoder("cnn", SPEC, widht=3)
     with pytest.raises(RlpreError, match="does not fit frames"):
         Encoder("cnn", InputSpec((3, 16, 16)))

@@ -22,6 +22,7 @@ ARCHITECTURES: dict[str, Callable[..., list[nn.Module]]] = {"cnn": cnn, "impala"
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 FORMAT = 1
+MIN_STD = 1e-3  # a feature that hardly varies is not blown up to noise
 
 
 @dataclass(frozen=True)
@@ -86,10 +87,15 @@ class Encoder(nn.Module):
     Attributes:
         stages: the parts in order from pixels to features, the unit of partial freezing.
         num_features: length of the feature vector.
+        feature_mean: subtracted from the features, 0 until ``standardise``.
+        feature_std: divides the features, 1 until ``standardise``.
 
     Raises:
         RlpreError: for an unknown architecture, an argument it does not take, or frames too small for it.
     """
+
+    feature_mean: Tensor
+    feature_std: Tensor
 
     def __init__(
         self, architecture: str, input: InputSpec, pretraining: dict[str, Any] | None = None, **arguments: Any
@@ -106,6 +112,8 @@ class Encoder(nn.Module):
                 f"encoder {architecture!r} does not fit frames {input.shape} with {arguments}: {error}"
             ) from error
         self.apply(_orthogonal)
+        self.register_buffer("feature_mean", torch.zeros(self.num_features))
+        self.register_buffer("feature_std", torch.ones(self.num_features))
 
     def forward(self, frames: Tensor) -> Tensor:
         """Encodes ``frames`` (batch, C, H, W), any dtype, in [input.low, input.high], to (batch, num_features)."""
@@ -114,7 +122,17 @@ class Encoder(nn.Module):
         x = frames.to(self.dtype) * scale + shift
         for stage in self.stages:
             x = stage(x)
-        return x
+        return (x - self.feature_mean) / self.feature_std
+
+    @torch.no_grad()
+    def standardise(self, features: Tensor) -> None:
+        """Shifts and scales the output so that these features, (n, num_features) of this encoder, get mean 0, SD 1.
+
+        Heads then meet one scale whatever the objective left: features of SD 0.2 starve them, of SD 18 saturate them.
+        """
+        features = features.to(self.feature_mean)
+        self.feature_mean += self.feature_std * features.mean(0)
+        self.feature_std *= features.std(0).clamp_min(MIN_STD)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -11,8 +11,8 @@ from torch import nn
 def cnn(channels: int, height: int, width: int, features: int = 128) -> list[nn.Module]:
     """Four stages: three convolutions, then the projection to ``features``; needs frames of at least 36 x 36.
 
-    The projection ends in layer norm, not in a ReLU: objectives leave features of very different scale (0.2 to 18 were
-    seen), and a frozen encoder of large scale saturates the heads.
+    The projection ends in layer norm, as in DrQ, not in a ReLU: heads that learn from frozen features need all of them
+    alive and of one scale.
     """
     stages: list[nn.Module] = [
         nn.Sequential(nn.Conv2d(channels, 32, kernel_size=8, stride=4), nn.ReLU()),

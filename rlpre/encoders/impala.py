@@ -27,7 +27,10 @@ class _Residual(nn.Module):
 def impala(
     channels: int, height: int, width: int, features: int = 256, depths: Sequence[int] = (16, 32, 32)
 ) -> list[nn.Module]:
-    """One stage per depth (convolution, pooling, two residual blocks), then the projection to ``features``, layer-normed as in ``cnn``."""
+    """One stage per depth (convolution, pooling, two residual blocks), then the projection to ``features``.
+
+    The projection ends in layer norm, as in ``cnn``.
+    """
     stages: list[nn.Module] = []
     for into, depth in zip((channels, *depths), depths, strict=False):
         stages.append(

@@ -103,9 +103,13 @@ class Weighted(Objective):
         return {name: picture for name, picture in drawn.items() if picture is not None}
 
 
-def mlp(*sizes: int) -> nn.Sequential:
-    """Linear layers of the given sizes with ReLU between them."""
-    layers: list[nn.Module] = []
+def head(*sizes: int) -> nn.Sequential:
+    """Linear layers of the given sizes with ReLU between them, on features standardised over the batch.
+
+    Frames of a small world differ in few pixels: unless centred, their fresh features are nearly parallel, and
+    contrast and classification alike start on a plateau.
+    """
+    layers: list[nn.Module] = [nn.BatchNorm1d(sizes[0], affine=False)]
     for into, out in pairwise(sizes):
         layers += [nn.Linear(into, out), nn.ReLU()]
     return nn.Sequential(*layers[:-1])

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rlpre.encoders import Encoder
 from rlpre.frames import FrameStore
-from rlpre.objectives.base import Objective, Views, mlp
+from rlpre.objectives.base import Objective, Views, head
 from rlpre.objectives.info_nce import info_nce
 
 PROJECTION = 64  # SimCLR uses 128 for 2048 features; a grid world needs less
@@ -19,7 +19,7 @@ class Contrastive(Objective):
 
     def __init__(self, encoder: Encoder, frames: FrameStore) -> None:
         super().__init__(encoder, frames)
-        self.projector = mlp(encoder.num_features, encoder.num_features, PROJECTION)
+        self.projector = head(encoder.num_features, encoder.num_features, PROJECTION)
 
     def forward(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``Objective.forward``."""

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from rlpre.encoders import Encoder
 from rlpre.frames import FrameStore
-from rlpre.objectives.base import Objective, Views, mlp
+from rlpre.objectives.base import Objective, Views, head
 
 MAX_GAP = 16  # more steps between the frames than any pair sampler draws
 
@@ -21,7 +21,7 @@ class Inverse(Objective):
     def __init__(self, encoder: Encoder, frames: FrameStore) -> None:
         super().__init__(encoder, frames)
         self.gap = nn.Embedding(MAX_GAP, encoder.num_features)
-        self.head = mlp(3 * encoder.num_features, 2 * encoder.num_features, frames.num_actions)
+        self.head = head(3 * encoder.num_features, 2 * encoder.num_features, frames.num_actions)
 
     def forward(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``Objective.forward``."""

@@ -13,13 +13,13 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.utils import make_grid
 
 from rlpre.encoders import Encoder
 from rlpre.errors import RlpreError
 from rlpre.frames import FrameStore
-from rlpre.objectives.base import Batch, Objective, Views
+from rlpre.objectives.base import Batch, Objective, Views, head
 
 SIDE = 2  # tiles along one side: egocentric frames of 7 cells leave little to order at 3
 ORDERS = 64  # at most this many permutations; 2 x 2 has 24
@@ -38,7 +38,7 @@ class Jigsaw(Objective):
         self.cell = frames.cell
         self.tile = (_tile_cells(height // self.cell), _tile_cells(width // self.cell))
         self.register_buffer("orders", torch.from_numpy(far_permutations(SIDE * SIDE, ORDERS)))
-        self.head = nn.Linear(encoder.num_features, len(self.orders))
+        self.head = head(encoder.num_features, len(self.orders))
 
     def forward(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``Objective.forward``."""

@@ -1,13 +1,13 @@
 """Supervised: read every cell's symbols from the features. No pretext task but the upper control of a comparison."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from rlpre.encoders import Encoder
 from rlpre.errors import RlpreError
 from rlpre.frames import FrameStore
-from rlpre.objectives.base import Objective, Views
+from rlpre.objectives.base import Objective, Views, head
 
 CLASSES = (16, 8, 64)  # type, colour, flags of a cell: room for every grid-world code
 
@@ -20,7 +20,7 @@ class Supervised(Objective):
         if frames.atlas is None:
             raise RlpreError(f"objective 'supervised' reads symbols, but {frames.path} holds plain pixels")
         self.cells = int(frames.codes([0])[0, ..., 0].size)
-        self.head = nn.Linear(encoder.num_features, self.cells * sum(CLASSES))
+        self.head = head(encoder.num_features, self.cells * sum(CLASSES))
 
     def forward(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``Objective.forward``."""

@@ -1,0 +1,129 @@
+"""Pretraining: it learns, resumes bit for bit, and keeps what it has when it must stop."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import rlpre
+from rlpre import Encoder, FrameStore, RlpreError
+from rlpre.measure.probe import linear_probe
+from rlpre.pretrain import rate
+
+SHORT = {"objective": "temporal+inverse", "steps": 8, "batch": 16, "features": 32, "checkpoint_every": 4}
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return Encoder.load(path).state_dict()
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_rate_rises_then_falls_to_zero() -> None:
+    rates = [rate(step, 100, 0.1) for step in range(101)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == rates[10] == 1.0
+    assert rates[55] == pytest.approx(0.5)
+    assert rates[100] == pytest.approx(0.0)
+
+
+def test_same_seed_same_weights_and_another_seed_others(doorkey: FrameStore, tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        state = torch.get_rng_state()
+        rlpre.pretrain(doorkey, out=tmp_path / name, seed=seed, **SHORT)
+        assert torch.equal(state, torch.get_rng_state())  # the caller's random numbers are left alone
+    assert equal(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    assert not equal(weights(tmp_path / "a"), weights(tmp_path / "c"))
+
+
+def test_killed_and_resumed_ends_with_the_same_weights(doorkey: FrameStore, tmp_path: Path) -> None:
+    settings = {**SHORT, "steps": 40}
+    rlpre.pretrain(doorkey, out=tmp_path / "whole", **settings)
+    code = (
+        f"import rlpre, torch; torch.set_num_threads(1); "
+        f"rlpre.pretrain(rlpre.FrameStore.open({str(doorkey.path)!r}), out={str(tmp_path / 'cut')!r}, **{settings!r})"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code])
+    while not (tmp_path / "cut" / "state.ckpt").exists():
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert Encoder.load(tmp_path / "cut").pretraining["step"] < 40
+    rlpre.pretrain(doorkey, out=tmp_path / "cut", **settings)
+    assert equal(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
+
+
+def test_tensorboard_and_checkpoint_say_everything(doorkey: FrameStore, tmp_path: Path) -> None:
+    settings = {**SHORT, "objective": "jigsaw+temporal", "steps": 60, "checkpoint_every": 30}
+    result = rlpre.pretrain(doorkey, out=tmp_path, **settings)
+    board = EventAccumulator(str(tmp_path)).Reload()
+    scalars, images = board.Tags()["scalars"], board.Tags()["images"]
+    for name in ("pretext/jigsaw/loss", "pretext/temporal/accuracy", "time/rate", "time/frames_per_second"):
+        assert name in scalars
+    for name in ("health/alignment", "health/uniformity", "health/effective_rank", "probes/front", "control/front"):
+        assert [event.step for event in board.Scalars(name)] == [30, 60]
+    assert set(images) == {"jigsaw", "neighbours"}
+    history = Encoder.load(tmp_path).pretraining
+    assert history["frames"] == doorkey.hash
+    assert history["objective"] == "jigsaw+temporal"
+    assert history["probes"] == result.probes
+    assert (tmp_path / "run.json").exists()
+    again = rlpre.pretrain(doorkey, out=tmp_path, **settings)
+    assert again.probes == result.probes
+
+
+def test_probe_tells_what_supervision_taught(doorkey: FrameStore, tmp_path: Path) -> None:
+    settings = {**SHORT, "objective": "supervised", "steps": 150, "batch": 64, "features": 64, "checkpoint_every": 150}
+    result = rlpre.pretrain(doorkey, out=tmp_path, **settings)
+    assert {"front", "carrying", "distance", "expert"} <= set(result.probes)
+    assert result.probes["carrying"] > 0.9
+    assert linear_probe(result.encoder, doorkey) == linear_probe(result.encoder, doorkey)
+
+
+def test_nan_stops_names_the_objective_and_keeps_the_last_checkpoint(doorkey: FrameStore, tmp_path: Path) -> None:
+    rlpre.pretrain(doorkey, out=tmp_path, **SHORT)
+    with pytest.raises(RlpreError, match=r"loss of objective 'temporal' is not finite near step \d+: lower lr=1e\+30"):
+        rlpre.pretrain(doorkey, out=tmp_path / "b", **{**SHORT, "steps": 40, "lr": 1e30, "clip": 1e30})
+    assert not (tmp_path / "b" / "model.safetensors").exists()
+    assert all(torch.isfinite(tensor).all() for tensor in weights(tmp_path).values())
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"objective": "inverse"}, "objective='temporal\\+inverse', asked for 'inverse'"),
+        ({"steps": 9}, "steps=8, asked for 9"),
+        ({"device": "cuda:7"}, "device 'cuda:7' cannot be used here"),
+        ({"device": "gpu"}, "device 'gpu' cannot be used here"),
+        ({"stepz": 9}, "no setting 'stepz'"),
+        ({"encoder": "cn"}, "did you mean 'cnn'"),
+    ],
+)
+def test_bad_input(change: dict, sentence: str, doorkey: FrameStore, tmp_path: Path) -> None:
+    rlpre.pretrain(doorkey, out=tmp_path, **SHORT)
+    before = weights(tmp_path)
+    with pytest.raises(RlpreError, match=sentence):
+        rlpre.pretrain(doorkey, out=tmp_path, **{**SHORT, **change})
+    assert equal(before, weights(tmp_path))
+
+
+def test_full_disk_keeps_the_last_checkpoint(doorkey: FrameStore, tmp_path: Path, monkeypatch) -> None:
+    rlpre.pretrain(doorkey, out=tmp_path, **SHORT)
+    before = weights(tmp_path)
+
+    def full(self: Path, data: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(RlpreError, match="No space left on device"):
+        Encoder.load(tmp_path).save(tmp_path)
+    monkeypatch.undo()
+    assert equal(before, weights(tmp_path))
