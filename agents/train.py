@@ -6,15 +6,15 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import envs
 import torch
 from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.vec_env import VecEnv
 
+import envs
 from agents.recipes import RECIPES, Recipe
-from rlpre import Encoder, EncodedVecEnv, InputSpec, RlpreError, fuse, policy_kwargs
+from rlpre import EncodedVecEnv, Encoder, InputSpec, RlpreError, fuse, policy_kwargs
 from rlpre.device import resolve_device
 from rlpre.errors import lookup
 from rlpre.files import write_json

@@ -4,6 +4,7 @@ import copy
 import io
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, cast
@@ -84,7 +85,12 @@ class Pretext(nn.Module):
 
 
 def pretrain(
-    frames: FrameStore, *, out: str | Path, config: PretrainConfig | None = None, **changes: Any
+    frames: FrameStore,
+    *,
+    out: str | Path,
+    config: PretrainConfig | None = None,
+    report: Callable[[int], None] = lambda step: None,
+    **changes: Any,
 ) -> PretrainResult:
     """Pretrains an encoder on frames; killed and called again it goes on and ends with the same weights, bit for bit.
 
@@ -95,6 +101,7 @@ def pretrain(
         frames: what to learn from.
         out: directory for the checkpoint (``config.json``, ``model.safetensors``), the TensorBoard log and the state.
         config: settings; default ``PretrainConfig()``.
+        report: called with the number of steps so far.
         **changes: single settings that replace those of ``config``, as ``objective="jigsaw"``.
 
     Returns:
@@ -107,7 +114,7 @@ def pretrain(
     known = {field.name for field in fields(PretrainConfig)}
     for name in changes.keys() - known:
         raise RlpreError(f"pretraining has no setting {name!r}: it has {', '.join(sorted(known))}")
-    return _Run(frames, Path(out), replace(config or PretrainConfig(), **changes)).finish()
+    return _Run(frames, Path(out), replace(config or PretrainConfig(), **changes), report).finish()
 
 
 def draw_batch(frames: FrameStore, pairs: Pairs, size: int, rng: np.random.Generator, device: torch.device) -> Batch:
@@ -133,9 +140,11 @@ def draw_batch(frames: FrameStore, pairs: Pairs, size: int, rng: np.random.Gener
 class _Run:
     """One pretraining run: what it needs at hand, and the loop."""
 
-    def __init__(self, frames: FrameStore, out: Path, config: PretrainConfig) -> None:
+    def __init__(
+        self, frames: FrameStore, out: Path, config: PretrainConfig, report: Callable[[int], None] = lambda step: None
+    ) -> None:
         device = resolve_device(config.device)
-        self.frames, self.out, self.config, self.device = frames, out, config, device
+        self.frames, self.out, self.config, self.device, self.report = frames, out, config, device, report
         index = [device.index or 0] if device.type == "cuda" else 1
         precision = "bf16-mixed" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "32-true"
         self.fabric = Fabric(accelerator=device.type, devices=index, precision=precision)  # type: ignore[arg-type]
@@ -156,12 +165,13 @@ class _Run:
     def finish(self) -> PretrainResult:
         """Resumes if there is a state, then runs to the last step."""
         start = time.perf_counter()
-        self._resume()
-        if self.step < self.config.steps:
-            with SummaryWriter(str(self.out), purge_step=self.step) as board, torch.random.fork_rng():
-                self._loop(board)
-        seconds = time.perf_counter() - start
-        return PretrainResult(Encoder.load(self.out), self.out, **self.reports, seconds=seconds)
+        with torch.random.fork_rng():
+            self._resume()
+            if self.step < self.config.steps:
+                with SummaryWriter(str(self.out), purge_step=self.step) as board:
+                    self._loop(board)
+            encoder = Encoder.load(self.out).eval()
+        return PretrainResult(encoder, self.out, **self.reports, seconds=time.perf_counter() - start)
 
     def _loop(self, board: SummaryWriter) -> None:
         config, frames = self.config, self.frames
@@ -181,6 +191,7 @@ class _Run:
                 self._refuse_nan(before)  # one step late, so that a GPU is never waited for
                 self.step += 1
                 bar.update()
+                self.report(self.step)
                 if self.step % LOG_EVERY == 0:
                     self._log(board, bar, metrics)
                 if self.step % config.checkpoint_every == 0 or self.step == config.steps:

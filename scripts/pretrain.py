@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
-from cli import run
 
 import rlpre
+from cli import run
 
 
 def main(

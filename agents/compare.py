@@ -1,0 +1,125 @@
+"""The main job: collect frames, pretrain encoders, train every arm on every seed, report."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import envs
+from agents.recipes import RECIPES
+from agents.train import TrainConfig, train
+from rlpre import FrameStore, PretrainConfig, RlpreError, pretrain
+from rlpre.errors import lookup
+from rlpre.report.compare import report
+from rlpre.report.results import Metric
+from rlpre.study import Cell, StudyResult, run_study
+
+Report = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """An agent of a comparison: a recipe, and the objective that pretrained its encoder."""
+
+    agent: str  # a name in RECIPES
+    objective: str = ""  # empty for agents that start from fresh weights
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything that a comparison's numbers depend on, but for the seeds."""
+
+    environments: tuple[str, ...]  # where agents are trained
+    sources: tuple[str, ...]  # where offline frames are collected
+    frames: int  # transitions to collect
+    behaviour: str  # who collects them, see envs.collect
+    arms: dict[str, Arm]  # by name, in reading order; "scratch" among them
+    answer: str  # the arm that "how many steps did pretraining save?" is about, named before the run
+    seeds: int = 3  # runs of every arm in every environment
+    first_seed: int = 0  # recipes were tuned on seeds from 100 on
+    threshold: float = 0.8  # return to reach
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+def compare(comparison: Comparison, out: Path, workers: int | None = None) -> str:
+    """Runs a comparison in ``out``, or goes on with one that was interrupted.
+
+    Args:
+        comparison: what to run.
+        out: receives ``frames/``, ``encoders/<objective>/`` and ``runs/`` (the study with its report).
+        workers: runs at a time; default one per core.
+
+    Returns:
+        The answer and the tables, for a terminal.
+
+    Raises:
+        RlpreError: for unknown names, a directory of another comparison, or a failed run.
+    """
+    settings = configuration(comparison)
+    frames = envs.collect(
+        comparison.sources,
+        out / "frames",
+        comparison.frames,
+        seed=comparison.pretrain.seed,
+        behaviour=comparison.behaviour,
+        view=comparison.train.view,
+        tile_size=comparison.train.tile_size,
+        palette=comparison.train.palette,
+    )
+    objectives = dict.fromkeys(arm.objective for arm in comparison.arms.values() if arm.objective)
+    cells = [encoder_cell(comparison, objective) for objective in objectives]
+    work = partial(pretrain_cell, frames.path, comparison.pretrain)
+    _succeed(run_study(out, cells, work, settings, {"encoders": comparison.pretrain.steps}, workers=workers))
+    seeds = range(comparison.first_seed, comparison.first_seed + comparison.seeds)
+    # trainable arms take longest: started first, they leave no core idle at the end
+    arms = sorted(comparison.arms, key=lambda name: RECIPES[comparison.arms[name].agent].encoded_once)
+    cells = [Cell(env, name, seed) for env in comparison.environments for name in arms for seed in seeds]
+    offline = {name: len(frames) if arm.objective else 0 for name, arm in comparison.arms.items()}
+    metric = Metric(offline, comparison.answer, threshold=comparison.threshold)
+    steps = dict.fromkeys(comparison.environments, comparison.train.steps)
+    settings["metric"] = asdict(metric)
+    result = run_study(out / "runs", cells, partial(train_cell, comparison, out), settings, steps, workers=workers)
+    text = report(out / "runs")
+    _succeed(result)
+    return text
+
+
+def configuration(comparison: Comparison) -> dict[str, Any]:
+    """What a directory's results depend on, JSON-like; seeds may be added later.
+
+    Raises:
+        RlpreError: if the answer or an agent is unknown.
+    """
+    Metric(dict.fromkeys(comparison.arms, 0), comparison.answer)
+    for arm in comparison.arms.values():
+        lookup("agent", arm.agent, RECIPES)
+    settings = asdict(comparison)
+    for free in ("seeds", "first_seed"):
+        del settings[free]
+    return settings
+
+
+def pretrain_cell(frames: Path, config: PretrainConfig, cell: Cell, out: Path, report: Report) -> None:
+    """Pretrains the encoder that ``cell.arm`` names as an objective."""
+    pretrain(FrameStore.open(frames), out=out, config=replace(config, objective=cell.arm), report=report)
+
+
+def train_cell(comparison: Comparison, home: Path, cell: Cell, out: Path, report: Report) -> None:
+    """Trains one arm on one seed."""
+    arm = comparison.arms[cell.arm]
+    encoder = str(home / encoder_cell(comparison, arm.objective).path) if arm.objective else ""
+    config = replace(comparison.train, env=cell.environment, agent=arm.agent, encoder=encoder, seed=cell.seed)
+    train(config, out, report)
+
+
+def encoder_cell(comparison: Comparison, objective: str) -> Cell:
+    """The cell whose run directory holds the encoder that ``objective`` pretrained."""
+    return Cell("encoders", objective, comparison.pretrain.seed)
+
+
+def _succeed(result: StudyResult) -> None:
+    if result.failed:
+        cell, error = next(iter(result.failed.items()))
+        raise RlpreError(f"{len(result.failed)} runs failed, {cell} with: {error}; the same command tries them again")
