@@ -22,7 +22,7 @@ def answers(results: Results, metric: Metric) -> str:
 
 def text(results: Results, metric: Metric) -> str:
     """Aligned tables for a terminal, one per environment."""
-    return _document(results, metric, _aligned)
+    return _document(results, metric, aligned)
 
 
 def markdown(results: Results, metric: Metric) -> str:
@@ -116,7 +116,8 @@ def _thousands(count: float) -> str:
     return f"{count / 1000:.3g}k" if count < 999_500 else f"{count / 1e6:.3g}M"
 
 
-def _aligned(rows: Rows) -> str:
+def aligned(rows: Rows) -> str:
+    """Columns of equal width, with a rule under the first row."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])

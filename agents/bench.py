@@ -1,0 +1,251 @@
+"""What rlpre is faster than, and by how much: each function measures one claim against what one would do without it."""
+
+import copy
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium import spaces
+from minigrid.wrappers import ImgObsWrapper, RGBImgObsWrapper, RGBImgPartialObsWrapper
+from PIL import Image
+from stable_baselines3 import PPO
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor
+from torch import Tensor
+
+import envs
+from agents.stopwatch import Row, compare, interleave, timed, wait
+from agents.train import PPOConfig
+from rlpre import EncodedVecEnv, Encoder, FrameStore, InputSpec, PretrainConfig, policy_kwargs, pretrain
+from rlpre.objectives import make_objective
+from rlpre.pretrain import LOG_EVERY, Pretext, draw_batch
+
+ENV = "MiniGrid-DoorKey-8x8-v0"
+N_ENVS = PPOConfig.n_envs
+BATCH = 256  # frames a random read
+SHAPE = (3, 56, 56)  # of the partial view
+PPO_ROUNDS = 3
+WRAPPERS = {"partial": RGBImgPartialObsWrapper, "full": RGBImgObsWrapper}
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Where and how much to measure."""
+
+    device: torch.device
+    home: Path  # for frames and checkpoints that nobody keeps
+    size: float = 1.0  # factor on the work of a run
+
+    def count(self, full: int, least: int = 1) -> int:
+        """``full`` at size 1, and never below ``least``."""
+        return max(least, round(full * self.size))
+
+    @cached_property
+    def frames(self) -> FrameStore:
+        """Offline frames, as the default comparison collects them."""
+        steps = self.count(20_000, least=1024)
+        return envs.collect(ENV, self.home / "frames", steps, seed=0, behaviour="0.5*random + 0.5*expert:0.3")
+
+
+def worlds(view: str, at_least: float, bench: Bench) -> list[Row]:
+    """Steps per second of many environments and of one, random actions, resets included."""
+    actions = np.random.default_rng(0).integers(0, 7, (bench.count(128, least=4), N_ENVS))
+    vectors = {"stock": stock_vec(view), "ours": envs.make_vec(ENV, N_ENVS, seed=0, view=view)}
+    singles = {"stock": stock_env(view), "ours": envs.make(ENV, view)}
+
+    def play_vector(venv: VecEnv) -> None:
+        venv.reset()
+        for row in actions:
+            venv.step(row)
+
+    def play_single(env: gym.Env) -> None:
+        env.reset(seed=0)
+        for action in actions.ravel():
+            _, _, terminated, truncated, _ = env.step(action)
+            if terminated or truncated:
+                env.reset()
+
+    many = interleave({name: partial(play_vector, venv) for name, venv in vectors.items()}, bench.device)
+    one = interleave({name: partial(play_single, env) for name, env in singles.items()}, bench.device)
+    what = f"{N_ENVS} worlds, {view}: make_vec / stock wrappers in DummyVecEnv"
+    return [
+        compare(what, **many, work=actions.size, unit="steps/s", at_least=at_least),
+        compare(f"one world, {view}: make / stock wrappers", **one, work=actions.size, unit="steps/s"),
+    ]
+
+
+def frames(bench: Bench) -> list[Row]:
+    """Microseconds per frame to draw, read and decode random batches, against a folder of images."""
+    store, batches = bench.frames, bench.count(40)
+    rng = np.random.default_rng(0)
+    files = [bench.home / f"{i}.png" for i in range(bench.count(2048, least=BATCH))]
+    for file, frame in zip(files, store.frames(np.arange(len(files))), strict=True):
+        Image.fromarray(frame.transpose(1, 2, 0)).save(file)
+
+    def images() -> None:
+        for _ in range(batches):
+            np.stack([np.asarray(Image.open(files[i])) for i in rng.integers(len(files), size=BATCH)])
+
+    def ours() -> None:
+        for _ in range(batches):
+            store.frames(store.sample(BATCH, rng))
+
+    seconds = interleave({"stock": images, "ours": ours}, bench.device)
+    what = f"random batches of {BATCH} frames: FrameStore / PNG files through PIL"
+    return [compare(what, **seconds, work=batches * BATCH, unit="us/frame", at_most=5)]
+
+
+def pretraining(bench: Bench) -> list[Row]:
+    """Pairs per second of the real loop, against forward and backward alone on a batch that is there already.
+
+    The loop tells its progress after each step; between two runs of its steps the bare model has its turn.
+    """
+    rounds, chunk = 5, bench.count(LOG_EVERY, least=2)
+    steps = (1 + rounds) * chunk  # the first chunk warms up
+    config = PretrainConfig(steps=steps, checkpoint_every=steps, device=str(bench.device))
+    bare = bare_update(bench, config)
+    loop: list[float] = []
+    alone: list[float] = []
+    start = time.perf_counter()
+
+    def turn(step: int) -> None:
+        nonlocal start
+        if step % chunk == 0:
+            wait(bench.device)
+            loop.append(time.perf_counter() - start)
+            alone.append(timed(lambda: [bare() for _ in range(chunk)], bench.device))
+            start = time.perf_counter()
+
+    pretrain(bench.frames, out=bench.home / "encoder", config=config, report=turn)
+    what = "pretraining: the loop / bare forward and backward"
+    return [compare(what, alone[1:], loop[1:], chunk * config.batch, "pairs/s", at_least=0.85)]
+
+
+def bare_update(bench: Bench, config: PretrainConfig) -> Callable[[], None]:
+    """Forward and backward of the model that ``config`` trains, in the same precision, on one batch."""
+    store, device = bench.frames, bench.device
+    encoder = Encoder(config.encoder, InputSpec(SHAPE), features=config.features)
+    model = Pretext(encoder, make_objective(config.objective, encoder, store)).to(device)
+    batch = draw_batch(store, store.pairs(config.gap), config.batch, np.random.default_rng(0), device)
+    half = device.type == "cuda" and torch.cuda.is_bf16_supported()
+
+    def update() -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=half):
+            loss, _ = model(batch)
+        loss.backward()
+        model.zero_grad(set_to_none=True)
+
+    return update
+
+
+def plug_frozen(bench: Bench) -> list[Row]:
+    """PPO's steps per second with a frozen encoder, and what each part of the gain brings."""
+    encoder, heads = fresh_encoder(), {"net_arch": [PPOConfig.hidden] * 2}
+    inside = heads | by_hand(encoder, trainable=False)
+    agents = {
+        "stock": make_ppo(bench, stock_vec(), "CnnPolicy", inside),
+        "stock, our worlds": make_ppo(bench, fast_vec(), "CnnPolicy", inside),
+        "no memory": make_ppo(bench, Forgetful(fast_vec(), encoder, bench.device), "MlpPolicy", heads),
+        "ours": make_ppo(bench, EncodedVecEnv(fast_vec(), encoder, bench.device), "MlpPolicy", heads),
+    }
+    seconds, work = learn(agents, bench)
+    theirs, ours = seconds["stock"], seconds["ours"]
+    row = partial(compare, work=work, unit="steps/s")
+    return [
+        row("PPO frozen: EncodedVecEnv / encoder in SB3's policy, stock wrappers", theirs, ours, at_least=4),
+        row("  without the memory of seen frames / the same", theirs, seconds["no memory"]),
+        row("  EncodedVecEnv / the same, both on our worlds", seconds["stock, our worlds"], ours),
+    ]
+
+
+def plug_finetuned(bench: Bench) -> list[Row]:
+    """PPO's steps per second with a trained encoder."""
+    encoder, heads = fresh_encoder(), {"net_arch": [PPOConfig.hidden] * 2}
+    agents = {
+        "NatureCNN": make_ppo(bench, stock_vec(), "CnnPolicy", {}),
+        "same encoder": make_ppo(bench, stock_vec(), "CnnPolicy", heads | by_hand(encoder, trainable=True)),
+        "ours": make_ppo(bench, fast_vec(), "CnnPolicy", policy_kwargs(encoder, "finetuned", **heads)),
+    }
+    seconds, work = learn(agents, bench)
+    row = partial(compare, ours=seconds["ours"], work=work, unit="steps/s")
+    return [
+        row("PPO finetuned: rlpre / SB3's CnnPolicy, stock wrappers", seconds["NatureCNN"], at_least=1.5),
+        row("  rlpre / the same encoder in SB3's policy, stock wrappers", seconds["same encoder"]),
+    ]
+
+
+MEASURES: dict[str, Callable[[Bench], list[Row]]] = {
+    "partial view": partial(worlds, "partial", 8),
+    "full view": partial(worlds, "full", 10),
+    "frames": frames,
+    "pretraining": pretraining,
+    "frozen": plug_frozen,
+    "finetuned": plug_finetuned,
+}
+
+
+def stock_env(view: str) -> gym.Env:
+    """An environment of pixels as MiniGrid makes it."""
+    return ImgObsWrapper(WRAPPERS[view](gym.make(ENV)))
+
+
+def stock_vec(view: str = "partial") -> VecMonitor:
+    """Many of them as SB3 makes them, with the episode statistics that ``make_vec`` keeps too."""
+    return VecMonitor(DummyVecEnv([partial(stock_env, view)] * N_ENVS))
+
+
+def fast_vec() -> VecMonitor:
+    """The same worlds as ``stock_vec``, drawn by look-up."""
+    return envs.make_vec(ENV, N_ENVS, seed=0)
+
+
+def fresh_encoder() -> Encoder:
+    """The default encoder; its weights make no difference to its speed."""
+    return Encoder("cnn", InputSpec(SHAPE))
+
+
+class ByHand(BaseFeaturesExtractor):
+    """An encoder in SB3's policy as one writes it without rlpre."""
+
+    def __init__(self, observation_space: spaces.Box, encoder: Encoder, trainable: bool) -> None:
+        super().__init__(observation_space, encoder.num_features)
+        self.encoder = copy.deepcopy(encoder).requires_grad_(trainable)
+
+    def forward(self, observations: Tensor) -> Tensor:
+        return self.encoder(observations)
+
+
+def by_hand(encoder: Encoder, trainable: bool) -> dict[str, Any]:
+    """Policy arguments for ``ByHand``."""
+    return {
+        "features_extractor_class": ByHand,
+        "features_extractor_kwargs": {"encoder": encoder, "trainable": trainable},
+        "normalize_images": False,
+    }
+
+
+class Forgetful(EncodedVecEnv):
+    """Encodes every frame, however often it has been seen."""
+
+    def _encode(self, frames: Iterable[np.ndarray]) -> np.ndarray:
+        return self._run(np.stack(list(frames)))
+
+
+def make_ppo(bench: Bench, venv: VecEnv, policy: str, arguments: dict[str, Any]) -> PPO:
+    """PPO with the settings that all our agents share; a small bench has shorter rollouts."""
+    settings = asdict(PPOConfig(n_steps=bench.count(PPOConfig.n_steps, least=PPOConfig.batch_size // N_ENVS)))
+    del settings["hidden"], settings["n_envs"]
+    return PPO(policy, venv, policy_kwargs=arguments, seed=0, device=bench.device, **settings)
+
+
+def learn(agents: dict[str, PPO], bench: Bench) -> tuple[dict[str, Sequence[float]], int]:
+    """Seconds of each agent per round of one rollout and one update, and the steps of a round."""
+    steps = next(iter(agents.values())).n_steps * N_ENVS
+    ways = {name: partial(agent.learn, steps, reset_num_timesteps=False) for name, agent in agents.items()}
+    return interleave(ways, bench.device, PPO_ROUNDS), steps

@@ -1,0 +1,45 @@
+"""Measure every speed that rlpre claims: ``python scripts/bench.py``."""
+
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from agents.bench import MEASURES, Bench
+from agents.stopwatch import Row, hardware, table
+from cli import run
+from rlpre import RlpreError
+from rlpre.device import resolve_device
+from rlpre.files import write_json
+from rlpre.provenance import provenance
+
+THREADS = 1  # what a study gives each of its runs
+
+
+def main(out: Path = Path("runs/bench.json"), size: float = 1.0, device: str = "auto") -> None:
+    """Measures our way against the stock way, prints one table and writes the same figures as JSON.
+
+    Args:
+        out: JSON file.
+        size: factor on the work of each run; 1 takes about four minutes on two quiet cores.
+        device: where encoders run, "cpu", "cuda", ...
+    """
+    if not 0 < size < float("inf"):
+        raise RlpreError(f"size is {size:g}, it must be a positive number: 1 is the full bench")
+    torch.set_num_threads(THREADS)
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as home, tqdm(MEASURES.items(), unit="measure", disable=None) as bar:
+        bench = Bench(resolve_device(device), Path(home), size)
+        for name, measure in bar:
+            bar.set_description(name)
+            rows += measure(bench)
+    machine = hardware(bench.device)
+    write_json(out, {"rows": [asdict(row) for row in rows], "size": size, **machine, **provenance()})
+    print(table(rows))
+    print(f"{machine['cpu']}, {machine['threads']} thread(s), encoders on {machine['device']}; figures: {out}")
+
+
+if __name__ == "__main__":
+    run(main)
