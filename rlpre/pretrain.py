@@ -11,7 +11,6 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -143,6 +142,8 @@ class _Run:
     def __init__(
         self, frames: FrameStore, out: Path, config: PretrainConfig, report: Callable[[int], None] = lambda step: None
     ) -> None:
+        from lightning_fabric import Fabric  # here, because it takes as long to import as torch
+
         device = resolve_device(config.device)
         self.frames, self.out, self.config, self.device, self.report = frames, out, config, device, report
         index = [device.index or 0] if device.type == "cuda" else 1

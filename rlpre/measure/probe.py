@@ -7,10 +7,6 @@
 import numpy as np
 import numpy.typing as npt
 import torch
-from sklearn.linear_model import Ridge, RidgeClassifier
-from sklearn.metrics import recall_score
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from rlpre.encoders import Encoder
 from rlpre.frames import FrameStore
@@ -63,6 +59,12 @@ def linear_probe(encoder: Encoder, store: FrameStore, seed: int = 0) -> dict[str
 
 
 def _score(x: npt.NDArray[np.float32], y: npt.NDArray[np.int16], quantity: bool) -> float:
+    # here, because scikit-learn takes more than a second to import
+    from sklearn.linear_model import Ridge, RidgeClassifier
+    from sklearn.metrics import recall_score
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     held_out = len(y) // 5
     model = make_pipeline(
         StandardScaler(), Ridge(RIDGE) if quantity else RidgeClassifier(RIDGE, class_weight="balanced")

@@ -14,12 +14,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torchvision.utils import make_grid
 
 from rlpre.encoders import Encoder
 from rlpre.errors import RlpreError
 from rlpre.frames import FrameStore
 from rlpre.objectives.base import Batch, Objective, Views, head
+from rlpre.report.pictures import grid
 
 SIDE = 2  # tiles along one side: egocentric frames of 7 cells leave little to order at 3
 ORDERS = 64  # at most this many permutations; 2 x 2 has 24
@@ -68,7 +68,7 @@ class Jigsaw(Objective):
         answer = self.orders[self.head(encoder(puzzles)).argmax(1)]
         back = answer.argsort(1)  # place t gets the piece that was claimed to show tile t
         solved = self._lay(shown.gather(1, back[..., None, None, None].expand_as(shown)), frames)
-        return cast(Tensor, make_grid(torch.cat([puzzles, frames, solved]).float() / 255, nrow=len(frames)))
+        return grid(torch.cat([puzzles, frames, solved]), len(frames))
 
     def _shuffle(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """Shuffled tiles (batch, n, C, h, w), and which orders are right for them, (batch, orders) bool."""
