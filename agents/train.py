@@ -56,7 +56,7 @@ class TrainConfig:
     tile_size: int = 8  # pixels a cell
     palette: str = "day"  # or "night"
     eval_every: int = 4096  # environment steps between evaluations
-    eval_episodes: int = 32  # episodes an evaluation, on seeds of their own
+    eval_episodes: int = 16  # episodes an evaluation, on seeds of their own
     device: str = "auto"  # "cpu", "cuda", ...
     ppo: PPOConfig = field(default_factory=PPOConfig)
 

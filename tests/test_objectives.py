@@ -112,7 +112,7 @@ def test_each_objective_can_be_learned(name: str, doorkey: FrameStore, encoder: 
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    assert np.mean(losses[-5:]) < 0.75 * np.mean(losses[:2])
+    assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:2])
 
 
 def test_combinations_are_weighted_sums_on_views_encoded_once(doorkey, encoder, batch) -> None:
@@ -122,7 +122,8 @@ def test_combinations_are_weighted_sums_on_views_encoded_once(doorkey, encoder, 
     objective = make_objective("temporal:2+inverse:0.5", encoder, doorkey)
     loss, metrics = objective(Views(encoder, batch))
     assert len(calls) == 2  # anchor and later, shared
-    assert float(loss.detach()) == pytest.approx(2 * float(metrics["temporal/loss"]) + 0.5 * float(metrics["inverse/loss"]))
+    temporal, inverse = float(metrics["temporal/loss"]), float(metrics["inverse/loss"])
+    assert float(loss.detach()) == pytest.approx(2 * temporal + 0.5 * inverse)
 
 
 @pytest.mark.parametrize(
