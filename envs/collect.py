@@ -161,7 +161,12 @@ def _run(
     census = _Census(writer.path if done else None)
     steps = [spec["n_envs"] * length for _, length in segments]
     with tqdm(
-        total=sum(steps), initial=sum(steps[:done]), unit="step", desc=writer.path.name, postfix=census.found
+        total=sum(steps),
+        initial=sum(steps[:done]),
+        unit="step",
+        desc=writer.path.name,
+        postfix=census.found,
+        disable=None,
     ) as bar:
         for number, (task, length) in list(enumerate(segments))[done:]:
             world_seed, seed = (np.random.SeedSequence([spec["seed"], number]).generate_state(2) >> 1).tolist()

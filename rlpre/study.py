@@ -138,7 +138,9 @@ def _follow(
     shown = {cell: steps[cell.environment] for cell in cells}
     total = sum(shown.values())
     shown |= dict.fromkeys(futures.values(), 0)
-    bar = tqdm(total=total, initial=sum(shown.values()), unit="step", unit_scale=True, desc=directory.name)
+    bar = tqdm(
+        total=total, initial=sum(shown.values()), unit="step", unit_scale=True, desc=directory.name, disable=None
+    )
     try:
         while pending:
             ended, pending = wait(pending, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)

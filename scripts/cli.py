@@ -17,5 +17,5 @@ def run(main: Callable[..., Any]) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted: the same command goes on where it stopped", file=sys.stderr)
+        print("interrupted; nothing already written is lost", file=sys.stderr)
         sys.exit(130)

@@ -19,7 +19,7 @@ def main(config: tyro.conf.OmitArgPrefixes[TrainConfig], out: Path | None = None
         out: run directory, default runs/train/ENV/AGENT/seed-SEED.
     """
     out = out or Path("runs/train", config.env, config.agent, f"seed-{config.seed}")
-    with tqdm(total=config.steps, unit="step", desc=f"{config.agent} on {config.env}") as bar:
+    with tqdm(total=config.steps, unit="step", desc=f"{config.agent} on {config.env}", disable=None) as bar:
         policy = train(config, out, lambda steps: bar.update(steps - bar.n))
     film(policy, config, out / "policy.gif")
     results = np.load(out / "evaluations.npz")["results"]
