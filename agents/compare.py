@@ -10,7 +10,10 @@ import envs
 from agents.recipes import RECIPES
 from agents.train import TrainConfig, train
 from rlpre import FrameStore, PretrainConfig, RlpreError, pretrain
-from rlpre.errors import lookup
+from rlpre.device import resolve_device
+from rlpre.encoders import ARCHITECTURES
+from rlpre.errors import at_least, lookup
+from rlpre.objectives import parse_objective
 from rlpre.report.compare import report
 from rlpre.report.results import Metric
 from rlpre.study import Cell, StudyResult, run_study
@@ -57,6 +60,7 @@ def compare(comparison: Comparison, out: Path, workers: int | None = None) -> st
     Raises:
         RlpreError: for unknown names, a directory of another comparison, or a failed run.
     """
+    check(comparison)
     settings = configuration(comparison)
     frames = envs.collect(
         comparison.sources,
@@ -81,20 +85,31 @@ def compare(comparison: Comparison, out: Path, workers: int | None = None) -> st
     steps = dict.fromkeys(comparison.environments, comparison.train.steps)
     settings["metric"] = asdict(metric)
     result = run_study(out / "runs", cells, partial(train_cell, comparison, out), settings, steps, workers=workers)
-    text = report(out / "runs")
+    text = report(out / "runs") if result.done else ""
     _succeed(result)
     return text
 
 
-def configuration(comparison: Comparison) -> dict[str, Any]:
-    """What a directory's results depend on, JSON-like; seeds may be added later.
+def check(comparison: Comparison) -> None:
+    """Refuses at once what would fail half-way.
 
     Raises:
-        RlpreError: if the answer or an agent is unknown.
+        RlpreError: for unknown names, numbers that are too small, a missing device, or an arm whose agent and objective
+            do not go together.
     """
+    at_least(comparison, seeds=1, first_seed=0)
     Metric(dict.fromkeys(comparison.arms, 0), comparison.answer)
-    for arm in comparison.arms.values():
-        lookup("agent", arm.agent, RECIPES)
+    lookup("encoder", comparison.pretrain.encoder, ARCHITECTURES)
+    resolve_device(comparison.pretrain.device)
+    for name, arm in comparison.arms.items():
+        if arm.objective:
+            parse_objective(arm.objective)
+        for environment in comparison.environments:
+            train_config(comparison, Path(), Cell(environment, name, comparison.first_seed)).check()
+
+
+def configuration(comparison: Comparison) -> dict[str, Any]:
+    """What a directory's results depend on, JSON-like; seeds may be added later."""
     settings = asdict(comparison)
     for free in ("seeds", "first_seed"):
         del settings[free]
@@ -108,10 +123,14 @@ def pretrain_cell(frames: Path, config: PretrainConfig, cell: Cell, out: Path, r
 
 def train_cell(comparison: Comparison, home: Path, cell: Cell, out: Path, report: Report) -> None:
     """Trains one arm on one seed."""
+    train(train_config(comparison, home, cell), out, report)
+
+
+def train_config(comparison: Comparison, home: Path, cell: Cell) -> TrainConfig:
+    """The configuration of one run of a comparison whose results directory is ``home``."""
     arm = comparison.arms[cell.arm]
     encoder = str(home / encoder_cell(comparison, arm.objective).path) if arm.objective else ""
-    config = replace(comparison.train, env=cell.environment, agent=arm.agent, encoder=encoder, seed=cell.seed)
-    train(config, out, report)
+    return replace(comparison.train, env=cell.environment, agent=arm.agent, encoder=encoder, seed=cell.seed)
 
 
 def encoder_cell(comparison: Comparison, objective: str) -> Cell:

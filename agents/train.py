@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ import envs
 from agents.recipes import RECIPES, Recipe
 from rlpre import EncodedVecEnv, Encoder, InputSpec, RlpreError, fuse, policy_kwargs
 from rlpre.device import resolve_device
-from rlpre.errors import lookup
+from rlpre.encoders import ARCHITECTURES
+from rlpre.errors import at_least, lookup
 from rlpre.files import write_json
 from rlpre.provenance import provenance
 
@@ -60,6 +61,26 @@ class TrainConfig:
     device: str = "auto"  # "cpu", "cuda", ...
     ppo: PPOConfig = field(default_factory=PPOConfig)
 
+    def check(self) -> None:
+        """Refuses what could not be trained.
+
+        Raises:
+            RlpreError: for an unknown name, a number that is too small, a missing device, a recipe without the encoder
+                that it starts from, or with one that it does not use.
+        """
+        recipe = lookup("agent", self.agent, RECIPES)
+        if recipe.pretrained and not self.encoder:
+            raise RlpreError(f"agent {self.agent!r} starts pretrained: give encoder=DIRECTORY, or use scratch")
+        if self.encoder and not recipe.pretrained:
+            raise RlpreError(f"agent {self.agent!r} starts from fresh weights: leave out the encoder, or use frozen")
+        lookup("encoder", self.architecture, ARCHITECTURES)
+        at_least(self, features=1, seed=0, eval_every=1, eval_episodes=1)
+        at_least(self.ppo, n_envs=1, n_steps=2, batch_size=2, n_epochs=1, hidden=1)
+        if self.steps < self.eval_every:
+            raise RlpreError(f"steps={self.steps} end before the first evaluation: lower eval_every={self.eval_every}")
+        resolve_device(self.device)
+        worlds(replace(self, ppo=replace(self.ppo, n_envs=1)), self.seed).close()
+
 
 def train(config: TrainConfig, out: Path, report: Callable[[int], None] = lambda steps: None) -> BasePolicy:
     """Trains an agent and writes its run directory.
@@ -75,8 +96,8 @@ def train(config: TrainConfig, out: Path, report: Callable[[int], None] = lambda
     Raises:
         RlpreError: for unknown names, a missing encoder, or one that does not fit the environment.
     """
-    recipe = lookup("agent", config.agent, RECIPES)
-    device = resolve_device(config.device)
+    config.check()
+    recipe, device = RECIPES[config.agent], resolve_device(config.device)
     start = time.perf_counter()
     venv, evaluation = (worlds(config, seed) for seed in (config.seed, EVALUATION_SEED + config.seed))
     encoder = starting_encoder(config, recipe, venv)
@@ -111,11 +132,7 @@ def worlds(config: TrainConfig, seed: int) -> VecEnv:
 def starting_encoder(config: TrainConfig, recipe: Recipe, venv: VecEnv) -> Encoder:
     """The pretrained encoder, or one with fresh weights drawn from the seed."""
     if recipe.pretrained:
-        if not config.encoder:
-            raise RlpreError(f"agent {config.agent!r} starts pretrained: give encoder=DIRECTORY, or use scratch")
         return Encoder.load(config.encoder)
-    if config.encoder:
-        raise RlpreError(f"agent {config.agent!r} starts from fresh weights: leave out the encoder, or use frozen")
     torch.manual_seed(config.seed)
     return Encoder(config.architecture, InputSpec(venv.observation_space.shape), features=config.features)
 

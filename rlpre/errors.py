@@ -29,3 +29,19 @@ def lookup(kind: str, name: str, known: Mapping[str, T]) -> T:
     listed = sorted(known)
     shown = ", ".join(listed[:12]) + (f", … ({len(listed)} in all)" if len(listed) > 12 else "")
     raise RlpreError(f"unknown {kind} {name!r}: {hint}known: {shown}")
+
+
+def at_least(settings: object, **least: float) -> None:
+    """Refuses settings that are too small.
+
+    Args:
+        settings: an object with numbers as attributes.
+        **least: the smallest value of each, by name.
+
+    Raises:
+        RlpreError: naming the first that is smaller.
+    """
+    for name, smallest in least.items():
+        value = getattr(settings, name)
+        if not value >= smallest:
+            raise RlpreError(f"{name} is {value}: it must be at least {smallest}")

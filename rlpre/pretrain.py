@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from rlpre.device import resolve_device
 from rlpre.encoders import Encoder, InputSpec
-from rlpre.errors import RlpreError
+from rlpre.errors import RlpreError, at_least
 from rlpre.files import write_bytes, write_json
 from rlpre.frames import FrameStore, Pairs
 from rlpre.measure.health import alignment, effective_rank, uniformity
@@ -113,7 +113,9 @@ def pretrain(
     known = {field.name for field in fields(PretrainConfig)}
     for name in changes.keys() - known:
         raise RlpreError(f"pretraining has no setting {name!r}: it has {', '.join(sorted(known))}")
-    return _Run(frames, Path(out), replace(config or PretrainConfig(), **changes), report).finish()
+    config = replace(config or PretrainConfig(), **changes)
+    at_least(config, features=1, steps=1, batch=2, gap=1, seed=0, checkpoint_every=1)
+    return _Run(frames, Path(out), config, report).finish()
 
 
 def draw_batch(frames: FrameStore, pairs: Pairs, size: int, rng: np.random.Generator, device: torch.device) -> Batch:
