@@ -1,0 +1,215 @@
+"""The scripts, as a user runs them: from frames to an answer, killed and resumed, and with bad input."""
+
+import json
+import os
+import runpy
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from rlpre import Encoder, FrameStore
+from rlpre.files import read_json
+
+ROOT = Path(__file__).parents[1]
+SCRIPTS = {path.stem for path in (ROOT / "scripts").glob("*.py")} - {"cli"}
+WORLD = "MiniGrid-Empty-5x5-v0"
+COLLECT = f"{WORLD} --steps 400 --n-envs 4 --behaviour 0.5*random+0.5*expert:0.3".split()
+PRETRAIN = ["--steps=2", "--batch=16", "--features=16"]
+PPO = {"n-envs": 4, "n-steps": 32, "batch-size": 32, "n-epochs": 1}
+RUN = {"steps": 256, "features": 16, "eval-every": 128, "eval-episodes": 2}
+TRAIN = ["--env", WORLD, *(f"--{name}={value}" for name, value in (RUN | PPO).items())]
+QUICK = [
+    *f"quick --frames 400 --seeds 1 --environments {WORLD} --sources {WORLD}".split(),
+    *(setting.replace("--", "--pretrain.") for setting in PRETRAIN),
+    *(f"--train.{name}={value}" for name, value in RUN.items()),
+    *(f"--train.ppo.{name}={value}" for name, value in PPO.items()),
+]
+ARMS = 6  # of the preset
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+def start(script: str, *arguments: object) -> "subprocess.Popen[str]":
+    command = [sys.executable, ROOT / "scripts" / f"{script}.py", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    pipe = subprocess.PIPE
+    return subprocess.Popen([str(part) for part in command], env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+def succeed(script: str, *arguments: object) -> str:
+    """Runs a script in a process of its own; returns what it printed."""
+    process = start(script, *arguments)
+    printed, complaints = process.communicate()
+    assert process.returncode == 0, complaints
+    return printed
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Call:
+    """Runs a script as ``__main__`` of this process, which spares the imports: exit code, stdout, stderr."""
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+
+    def run(script: str, *arguments: object) -> tuple[int, str, str]:
+        capfd.readouterr()
+        monkeypatch.setattr(sys, "argv", [f"scripts/{script}.py", *map(str, arguments)])
+        code: object = 0
+        try:
+            runpy.run_path(str(ROOT / "scripts" / f"{script}.py"), run_name="__main__")
+        except SystemExit as end:
+            code = end.code
+        printed = capfd.readouterr()
+        return int(str(code)), printed.out, printed.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``frames``, ``encoder``, ``scratch`` and ``frozen``, each made by its script."""
+    home = tmp_path_factory.mktemp("home")
+    printed = succeed("collect", *COLLECT, "--out", home / "frames")
+    assert " distinct, " in printed
+    printed = succeed("pretrain", home / "frames", home / "encoder", *PRETRAIN)
+    assert "cnn, 16 features" in printed
+    return home
+
+
+def test_collect_then_pretrain(home: Path) -> None:
+    frames = FrameStore.open(home / "frames")
+    assert len(frames) > 400
+    encoder = Encoder.load(home / "encoder")
+    assert encoder.pretraining["frames"] == frames.hash
+    assert read_json(home / "encoder" / "run.json")["configuration"]["steps"] == 2
+
+
+@pytest.mark.parametrize("agent", ["scratch", "frozen"])
+def test_train_ends_with_a_policy_and_a_film_of_it(agent: str, home: Path, tmp_path: Path) -> None:
+    encoder = ["--encoder", home / "encoder"] if agent == "frozen" else []
+    printed = succeed("train", "--agent", agent, *encoder, *TRAIN, "--out", tmp_path)
+    assert "return" in printed
+    assert np.load(tmp_path / "evaluations.npz")["timesteps"].tolist() == [128, 256]
+    assert {"policy.zip", "best_model.zip", "run.json"} <= {path.name for path in tmp_path.iterdir()}
+    with Image.open(tmp_path / "policy.gif") as film:
+        assert film.n_frames > 3
+
+
+def test_compare_killed_and_resumed_answers(tmp_path: Path, call: Call) -> None:
+    out, markers = tmp_path / "results", lambda: sorted((tmp_path / "results/runs").rglob("done.json"))
+    process = start("compare", "--out", out, "--workers", 1, *QUICK)
+    deadline = time.monotonic() + 240
+    while not markers():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    process.kill()
+    process.communicate()
+    before = {marker: marker.stat().st_mtime_ns for marker in markers()}
+    assert 0 < len(before) < ARMS
+
+    printed = succeed("compare", "--out", out, "--workers", 1, *QUICK)
+    after = {marker: marker.stat().st_mtime_ns for marker in markers()}
+    assert before.items() <= after.items()
+    assert len(after) == ARMS
+    arms = read_json(out / "runs" / "results.json")["environments"][WORLD]
+    assert list(arms)[:2] == ["scratch", "random-frozen"]
+    for name, figures in arms.items():
+        assert figures["steps"] == [128, 256]
+        assert np.array(figures["returns"]).shape == (1, 2)
+        assert (figures["offline_frames"] > 400) == (name not in ("scratch", "random-frozen"))
+        assert name in printed
+        assert EventAccumulator(str(out / "runs" / "compare" / name)).Reload().Tags()["scalars"]
+    assert (out / "runs" / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert (out / "runs" / "table.md").exists()
+
+    code, again, complaints = call("compare", "--out", out, *QUICK)
+    assert (code, again, complaints) == (0, printed, "")
+    assert {marker: marker.stat().st_mtime_ns for marker in markers()} == after
+
+    code, _, complaints = call("compare", "--out", out, *QUICK, "--threshold=0.5")
+    assert code == 2
+    assert one_sentence(complaints, "results belongs to another study: threshold is 0.8 there and 0.5 here")
+    assert {marker: marker.stat().st_mtime_ns for marker in markers()} == after
+
+
+def one_sentence(complaints: str, words: str) -> bool:
+    lines = complaints.splitlines()
+    return len(lines) == 1 and lines[0].startswith("error: ") and words in lines[0]
+
+
+BAD = [
+    ("collect MiniGrid-Emty-5x5-v0 --out {new}", "did you mean 'MiniGrid-Empty-5x5-v0'"),
+    ("collect MiniGrid-Empty-5x5-v0 --out {new} --behaviour exprt", "behaviour 'exprt' is not understood"),
+    ("collect MiniGrid-Empty-5x5-v0 --out {frames}", "frames belongs to another collection: steps is 400 there"),
+    ("pretrain {nowhere} {new}", "manifest.json is missing"),
+    ("pretrain {empty} {new}", "empty holds no complete shard"),
+    ("pretrain {cut} {new}", "bytes instead of"),
+    ("pretrain {frames} {new} --objective jigsow", "unknown objective 'jigsow': did you mean 'jigsaw'"),
+    ("pretrain {frames} {new} --encoder impalla", "unknown encoder 'impalla': did you mean 'impala'"),
+    ("pretrain {frames} {new} --device abacus", "device 'abacus' cannot be used here"),
+    ("pretrain {frames} {new} --batch 1", "batch is 1: it must be at least 2"),
+    ("pretrain {frames} {encoder} --batch 32", "encoder holds a pretraining with"),
+    ("train --env MiniGrid-Emty-5x5-v0 --out {new}", "did you mean 'MiniGrid-Empty-5x5-v0'"),
+    ("train --agent frosen --out {new}", "unknown agent 'frosen': did you mean 'frozen'"),
+    ("train --architecture impalla --out {new}", "unknown encoder 'impalla': did you mean 'impala'"),
+    ("train --agent frozen --encoder {nowhere} --out {new}", "nowhere/config.json is missing"),
+    ("train --agent frozen --encoder {damaged} --out {new}", "model.safetensors cannot be read"),
+    ("train --agent frozen --encoder {other} --out {new}", "tensor 'feature_mean' has shape (16,), expected (8,)"),
+    ("train --agent frozen --encoder {encoder} --tile-size 9 --out {new}", "the observation shape is (3, 63, 63)"),
+    ("train --device abacus --out {new}", "device 'abacus' cannot be used here"),
+    ("train --steps 100 --out {new}", "steps=100 end before the first evaluation"),
+    ("compare --out {new} quick --answer scrach", "unknown arm 'scrach': did you mean 'scratch'"),
+    ("compare --out {new} quick --arms.scratch.agent scrach", "unknown agent 'scrach': did you mean 'scratch'"),
+    ("compare --out {new} quick --arms.jigsaw-frozen.objective jigsow", "unknown objective 'jigsow'"),
+    ("compare --out {new} quick --arms.scratch.objective jigsaw", "agent 'scratch' starts from fresh weights"),
+    ("compare --out {new} quick --pretrain.encoder impalla", "unknown encoder 'impalla': did you mean 'impala'"),
+    ("compare --out {new} quick --environments MiniGrid-Emty-5x5-v0", "did you mean 'MiniGrid-Empty-5x5-v0'"),
+    ("compare --out {new} quick --train.device abacus", "device 'abacus' cannot be used here"),
+    ("compare --out {new} quick --seeds 0", "seeds is 0: it must be at least 1"),
+]
+
+
+@pytest.fixture(scope="module")
+def places(home: Path) -> dict[str, Path]:
+    """Directories that are whole, damaged, or not there."""
+    places = {name: home / name for name in ("frames", "encoder", "empty", "cut", "damaged", "other", "nowhere", "new")}
+    for copy, whole in {"empty": "frames", "cut": "frames", "damaged": "encoder", "other": "encoder"}.items():
+        shutil.copytree(places[whole], places[copy])
+    manifest = places["empty"] / "manifest.json"
+    manifest.write_text(json.dumps({**read_json(manifest), "shards": []}))
+    for file in (places["cut"] / "frames-00000.npy", places["damaged"] / "model.safetensors"):
+        os.truncate(file, file.stat().st_size - 100)
+    config = places["other"] / "config.json"
+    config.write_text(json.dumps({**read_json(config), "arguments": {"features": 8}}))
+    return places
+
+
+@pytest.mark.parametrize(("command", "words"), BAD, ids=[command for command, _ in BAD])
+def test_bad_input_is_one_sentence(command: str, words: str, places: dict[str, Path], call: Call) -> None:
+    script, *arguments = command.split()
+    code, _, complaints = call(script, *(argument.format(**places) for argument in arguments))
+    assert code == 2
+    assert one_sentence(complaints, words), complaints
+    assert not places["new"].exists()
+    assert Encoder.load(places["encoder"]).num_features == 16
+
+
+def test_bad_input_in_a_process_of_its_own(tmp_path: Path) -> None:
+    process = start("train", "--agent", "frosen", "--out", tmp_path)
+    _, complaints = process.communicate()
+    assert process.returncode == 2
+    assert one_sentence(complaints, "did you mean 'frozen'")
+
+
+@pytest.mark.parametrize("script", sorted(SCRIPTS))
+def test_help(script: str, call: Call) -> None:
+    code, printed, _ = call(script, "--help")
+    assert code == 0
+    assert f"scripts/{script}.py" in printed.splitlines()[0]
