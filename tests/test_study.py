@@ -1,5 +1,6 @@
 """Studies with real processes: the same results as in this process, and nothing lost when something dies."""
 
+import io
 import os
 import signal
 import subprocess
@@ -22,6 +23,13 @@ from rlpre.files import read_json
 from rlpre.study import Cell, finished_runs, run_study
 
 STEPS = {"here": 100}
+
+
+class Terminal(io.TextIOWrapper):
+    """A stream on which progress bars are shown."""
+
+    def isatty(self) -> bool:
+        return True
 
 
 def work(cell: Cell, run: Path, report: Callable[[int], None]) -> None:
@@ -103,6 +111,8 @@ def test_killed_study_redoes_only_the_cells_in_flight(tmp_path, kind):
 
 
 def test_failures_do_not_lose_other_cells(tmp_path, capsys, monkeypatch):
+    screen = io.BytesIO()
+    monkeypatch.setattr(sys, "stderr", Terminal(screen, write_through=True))
     monkeypatch.setattr("rlpre.study._cores", lambda: 6)
     raises, exits, once, quick = cells = cells_of("raises", "exits", "exits-once", "quick")
     result = run_study(tmp_path, cells, work, {}, STEPS, workers=2)
@@ -114,9 +124,8 @@ def test_failures_do_not_lose_other_cells(tmp_path, capsys, monkeypatch):
     assert "luck" in (tmp_path / raises.path / "traceback.txt").read_text()
     assert [attempts_of(tmp_path, cell) for cell in cells] == [1, 2, 2, 1]
     assert (tmp_path / quick.path / "threads").read_text() == "3"  # 6 cores for 2 workers
-    shown = capsys.readouterr()
-    assert "2/4 cells, 2 failed" in shown.err
-    assert f"{raises} failed: RuntimeError: no such luck" in shown.out
+    assert "2/4 cells, 2 failed" in screen.getvalue().decode()
+    assert f"{raises} failed: RuntimeError: no such luck" in capsys.readouterr().out
 
 
 def test_finished_cells_are_not_run_again_and_cells_can_be_added(tmp_path):
@@ -161,4 +170,5 @@ def test_directory_of_another_study_is_refused(tmp_path, other, message):
 
 
 if __name__ == "__main__":
+    sys.stderr = Terminal(sys.stderr.buffer, write_through=True)
     run_study(Path(sys.argv[1]), [*cells_of("quick", "quick"), *cells_of("holds", "holds")], work, {}, STEPS, workers=2)
