@@ -130,7 +130,8 @@ def train_config(comparison: Comparison, home: Path, cell: Cell) -> TrainConfig:
     """The configuration of one run of a comparison whose results directory is ``home``."""
     arm = comparison.arms[cell.arm]
     encoder = str(home / encoder_cell(comparison, arm.objective).path) if arm.objective else ""
-    return replace(comparison.train, env=cell.environment, agent=arm.agent, encoder=encoder, seed=cell.seed)
+    same = {"architecture": comparison.pretrain.encoder, "features": comparison.pretrain.features}
+    return replace(comparison.train, env=cell.environment, agent=arm.agent, encoder=encoder, seed=cell.seed, **same)
 
 
 def encoder_cell(comparison: Comparison, objective: str) -> Cell:

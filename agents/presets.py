@@ -4,17 +4,18 @@ from agents.compare import Arm, Comparison
 from agents.train import TrainConfig
 from rlpre import PretrainConfig
 
-DOORKEY = "MiniGrid-DoorKey-6x6-v0"
-BEST = "temporal+inverse"
+EMPTY = "MiniGrid-Empty-Random-6x6-v0"
+BEST = "contrastive+inverse"
 
 PRESETS = {
     "quick": Comparison(
-        environments=(DOORKEY,),
-        sources=(DOORKEY,),
-        frames=40_000,
+        environments=(EMPTY,),
+        sources=(EMPTY,),
+        frames=20_000,
         behaviour="0.5*random + 0.5*expert:0.3",
         arms={
             "scratch": Arm("scratch"),
+            "scratch-shift": Arm("scratch-shift"),
             "random-frozen": Arm("random-frozen"),
             "jigsaw-frozen": Arm("frozen", "jigsaw"),
             "contrastive-frozen": Arm("frozen", "contrastive"),
@@ -22,7 +23,7 @@ PRESETS = {
             f"{BEST}-finetuned": Arm("finetuned", BEST),
         },
         answer=f"{BEST}-frozen",
-        pretrain=PretrainConfig(steps=500),
-        train=TrainConfig(steps=100_000),
+        pretrain=PretrainConfig(steps=250, checkpoint_every=125),
+        train=TrainConfig(steps=40_960),
     ),
 }

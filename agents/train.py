@@ -26,13 +26,13 @@ EVALUATION_SEED = 1_000_000  # evaluation episodes share no seed with training o
 
 @dataclass(frozen=True)
 class PPOConfig:
-    """PPO's settings, the same for every agent; tuned for scratch, see README."""
+    """PPO's settings, the same for every agent but for the learning rate."""
 
     n_envs: int = 16  # copies of the environment
-    n_steps: int = 128  # steps per copy and rollout
+    n_steps: int = 64  # steps per copy and rollout
     batch_size: int = 256  # transitions a gradient step
     n_epochs: int = 4  # passes over a rollout; rl-starter-files
-    learning_rate: float = 1e-3  # Adam; rl-starter-files
+    learning_rate: float | None = None  # Adam; None: the recipe's
     gamma: float = 0.99  # discount; rl-starter-files
     gae_lambda: float = 0.95  # advantage estimation; rl-starter-files
     ent_coef: float = 0.01  # entropy bonus; rl-starter-files
@@ -46,18 +46,18 @@ class PPOConfig:
 class TrainConfig:
     """Everything that decides a run, together with the encoder's weights."""
 
-    env: str = "MiniGrid-DoorKey-5x5-v0"  # any MiniGrid or BabyAI id
+    env: str = "MiniGrid-Empty-Random-6x6-v0"  # any MiniGrid or BabyAI id
     agent: str = "scratch"  # a name in RECIPES
     encoder: str = ""  # checkpoint directory, for agents that start pretrained
     architecture: str = "cnn"  # for agents that start from fresh weights
     features: int = 128  # feature length for agents that start from fresh weights
     seed: int = 0  # of weights, environments and actions
-    steps: int = 100_000  # environment steps, over all copies
+    steps: int = 40_960  # environment steps, over all copies
     view: str = "partial"  # or "full"
     tile_size: int = 8  # pixels a cell
     palette: str = "day"  # or "night"
-    eval_every: int = 4096  # environment steps between evaluations
-    eval_episodes: int = 16  # episodes an evaluation, on seeds of their own
+    eval_every: int = 2048  # environment steps between evaluations
+    eval_episodes: int = 32  # episodes an evaluation, on seeds of their own
     device: str = "auto"  # "cpu", "cuda", ...
     ppo: PPOConfig = field(default_factory=PPOConfig)
 
@@ -143,6 +143,7 @@ def make_ppo(
     """PPO on pixels with the encoder in its policy, or on features if they were encoded outside."""
     settings = asdict(config.ppo)
     hidden, _ = settings.pop("hidden"), settings.pop("n_envs")
+    settings["learning_rate"] = settings["learning_rate"] or recipe.learning_rate
     heads: dict[str, Any] = {"net_arch": [hidden, hidden]}
     inside = not recipe.encoded_once
     return PPO(
