@@ -87,6 +87,15 @@ def test_lint_refuses_an_import_that_goes_the_wrong_way(room: str, banned: list[
             assert refused == (module in banned), f"{statement} in {room}"
 
 
+def test_make_says_which_python_it_needs(tmp_path: Path) -> None:
+    for name in ("Makefile", "pyproject.toml"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    answer = subprocess.run(["make", "PYTHON=false", "study"], cwd=tmp_path, capture_output=True, text=True)
+    assert answer.returncode != 0
+    assert "rlpre needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 study\n" in answer.stdout
+    assert not (tmp_path / ".venv").exists()
+
+
 def test_import_is_light() -> None:
     """``import rlpre`` costs no more than torch and SB3: what pretraining, probes and plots need comes later."""
     code = "import sys, rlpre; print(*sys.modules)"
