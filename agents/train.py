@@ -87,7 +87,8 @@ def train(config: TrainConfig, out: Path, report: Callable[[int], None] = lambda
 
     Args:
         config: what to run.
-        out: receives ``run.json``, ``evaluations.npz``, ``best_model.zip``, ``policy.zip`` and TensorBoard events.
+        out: receives ``run.json``, ``evaluations.npz``, TensorBoard events, the SB3 models ``best_model.zip`` and
+            ``last_model.zip``, and their policies on pixels ``best_policy.zip`` and ``last_policy.zip``.
         report: called with the number of environment steps so far.
 
     Returns:
@@ -115,8 +116,10 @@ def train(config: TrainConfig, out: Path, report: Callable[[int], None] = lambda
         verbose=0,
     )
     model.learn(config.steps, callback=CallbackList([evaluate, Report(report)]), tb_log_name="tensorboard")
-    policy = fuse(model, encoder) if recipe.encoded_once else model.policy
-    policy.save(out / "policy.zip")
+    model.save(out / "last_model")
+    for name, trained in (("best", PPO.load(out / "best_model", device=device)), ("last", model)):
+        policy = fuse(trained, encoder) if recipe.encoded_once else trained.policy
+        policy.save(out / f"{name}_policy")
     write_json(out / "time.json", {"seconds": time.perf_counter() - start, "steps": model.num_timesteps})
     venv.close()
     evaluation.close()

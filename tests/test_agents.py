@@ -62,7 +62,7 @@ def elsewhere(encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
-    return ActorCriticPolicy.load(run / "policy.zip", device="cpu").state_dict()
+    return ActorCriticPolicy.load(run / "last_policy.zip", device="cpu").state_dict()
 
 
 def same_weights(run: Path, other: Path) -> bool:
@@ -94,7 +94,7 @@ def test_recipe_trains_and_repeats_itself(agent: str, encoder: Path, elsewhere: 
 
 def acts_on_pixels(policy: ActorCriticPolicy, run: Path) -> None:
     """The saved policy acts in a plain environment as the one that ``train`` returned."""
-    env, again = envs.make(TINY.env), ActorCriticPolicy.load(run / "policy.zip", device="cpu")
+    env, again = envs.make(TINY.env), ActorCriticPolicy.load(run / "last_policy.zip", device="cpu")
     observation, _ = env.reset(seed=0)
     for step in range(20):
         actions = []

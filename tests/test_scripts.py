@@ -96,7 +96,7 @@ def test_train_ends_with_a_policy_and_a_film_of_it(agent: str, home: Path, tmp_p
     printed = succeed("train", "--agent", agent, *encoder, *TRAIN, "--out", tmp_path)
     assert "return" in printed
     assert np.load(tmp_path / "evaluations.npz")["timesteps"].tolist() == [128, 256]
-    assert {"policy.zip", "best_model.zip", "run.json"} <= {path.name for path in tmp_path.iterdir()}
+    assert {"last_policy.zip", "best_model.zip", "run.json"} <= {path.name for path in tmp_path.iterdir()}
     with Image.open(tmp_path / "policy.gif") as film:
         assert film.n_frames > 3
 
