@@ -119,7 +119,7 @@ def train(config: TrainConfig, out: Path, report: Callable[[int], None] = lambda
     model.save(out / "last_model")
     for name, trained in (("best", PPO.load(out / "best_model", device=device)), ("last", model)):
         policy = fuse(trained, encoder) if recipe.encoded_once else trained.policy
-        policy.save(out / f"{name}_policy")
+        policy.save(out / f"{name}_policy.zip")
     write_json(out / "time.json", {"seconds": time.perf_counter() - start, "steps": model.num_timesteps})
     venv.close()
     evaluation.close()

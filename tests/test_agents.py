@@ -116,8 +116,9 @@ def says_everything(run: Path, config: TrainConfig) -> None:
     assert evaluations["timesteps"].tolist() == [256, 512]
     assert evaluations["results"].shape == (2, 4)
     assert json.loads((run / "time.json").read_text())["steps"] == 512
-    best = PPO.load(run / "best_model.zip", device="cpu")
-    assert best.num_timesteps in (256, 512)
+    assert PPO.load(run / "best_model.zip", device="cpu").num_timesteps in (256, 512)
+    assert PPO.load(run / "last_model.zip", device="cpu").num_timesteps == 512
+    assert ActorCriticPolicy.load(run / "best_policy.zip").observation_space == FRAMES.space
     (events,) = run.glob("tensorboard*")
     scalars = EventAccumulator(str(events)).Reload().Tags()["scalars"]
     assert {"eval/mean_reward", "train/loss", "time/fps"} <= set(scalars)
