@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from rlpre.augment import random_shift
 from rlpre.device import resolve_device
 from rlpre.encoders import Encoder, InputSpec
 from rlpre.errors import RlpreError, at_least
@@ -237,15 +238,18 @@ class _Run:
         encoder = self._finished()
         self.reports["probes"] = linear_probe(encoder, self.frames)
         with torch.inference_mode():
-            features, later = encoder(batch.anchor).float(), encoder(batch.later).float()
+            features = encoder(batch.anchor).float()
+            twins = [encoder(random_shift(batch.anchor)).float() for _ in range(2)]  # alike for every objective
             pictures = self.pretext.objective.pictures(self.pretext.encoder, batch)
         for kind, scores in self.reports.items():
             for name, score in scores.items():
                 board.add_scalar(f"{kind}/{name}", score, self.step)
-        board.add_scalar("health/alignment", alignment(features, later), self.step)
+        board.add_scalar("health/alignment", alignment(*twins), self.step)
         board.add_scalar("health/uniformity", uniformity(features), self.step)
         board.add_scalar("health/effective_rank", effective_rank(features), self.step)
-        for name, picture in (pictures | {"neighbours": neighbours(features, batch.anchor)}).items():
+        _, distinct = np.unique(batch.anchor_id.cpu().numpy(), return_index=True)
+        pictures["neighbours"] = neighbours(features[distinct], batch.anchor[distinct])
+        for name, picture in pictures.items():
             board.add_image(name, picture.cpu(), self.step)
         board.flush()
         self.model.train()

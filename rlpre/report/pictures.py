@@ -19,9 +19,10 @@ def neighbours(features: Tensor, frames: Tensor) -> Tensor:
     """A grid (3, height, width) in [0, 1]: one row per query, the frame first, then its nearest by cosine similarity.
 
     Args:
-        features: (n, dim), n > 6.
+        features: (n, dim), of different frames.
         frames: the frames they were computed from, (n, C, H, W) uint8 with 1 or 3 channels.
     """
     unit = F.normalize(features, dim=1)
-    nearest = (unit[:QUERIES] @ unit.T).topk(NEIGHBOURS + 1, dim=1).indices
-    return grid(frames[nearest.flatten()], NEIGHBOURS + 1)
+    columns = min(NEIGHBOURS + 1, len(unit))
+    nearest = (unit[:QUERIES] @ unit.T).topk(columns, dim=1).indices
+    return grid(frames[nearest.flatten()], columns)
