@@ -87,7 +87,8 @@ def compare(comparison: Comparison, out: Path, workers: int | None = None) -> st
     result = run_study(out / "runs", cells, partial(train_cell, comparison, out), settings, steps, workers=workers)
     text = report(out / "runs") if result.done else ""
     _succeed(result)
-    return text
+    where = ", ".join(comparison.sources)
+    return f"{text}\noffline: {len(frames):,} frames of {where}, {frames.distinct:,} distinct, by {comparison.behaviour}"
 
 
 def check(comparison: Comparison) -> None:
