@@ -87,8 +87,7 @@ def compare(comparison: Comparison, out: Path, workers: int | None = None) -> st
     result = run_study(out / "runs", cells, partial(train_cell, comparison, out), settings, steps, workers=workers)
     text = report(out / "runs") if result.done else ""
     _succeed(result)
-    where = ", ".join(comparison.sources)
-    return f"{text}\noffline: {len(frames):,} frames of {where}, {frames.distinct:,} distinct, by {comparison.behaviour}"
+    return f"{text}\noffline: {len(frames):,} frames, {frames.distinct:,} distinct, of {', '.join(frames.tasks)}"
 
 
 def check(comparison: Comparison) -> None:
