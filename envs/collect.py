@@ -62,10 +62,10 @@ def collect(
             is none, ``out`` belongs to another configuration, or the disk is full.
     """
     ids = [env_id] if isinstance(env_id, str) else list(env_id)
-    if min(steps, n_envs, len(ids)) < 1 or seed < 0:
-        raise RlpreError(
-            f"cannot collect {steps} steps of {len(ids)} ids with {n_envs} envs, seed {seed}: use positive numbers"
-        )
+    if not ids:
+        raise RlpreError("no environment to collect from: name at least one id, such as MiniGrid-DoorKey-5x5-v0")
+    if min(steps, n_envs) < 1 or seed < 0:
+        raise RlpreError(f"cannot collect {steps} steps with {n_envs} envs and seed {seed}: use positive numbers")
     behaviours = parse(behaviour)
     look: dict[str, Any] = {"view": view, "tile_size": tile_size, "palette": palette}
     world = _check_worlds([make(name, **look) for name in ids], ids, behaviours)

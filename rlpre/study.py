@@ -86,8 +86,10 @@ def run_study(
         workers: cells at a time; each gets cores // workers threads (at least one). Default: one per core.
 
     Raises:
-        RlpreError: if the directory belongs to another configuration.
+        RlpreError: if the directory belongs to another configuration, or there are no workers.
     """
+    if workers is not None and workers < 1:
+        raise RlpreError(f"workers={workers} would run nothing: give at least 1, or leave it out for one per core")
     directory = directory.resolve()
     _claim(directory, configuration)
     cells, workers = list(dict.fromkeys(cells)), workers or _cores()

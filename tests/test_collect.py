@@ -220,7 +220,7 @@ def test_a_store_of_another_configuration_is_refused(tmp_path: Path, change: dic
     [
         ({"env_id": "MiniGrid-DoorKey-5x6-v0"}, "did you mean 'MiniGrid-DoorKey-"),
         ({"env_id": [EMPTY, "MiniGrid-Empty-6x6-v0"], "view": "full"}, f"{EMPTY} and MiniGrid-Empty-6x6-v0 differ"),
-        ({"env_id": []}, "20 steps of 0 ids"),
+        ({"env_id": []}, "no environment to collect from"),
         ({"steps": 0}, "cannot collect 0 steps"),
         ({"n_envs": 0}, "with 0 envs"),
         ({"env_id": "MiniGrid-Fetch-5x5-N2-v0", "behaviour": "expert"}, "there is no expert for MiniGrid-Fetch"),

@@ -169,6 +169,12 @@ def test_directory_of_another_study_is_refused(tmp_path, other, message):
         run_study(tmp_path, [], work, other, STEPS)
 
 
+def test_no_workers_are_refused(tmp_path):
+    with pytest.raises(RlpreError, match="workers=0 would run nothing"):
+        run_study(tmp_path, [Cell("env", "arm", 0)], print, {}, {"env": 1}, workers=0)
+    assert not list(tmp_path.iterdir())
+
+
 if __name__ == "__main__":
     sys.stderr = Terminal(sys.stderr.buffer, write_through=True)
     run_study(Path(sys.argv[1]), [*cells_of("quick", "quick"), *cells_of("holds", "holds")], work, {}, STEPS, workers=2)
