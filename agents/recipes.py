@@ -22,7 +22,7 @@ class Recipe:
 
     @property
     def learning_rate(self) -> float:
-        """Adam's rate for the heads: the best of a grid, the same one for both, on seeds that no result reports."""
+        """Adam's rate for the heads: for each kind the best of those tried on seeds that no result reports."""
         return 1e-3 if self.encoded_once else 5e-4
 
 
