@@ -101,6 +101,10 @@ def check(comparison: Comparison) -> None:
     Metric(dict.fromkeys(comparison.arms, 0), comparison.answer)
     lookup("encoder", comparison.pretrain.encoder, ARCHITECTURES)
     resolve_device(comparison.pretrain.device)
+    fresh = (comparison.train.architecture, comparison.train.features)
+    pretrained = (comparison.pretrain.encoder, comparison.pretrain.features)
+    if fresh != pretrained:
+        raise RlpreError(f"arms differ in architecture, {fresh} fresh and {pretrained} pretrained: give train the same")
     for name, arm in comparison.arms.items():
         if arm.objective:
             parse_objective(arm.objective)
@@ -130,8 +134,7 @@ def train_config(comparison: Comparison, home: Path, cell: Cell) -> TrainConfig:
     """The configuration of one run of a comparison whose results directory is ``home``."""
     arm = comparison.arms[cell.arm]
     encoder = str(home / encoder_cell(comparison, arm.objective).path) if arm.objective else ""
-    same = {"architecture": comparison.pretrain.encoder, "features": comparison.pretrain.features}
-    return replace(comparison.train, env=cell.environment, agent=arm.agent, encoder=encoder, seed=cell.seed, **same)
+    return replace(comparison.train, env=cell.environment, agent=arm.agent, encoder=encoder, seed=cell.seed)
 
 
 def encoder_cell(comparison: Comparison, objective: str) -> Cell:

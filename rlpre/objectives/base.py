@@ -1,8 +1,10 @@
 """What every self-supervised objective shares: the batch, its encoded views, and weighted sums of objectives."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -60,7 +62,7 @@ class Views:
         return self.encoder(random_shift(frames))  # type: ignore[no-any-return]
 
 
-class Objective(nn.Module):
+class Objective(nn.Module, ABC):
     """A pretext task: a loss on the encoded views, with heads of its own that are thrown away afterwards.
 
     Args:
@@ -71,20 +73,20 @@ class Objective(nn.Module):
     def __init__(self, encoder: Encoder, frames: FrameStore) -> None:
         super().__init__()
 
+    @abstractmethod
     def forward(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the scalar loss and scalar metrics to plot."""
-        raise NotImplementedError
 
     def picture(self, encoder: Encoder, batch: Batch) -> Tensor | None:
         """An image (3, H, W) in [0, 1] that shows what the task asks and what the model answers, if there is one."""
         return None
 
 
-class Weighted(Objective):
+class Weighted(nn.Module):
     """A weighted sum of objectives on shared views."""
 
     def __init__(self, parts: dict[str, Objective], weights: dict[str, float]) -> None:
-        nn.Module.__init__(self)
+        super().__init__()
         self.parts, self.weights = nn.ModuleDict(parts), weights
 
     def forward(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
@@ -99,7 +101,8 @@ class Weighted(Objective):
 
     def pictures(self, encoder: Encoder, batch: Batch) -> dict[str, Tensor]:
         """Each part's picture by name, where it has one."""
-        drawn = {name: part.picture(encoder, batch) for name, part in self.parts.items()}  # type: ignore[operator]
+        parts = {name: cast(Objective, part) for name, part in self.parts.items()}
+        drawn = {name: part.picture(encoder, batch) for name, part in parts.items()}
         return {name: picture for name, picture in drawn.items() if picture is not None}
 
 
