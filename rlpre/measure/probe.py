@@ -13,7 +13,8 @@ from rlpre.frames import FrameStore
 
 NUMBERS = ("distance",)  # labels that are quantities, scored by R²; the others are classes
 ROWS = 3000  # distinct frames a probe reads
-MIN_ROWS = 50  # fewer labelled frames say nothing
+MIN_ROWS = 40  # fewer labelled frames say nothing
+FOLDS = 5  # of the cross-validation
 RIDGE = 1.0  # scikit-learn's default strength, on standardised features
 CHUNK = 512
 
@@ -32,16 +33,16 @@ def encode(encoder: Encoder, store: FrameStore, rows: npt.NDArray[np.int64]) -> 
 def linear_probe(encoder: Encoder, store: FrameStore, seed: int = 0) -> dict[str, float]:
     """Scores of ridge probes for every label of the store.
 
-    Each distinct frame is used at most once, so no frame is both trained on and tested; a fifth is held out.
+    Each distinct frame is used at most once and cross-validated, so no frame is both trained on and tested.
 
     Args:
         encoder: frozen for the purpose; its mode is restored.
         store: frames with label columns.
-        seed: draws the frames and the split.
+        seed: draws the frames and their order.
 
     Returns:
         For a class label its balanced accuracy in [0, 1], for a quantity R² (at most 1). Labels with fewer than
-        ``MIN_ROWS`` known distinct frames, or with one value only, are left out.
+        ``MIN_ROWS`` known distinct frames, or fewer than two values that occur ``FOLDS`` times, are left out.
     """
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(store))
@@ -52,26 +53,28 @@ def linear_probe(encoder: Encoder, store: FrameStore, seed: int = 0) -> dict[str
     for name in store.labels:
         label = store.column(name)[rows]
         known = label >= 0
-        if known.sum() < MIN_ROWS or len(np.unique(label[known])) < 2:
+        if known.sum() < MIN_ROWS:
             continue
-        scores[name] = _score(features[known], label[known], quantity=name in NUMBERS)
+        score = _score(features[known], label[known], quantity=name in NUMBERS)
+        if score is not None:
+            scores[name] = score
     return scores
 
 
-def _score(x: npt.NDArray[np.float32], y: npt.NDArray[np.int16], quantity: bool) -> float:
+def _score(x: npt.NDArray[np.float32], y: npt.NDArray[np.int16], quantity: bool) -> float | None:
     # here, because scikit-learn takes more than a second to import
     from sklearn.linear_model import Ridge, RidgeClassifier
-    from sklearn.metrics import recall_score
+    from sklearn.metrics import r2_score, recall_score
+    from sklearn.model_selection import KFold, cross_val_predict
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    held_out = len(y) // 5
-    model = make_pipeline(
-        StandardScaler(), Ridge(RIDGE) if quantity else RidgeClassifier(RIDGE, class_weight="balanced")
-    )
-    model.fit(x[held_out:], y[held_out:])
+    classes, counts = np.unique(y, return_counts=True)
+    common = classes[counts >= FOLDS]  # a rarer class would miss from the training part
+    if len(common) < 2:
+        return None
+    ridge = Ridge(RIDGE) if quantity else RidgeClassifier(RIDGE, class_weight="balanced")
+    answer = cross_val_predict(make_pipeline(StandardScaler(), ridge), x, y, cv=KFold(FOLDS))
     if quantity:
-        return float(model.score(x[:held_out], y[:held_out]))
-    truth, answer = y[:held_out], model.predict(x[:held_out])
-    classes = np.intersect1d(truth, y[held_out:])  # a class without a training example cannot be answered
-    return float(recall_score(truth, answer, labels=classes, average="macro"))
+        return float(r2_score(y, answer))
+    return float(recall_score(y, answer, labels=common, average="macro"))
