@@ -26,6 +26,7 @@ class _ScaledRates(Optimizer):
         super().__init__([{"params": listed, SCALE: scale} for scale, listed in groups.items()], **arguments)
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One step at each group's own rate; the rates that others see are as before."""
         rates = [group["lr"] for group in self.param_groups]
         for group in self.param_groups:
             group["lr"] *= group[SCALE]
