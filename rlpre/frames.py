@@ -17,9 +17,8 @@ from rlpre import framewriter
 from rlpre.errors import RlpreError, lookup
 from rlpre.files import sha256
 from rlpre.framewriter import ATLAS, COLUMNS, FrameWriter
+from rlpre.sampling import Balanced, Indices, Pairs
 from rlpre.tiles import TileAtlas
-
-Indices = npt.NDArray[np.int64]
 
 
 def digests(frames: npt.NDArray[np.uint8]) -> Iterator[bytes]:
@@ -201,8 +200,8 @@ class FrameStore:
         return float(np.mean(self.ids[acted] == self.ids[acted + 1])) if len(acted) else 0.0
 
     @cached_property
-    def _balanced(self) -> "_Balanced":
-        return _Balanced(np.arange(len(self)), self.ids)
+    def _balanced(self) -> Balanced:
+        return Balanced(np.arange(len(self)), self.ids)
 
     def sample(self, batch: int, rng: np.random.Generator) -> Indices:
         """Draws rows with replacement, (batch,) int64, each with weight (occurrences of its frame) ** -0.5.
@@ -212,53 +211,11 @@ class FrameStore:
         """
         return self._balanced.draw(batch, rng)
 
-    def pairs(self, k: int) -> "Pairs":
-        """A sampler of two different frames at most ``k`` steps apart in one episode."""
-        return Pairs(self, k)
+    def pairs(self, k: int) -> Pairs:
+        """A sampler of two different frames at most ``k`` steps apart in one episode.
 
-
-class _Balanced:
-    """Draws from ``rows`` with weight (occurrences of the row's frame among them) ** -0.5."""
-
-    def __init__(self, rows: Indices, ids: Indices) -> None:
-        weights = np.bincount(ids)[ids] ** -0.5
-        self.rows, self.cumulative = rows, np.cumsum(weights)
-
-    def draw(self, batch: int, rng: np.random.Generator) -> Indices:
-        points = rng.random(batch) * self.cumulative[-1]
-        place = np.searchsorted(self.cumulative, points, side="right")
-        drawn: Indices = self.rows[np.minimum(place, len(self.rows) - 1)]  # rounding can give the sum itself
-        return drawn
-
-
-class Pairs:
-    """Samples (anchor, later, action): later = anchor + j, 1 <= j <= k, same episode, another frame.
-
-    Anchors are balanced as in `FrameStore.sample`, counted among possible anchors; j is uniform among those allowed.
-
-    Raises:
-        RlpreError: if k < 1 or no frame of the store changes within k steps.
-    """
-
-    def __init__(self, store: FrameStore, k: int) -> None:
-        if k < 1:
-            raise RlpreError(f"pairs are k >= 1 steps apart, got k={k}: choose for example k=5")
-        ids, episode = store.ids, np.cumsum(store.column("episode_start"))
-        allowed = np.zeros((len(store), k), bool)
-        for j in range(1, min(k, len(store) - 1) + 1):
-            allowed[:-j, j - 1] = (episode[j:] == episode[:-j]) & (ids[j:] != ids[:-j])
-        rows = np.flatnonzero(allowed.any(axis=1))
-        if not len(rows):
-            raise RlpreError(
-                f"no frame of {store.path} changes within {k} steps of an episode: collect livelier behaviour"
-            )
-        self._allowed, self._action = allowed, store.column("action")
-        self._anchors = _Balanced(rows, ids[rows])
-
-    def sample(self, batch: int, rng: np.random.Generator) -> tuple[Indices, Indices, Indices]:
-        """Three (batch,) int64 arrays: anchor rows, later rows, and the actions taken at the anchors."""
-        anchor = self._anchors.draw(batch, rng)
-        rank = self._allowed[anchor].cumsum(axis=1)
-        chosen = np.floor(rng.random(batch) * rank[:, -1]).astype(np.int64) + 1
-        later = anchor + 1 + (rank == chosen[:, None]).argmax(axis=1)
-        return anchor, later, self._action[anchor]
+        Raises:
+            RlpreError: if k < 1 or no frame of the store changes within k steps.
+        """
+        episode = np.cumsum(self.column("episode_start"))
+        return Pairs(self.ids, episode, self.column("action"), k, where=str(self.path))

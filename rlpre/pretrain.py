@@ -20,12 +20,13 @@ from rlpre.device import resolve_device
 from rlpre.encoders import Encoder, InputSpec
 from rlpre.errors import RlpreError, at_least
 from rlpre.files import write_bytes, write_json
-from rlpre.frames import FrameStore, Pairs
+from rlpre.frames import FrameStore
 from rlpre.measure.health import alignment, effective_rank, uniformity
 from rlpre.measure.probe import encode, linear_probe
 from rlpre.objectives import Batch, Views, Weighted, make_objective
 from rlpre.provenance import provenance
 from rlpre.report.pictures import neighbours
+from rlpre.sampling import Pairs
 
 STATE = "state.ckpt"  # what resuming needs beside the checkpoint
 LOG_EVERY = 50  # steps between curve points
