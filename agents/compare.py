@@ -19,6 +19,7 @@ from rlpre.report.results import Metric
 from rlpre.study import Cell, StudyResult, run_study
 
 Report = Callable[[int], None]
+DECIDED = ("env", "agent", "encoder", "seed", "steps")  # settings of a run that differ from run to run
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Comparison:
     """Everything that a comparison's numbers depend on, but for the seeds."""
 
     environments: tuple[str, ...]  # where agents are trained
+    steps: tuple[int, ...]  # environment steps of a run in each of them, or one number for all
     sources: tuple[str, ...]  # where offline frames are collected
     frames: int  # transitions to collect
     behaviour: str  # who collects them, see envs.collect
@@ -82,9 +84,9 @@ def compare(comparison: Comparison, out: Path, workers: int | None = None) -> st
     cells = [Cell(env, name, seed) for env in comparison.environments for name in arms for seed in seeds]
     offline = {name: len(frames) if arm.objective else 0 for name, arm in comparison.arms.items()}
     metric = Metric(offline, comparison.answer, threshold=comparison.threshold)
-    steps = dict.fromkeys(comparison.environments, comparison.train.steps)
     settings["metric"] = asdict(metric)
-    result = run_study(out / "runs", cells, partial(train_cell, comparison, out), settings, steps, workers=workers)
+    work = partial(train_cell, comparison, out)
+    result = run_study(out / "runs", cells, work, settings, budgets(comparison), workers=workers)
     text = report(out / "runs") if result.done else ""
     _succeed(result)
     return f"{text}\noffline: {len(frames):,} frames, {frames.distinct:,} distinct, of {', '.join(frames.tasks)}"
@@ -98,6 +100,10 @@ def check(comparison: Comparison) -> None:
             do not go together.
     """
     at_least(comparison, seeds=1, first_seed=0)
+    for name in DECIDED:
+        if getattr(comparison.train, name) != getattr(TrainConfig, name):
+            raise RlpreError(f"train.{name} is decided by the comparison itself: leave it out")
+    budgets(comparison)
     Metric(dict.fromkeys(comparison.arms, 0), comparison.answer)
     lookup("encoder", comparison.pretrain.encoder, ARCHITECTURES)
     resolve_device(comparison.pretrain.device)
@@ -110,6 +116,18 @@ def check(comparison: Comparison) -> None:
             parse_objective(arm.objective)
         for environment in comparison.environments:
             train_config(comparison, Path(), Cell(environment, name, comparison.first_seed)).check()
+
+
+def budgets(comparison: Comparison) -> dict[str, int]:
+    """Environment steps of a run by environment.
+
+    Raises:
+        RlpreError: if there are more or fewer numbers than environments.
+    """
+    environments, steps = comparison.environments, comparison.steps
+    if len(steps) not in (1, len(environments)):
+        raise RlpreError(f"{len(steps)} numbers of steps for {len(environments)} environments: give one for each")
+    return dict(zip(environments, steps * (len(environments) // len(steps)), strict=True))
 
 
 def configuration(comparison: Comparison) -> dict[str, Any]:
@@ -134,7 +152,10 @@ def train_config(comparison: Comparison, home: Path, cell: Cell) -> TrainConfig:
     """The configuration of one run of a comparison whose results directory is ``home``."""
     arm = comparison.arms[cell.arm]
     encoder = str(home / encoder_cell(comparison, arm.objective).path) if arm.objective else ""
-    return replace(comparison.train, env=cell.environment, agent=arm.agent, encoder=encoder, seed=cell.seed)
+    steps = budgets(comparison)[cell.environment]
+    return replace(
+        comparison.train, env=cell.environment, agent=arm.agent, encoder=encoder, seed=cell.seed, steps=steps
+    )
 
 
 def encoder_cell(comparison: Comparison, objective: str) -> Cell:

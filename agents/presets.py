@@ -1,7 +1,6 @@
 """Comparisons with a name."""
 
 from agents.compare import Arm, Comparison
-from agents.train import TrainConfig
 from rlpre import PretrainConfig
 
 EMPTY = "MiniGrid-Empty-Random-6x6-v0"
@@ -10,6 +9,7 @@ BEST = "contrastive+inverse"
 PRESETS = {
     "quick": Comparison(
         environments=(EMPTY,),
+        steps=(40_960,),
         sources=(EMPTY,),
         frames=20_000,
         behaviour="0.5*random + 0.5*expert:0.3",
@@ -24,6 +24,5 @@ PRESETS = {
         },
         answer=f"{BEST}-frozen",
         pretrain=PretrainConfig(steps=250, checkpoint_every=125),
-        train=TrainConfig(steps=40_960),
     ),
 }

@@ -25,10 +25,12 @@ WORLD = "MiniGrid-Empty-5x5-v0"
 COLLECT = f"{WORLD} --steps 400 --n-envs 4 --behaviour 0.5*random+0.5*expert:0.3".split()
 PRETRAIN = ["--steps=2", "--batch=16", "--features=16"]
 PPO = {"n-envs": 4, "n-steps": 32, "batch-size": 32, "n-epochs": 1}
-RUN = {"steps": 256, "features": 16, "eval-every": 128, "eval-episodes": 2}
-TRAIN = ["--env", WORLD, *(f"--{name}={value}" for name, value in (RUN | PPO).items())]
+STEPS = "--steps=256"
+RUN = {"features": 16, "eval-every": 128, "eval-episodes": 2}
+TRAIN = ["--env", WORLD, STEPS, *(f"--{name}={value}" for name, value in (RUN | PPO).items())]
 QUICK = [
     *f"quick --frames 400 --seeds 1 --environments {WORLD} --sources {WORLD}".split(),
+    STEPS,
     *(setting.replace("--", "--pretrain.") for setting in PRETRAIN),
     *(f"--train.{name}={value}" for name, value in RUN.items()),
     *(f"--train.ppo.{name}={value}" for name, value in PPO.items()),
@@ -173,6 +175,8 @@ BAD = [
     ("compare --out {new} quick --pretrain.encoder impalla", "unknown encoder 'impalla': did you mean 'impala'"),
     ("compare --out {new} quick --environments MiniGrid-Emty-5x5-v0", "did you mean 'MiniGrid-Empty-5x5-v0'"),
     ("compare --out {new} quick --train.device abacus", "device 'abacus' cannot be used here"),
+    ("compare --out {new} quick --steps 2048 2048", "2 numbers of steps for 1 environments"),
+    ("compare --out {new} quick --train.seed 3", "train.seed is decided by the comparison itself"),
     ("compare --out {new} quick --seeds 0", "seeds is 0: it must be at least 1"),
 ]
 
