@@ -13,6 +13,7 @@ from torch.optim import Adam, Optimizer
 from rlpre.augment import random_shift
 from rlpre.encoders import Encoder
 from rlpre.errors import RlpreError, lookup
+from rlpre.sb3.distinct import encode_distinct, independent
 from rlpre.sb3.optim import SCALE, scaled
 
 
@@ -118,8 +119,10 @@ class EncoderExtractor(BaseFeaturesExtractor):
                 "load the saved model, or call policy_kwargs again with the encoder"
             )
         if self.augment and self.training and is_grad_enabled():
-            observations = random_shift(observations)
-        return self.encoder(observations)  # type: ignore[no-any-return]
+            return self.encoder(random_shift(observations))  # type: ignore[no-any-return]
+        if not independent(self.encoder):
+            return self.encoder(observations)  # type: ignore[no-any-return]
+        return encode_distinct(self.encoder, observations)
 
     def apply(self, fn: Callable[[nn.Module], None]) -> Self:
         """Does nothing: SB3 calls this with its orthogonal initialisation, which would erase the weights."""
