@@ -13,10 +13,11 @@ import torch
 from gymnasium import spaces
 from torch import Tensor
 
-from rlpre import framewriter
+from rlpre import actions, framewriter
+from rlpre.actions import ActionSpace
 from rlpre.errors import RlpreError, lookup
 from rlpre.files import sha256
-from rlpre.framewriter import ATLAS, COLUMNS, FrameWriter
+from rlpre.framewriter import ATLAS, FrameWriter
 from rlpre.sampling import Balanced, Indices, Pairs
 from rlpre.tiles import TileAtlas
 
@@ -31,8 +32,9 @@ class FrameStore:
     """A directory of episodes, read through memory maps.
 
     Row t holds the frame o_t, the action taken at it, and the reward, terminated and truncated that the action caused.
-    An episode of T actions has T + 1 rows; the last one holds the frame it ended on and action -1. An episode that was
-    cut by the end of collecting has neither terminated nor truncated set.
+    An episode of T actions has T + 1 rows; the last one holds the frame it ended on and action -1 (NaN where actions
+    are vectors). An episode that was cut by the end of collecting has neither terminated nor truncated set. Frames
+    without actions (films, folders of images) have action -1 everywhere; their episodes are sequences.
 
     Grid-world frames are kept as tile codes, (rows, columns, 3) bytes, and decoded to pixels in the batch through the
     `TileAtlas` in the directory; other frames are kept as pixels.
@@ -41,7 +43,7 @@ class FrameStore:
         path: the directory.
         manifest: what `manifest.json` holds: spaces, specification, versions, counts, SHA-256 of every file.
         space: the decoded frames, ``Box(0, 255, (C, H, W), uint8)``.
-        num_actions: actions are 0 .. num_actions - 1.
+        action_space: ``Discrete``, ``Box`` (vectors), or None: frames without actions.
         cell: pixels per cell: the tile size, or 1 if frames are kept as pixels.
         palette: the palette that frames are decoded with.
         tasks: names of the values of column "task".
@@ -54,7 +56,7 @@ class FrameStore:
         if not self.manifest["shards"]:
             raise RlpreError(f"{path} holds no complete shard of frames yet: collect into it first")
         self.space = spaces.Box(0, 255, tuple(self.manifest["space"]["shape"]), np.uint8)
-        self.num_actions: int = self.manifest["action_space"]["n"]
+        self.action_space: ActionSpace = actions.restore(self.manifest["action_space"])
         self.cell: int = self.manifest["cell"]
         self.palette: str = self.manifest["palette"]
         self.tasks: list[str] = self.manifest["tasks"]
@@ -66,8 +68,10 @@ class FrameStore:
         # plain arrays over the maps: indexing np.memmap itself costs several times more
         self._shards = [np.asarray(np.load(file, mmap_mode="r")) for file in frames]
         self._starts = np.cumsum([0, *map(len, self._shards)])
-        table = np.concatenate([np.load(file) for file in rows])
-        self._columns = {name: np.ascontiguousarray(table[name]) for name in (*COLUMNS, *self.labels)}
+        tables, row = [np.load(file) for file in rows], framewriter.row_type(self.manifest)
+        self._columns = {
+            name: np.concatenate([table[name] for table in tables], dtype=row[name].base) for name in row.names or ()
+        }
 
     @classmethod
     def open(cls, path: str | Path) -> "FrameStore":
@@ -83,7 +87,7 @@ class FrameStore:
         path: str | Path,
         *,
         space: spaces.Box,
-        action_space: spaces.Discrete,
+        action_space: ActionSpace,
         spec: Mapping[str, Any],
         atlas: TileAtlas | None = None,
         palette: str = "day",
@@ -95,7 +99,7 @@ class FrameStore:
         Args:
             path: a directory without a store.
             space: the decoded frames, (C, H, W) uint8.
-            action_space: the actions.
+            action_space: ``Discrete`` from 0, ``Box`` of floats, or None for frames without actions.
             spec: how the frames are made; kept in the manifest, JSON values only.
             atlas: given, frames are appended as tile codes (rows, columns, 3); else as pixels.
             palette: palette of the atlas to decode with.
@@ -139,8 +143,35 @@ class FrameStore:
                 raise RlpreError(f"{self.path / file['name']} does not match its SHA-256: restore it or collect again")
 
     def column(self, name: str) -> npt.NDArray[Any]:
-        """One value per row, (N,): action int64, reward float32, three flags bool, task and labels int16."""
+        """One value per row, (N,): action int64, reward float64, three flags bool, task int32, labels int16.
+
+        Where actions are vectors, "action" is (N, *action_space.shape) of the space's dtype.
+        """
         return lookup("column", name, self._columns)
+
+    @property
+    def num_actions(self) -> int:
+        """Actions are 0 .. num_actions - 1.
+
+        Raises:
+            RlpreError: if the store holds vectors or no actions.
+        """
+        if not isinstance(self.action_space, spaces.Discrete):
+            raise RlpreError(
+                f"{self.path} holds no discrete actions (its action space is {self.action_space}): choose an objective "
+                "that does without, or frames collected with discrete actions"
+            )
+        return int(self.action_space.n)
+
+    @cached_property
+    def acted(self) -> npt.NDArray[np.bool_]:
+        """(N,): rows at which an action was taken; nowhere in a store without actions."""
+        return actions.taken(self.column("action"))
+
+    @cached_property
+    def episode(self) -> Indices:
+        """(N,) int64: the running number of each row's episode, from 0."""
+        return np.cumsum(self.column("episode_start"), dtype=np.int64) - 1
 
     def _gather(self, indices: npt.ArrayLike) -> npt.NDArray[np.uint8]:
         index = np.asarray(indices, np.int64).reshape(-1)
@@ -195,9 +226,10 @@ class FrameStore:
 
     @cached_property
     def unchanged(self) -> float:
-        """Share of the transitions in [0, 1] whose frame does not change."""
-        acted = np.flatnonzero(self.column("action") >= 0)
-        return float(np.mean(self.ids[acted] == self.ids[acted + 1])) if len(acted) else 0.0
+        """Share in [0, 1] of the steps from row to row of an episode at which the frame does not change."""
+        inside = self.episode[1:] == self.episode[:-1]
+        same = self.ids[1:] == self.ids[:-1]
+        return float(np.mean(same[inside])) if inside.any() else 0.0
 
     @cached_property
     def _balanced(self) -> Balanced:
@@ -217,5 +249,4 @@ class FrameStore:
         Raises:
             RlpreError: if k < 1 or no frame of the store changes within k steps.
         """
-        episode = np.cumsum(self.column("episode_start"))
-        return Pairs(self.ids, episode, self.column("action"), k, where=str(self.path))
+        return Pairs(self.ids, self.episode, self.column("action"), k, where=str(self.path))

@@ -10,30 +10,27 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 
+from rlpre import actions
+from rlpre.actions import ActionSpace
 from rlpre.errors import RlpreError
 from rlpre.files import atomic, read_json, sha256, write_json
 from rlpre.tiles import TileAtlas
 
-FORMAT = 1
+FORMAT = 2
+READABLE = (1, 2)  # 1: discrete actions only, rewards in float32
 MANIFEST, ATLAS = "manifest.json", "atlas.npz"
-COLUMNS: dict[str, str] = {
-    "action": "i8",
-    "reward": "f4",
-    "terminated": "?",
-    "truncated": "?",
-    "episode_start": "?",
-    "task": "i2",
-}
+COLUMNS = {"reward": "f8", "terminated": "?", "truncated": "?", "episode_start": "?", "task": "i4"}
 SHARD_ROWS, SHARD_BYTES = 65_536, 128 * 2**20
 
 
-def row_type(labels: Sequence[str]) -> np.dtype[np.void]:
-    """The structured dtype of a row without its frame: the fixed columns, then one int16 per label."""
-    return np.dtype([*COLUMNS.items(), *((name, "i2") for name in labels)])
+def row_type(manifest: Mapping[str, Any]) -> np.dtype[np.void]:
+    """The structured dtype of a row without its frame: the action, the fixed columns, then one int16 per label."""
+    action = actions.column_type(actions.restore(manifest["action_space"]))
+    return np.dtype([("action", action), *COLUMNS.items(), *((name, "i2") for name in manifest["labels"])])
 
 
 class FrameWriter:
-    """Appends whole episodes to a store directory; made by `FrameStore.create` and `FrameStore.extend`.
+    """Appends episodes to a store directory; made by `FrameStore.create` and `FrameStore.extend`.
 
     Rows wait in memory until a shard is full (or `flush`); a process that dies leaves every written shard readable.
     As a context manager it flushes at the end, unless the block raised.
@@ -41,6 +38,8 @@ class FrameWriter:
     Attributes:
         path: the directory.
         manifest: what `manifest.json` holds.
+        frame_shape: of what is appended.
+        action_space: of the store.
         shard_rows: rows that make a shard full.
     """
 
@@ -48,7 +47,8 @@ class FrameWriter:
         self.path = path
         self.manifest: dict[str, Any] = read_manifest(path)
         self.frame_shape = tuple(self.manifest["frame_shape"])
-        self._dtype = row_type(self.manifest["labels"])
+        self.action_space = actions.restore(self.manifest["action_space"])
+        self._dtype = row_type(self.manifest)
         self._frames: list[npt.NDArray[np.uint8]] = []
         self._rows: list[npt.NDArray[np.void]] = []
         self.shard_rows = max(1, min(SHARD_ROWS, SHARD_BYTES // int(np.prod(self.frame_shape))))
@@ -59,12 +59,14 @@ class FrameWriter:
         return sum(map(len, self._rows))
 
     def append(self, frames: npt.NDArray[np.uint8], **columns: npt.ArrayLike) -> None:
-        """Appends whole episodes: T + 1 rows for T actions, the last row's action is -1.
+        """Appends whole episodes: T + 1 rows for T actions; the last row's action is -1, or NaN for vectors.
+
+        In a store without actions every action is -1, and what is appended may go on with the last episode.
 
         Args:
             frames: (n, rows, columns, 3) uint8 codes for a tile store, else (n, C, H, W) uint8 pixels.
-            **columns: one array (n,) or scalar per column: action, reward, terminated, truncated, episode_start, task,
-                and every label of the store.
+            **columns: one array (n,) or scalar per column: action (vectors: (n, ...)), reward, terminated, truncated,
+                episode_start, task, and every label of the store.
 
         Raises:
             RlpreError: if shapes, dtypes, names or the episode structure are wrong, or the disk is full.
@@ -80,11 +82,7 @@ class FrameWriter:
             raise RlpreError(f"columns of {self.path} are {', '.join(names)}: missing or unknown: {wrong}")
         rows = np.empty(len(frames), self._dtype)
         for name, values in columns.items():
-            if np.ndim(values) and np.shape(values) != (len(frames),):
-                raise RlpreError(
-                    f"column {name!r} has shape {np.shape(values)}: expected ({len(frames)},), as the frames"
-                )
-            rows[name] = values
+            _fill(rows[name], name, values)
         self._check_episodes(rows)
         self._frames.append(frames.copy())
         self._rows.append(rows)
@@ -92,13 +90,19 @@ class FrameWriter:
             self.flush()
 
     def _check_episodes(self, rows: npt.NDArray[np.void]) -> None:
-        ends = rows["action"] == -1
-        if not rows["episode_start"][0] or not np.array_equal(ends, np.append(rows["episode_start"][1:], True)):
+        start, taken = rows["episode_start"], actions.taken(rows["action"])
+        if self.action_space is None:
+            if taken.any() or not (start[0] or self._rows or self.manifest["shards"]):
+                raise RlpreError(f"{self.path} holds no actions: append action -1, and episode_start in the first row")
+        elif not start[0] or not np.array_equal(taken, ~np.append(start[1:], True)):
             raise RlpreError(
-                "append takes whole episodes: each starts with episode_start and ends with a row of action -1"
+                "append takes whole episodes: each starts with episode_start and ends with a row of action "
+                f"{actions.missing(self.action_space)}, and no other row has that action"
             )
-        actions, tasks = self.manifest["action_space"]["n"], len(self.manifest["tasks"])
-        for name, low, high in (("action", -1, actions), ("task", 0, tasks)):
+        ranges = {"task": (0, len(self.manifest["tasks"]))}
+        if isinstance(self.action_space, spaces.Discrete):
+            ranges["action"] = (-1, int(self.action_space.n))
+        for name, (low, high) in ranges.items():
             if rows[name].min() < low or rows[name].max() >= high:
                 raise RlpreError(
                     f"column {name!r} of {self.path} must lie in {low}..{high - 1}: check what is appended"
@@ -112,10 +116,10 @@ class FrameWriter:
         """
         if not self._rows:
             return
-        shards = self.manifest["shards"]
-        parts = {"frames": np.concatenate(self._frames), "rows": np.concatenate(self._rows)}
-        files = [_write_array(self.path / f"{part}-{len(shards):05d}.npy", array) for part, array in parts.items()]
-        manifest = {**self.manifest, "shards": [*shards, {"rows": len(parts["rows"]), "files": files}]}
+        shards, rows = self.manifest["shards"], self.pending
+        parts: dict[str, Sequence[npt.NDArray[Any]]] = {"frames": self._frames, "rows": self._rows}
+        files = [_write_array(self.path / f"{name}-{len(shards):05d}.npy", arrays) for name, arrays in parts.items()]
+        manifest = {**self.manifest, "format": FORMAT, "shards": [*shards, {"rows": rows, "files": files}]}
         write_json(self.path / MANIFEST, manifest)
         self.manifest = manifest
         self._frames, self._rows = [], []
@@ -133,7 +137,7 @@ class FrameWriter:
 def create(
     path: Path,
     space: spaces.Box,
-    action_space: spaces.Discrete,
+    action_space: ActionSpace,
     spec: Mapping[str, Any],
     atlas: TileAtlas | None,
     palette: str,
@@ -143,7 +147,8 @@ def create(
     """Makes the directory, the atlas file and an empty manifest; see `FrameStore.create`."""
     if (path / MANIFEST).exists():
         raise RlpreError(f"{path} already holds a frame store: extend it or choose another directory")
-    _check_spaces(space, action_space, cell := atlas.tile_size if atlas else 1)
+    actions.check(action_space)
+    _check_space(space, cell := atlas.tile_size if atlas else 1)
     if atlas:
         path.mkdir(parents=True, exist_ok=True)
         atlas.save(path / ATLAS)
@@ -151,7 +156,7 @@ def create(
     content = {
         "format": FORMAT,
         "space": {"shape": list(space.shape), "dtype": "uint8", "low": 0, "high": 255},
-        "action_space": {"n": int(action_space.n)},
+        "action_space": actions.describe(action_space),
         "frame_shape": list(frame_shape),
         "cell": cell,
         "palette": palette,
@@ -166,11 +171,18 @@ def create(
     return FrameWriter(path)
 
 
-def _check_spaces(space: spaces.Box, action_space: spaces.Discrete, cell: int) -> None:
-    if not isinstance(action_space, spaces.Discrete) or action_space.start != 0:
-        raise RlpreError(
-            f"a frame store holds discrete actions 0..n-1, not {action_space}: discretise the actions first"
-        )
+def _fill(column: npt.NDArray[Any], name: str, values: npt.ArrayLike) -> None:
+    """Copies ``values`` into the column, whole numbers and flags exactly."""
+    values = np.asarray(values)
+    if values.ndim and values.shape != column.shape:
+        raise RlpreError(f"column {name!r} has shape {values.shape}: expected {column.shape}, as the frames")
+    with np.errstate(invalid="ignore"):  # NaN as a whole number: refused below
+        column[...] = values
+    if column.dtype.kind in "ib" and not (column == values).all():
+        raise RlpreError(f"column {name!r} is {column.dtype} and cannot hold what is appended: convert it first")
+
+
+def _check_space(space: spaces.Box, cell: int) -> None:
     if space.dtype != np.uint8 or len(space.shape) != 3:
         raise RlpreError(f"frames are (channels, height, width) uint8, not {space}: wrap the environment to give that")
     if any(side % cell for side in space.shape[1:]):
@@ -186,8 +198,8 @@ def read_manifest(path: Path) -> dict[str, Any]:
         RlpreError: if the manifest is missing, damaged or of another format, or a shard is missing or truncated.
     """
     content: dict[str, Any] = read_json(path / MANIFEST)
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise RlpreError(f"{path / MANIFEST} is not a frame store of format {FORMAT}: collect the frames again")
+    if not isinstance(content, dict) or content.get("format") not in READABLE:
+        raise RlpreError(f"{path / MANIFEST} is not a frame store of format 1 to {FORMAT}: collect the frames again")
     for shard in content["shards"]:
         for file in shard["files"]:
             found = path / file["name"]
@@ -197,12 +209,15 @@ def read_manifest(path: Path) -> dict[str, Any]:
     return content
 
 
-def _write_array(path: Path, array: npt.NDArray[Any]) -> dict[str, Any]:
-    """Writes one .npy file atomically and returns its manifest entry."""
+def _write_array(path: Path, parts: Sequence[npt.NDArray[Any]]) -> dict[str, Any]:
+    """Writes the parts as one .npy file, atomically, and returns its manifest entry."""
+    shape = (sum(map(len, parts)), *parts[0].shape[1:])
+    header = {"descr": np.lib.format.dtype_to_descr(parts[0].dtype), "fortran_order": False, "shape": shape}
     with atomic(path) as temporary:
         with open(temporary, "wb") as file:
             # numpy's own writer reports a full disk without its reason
-            np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
-            file.write(array.data)
+            np.lib.format.write_array_header_1_0(file, header)
+            for part in parts:
+                file.write(part.data)
         digest, size = sha256(temporary), temporary.stat().st_size
     return {"name": path.name, "bytes": size, "sha256": digest}

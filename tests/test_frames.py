@@ -5,10 +5,12 @@ import resource
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from gymnasium import spaces
 
 from rlpre.errors import RlpreError
+from rlpre.files import sha256, write_json
 from rlpre.frames import FrameStore
 from rlpre.framewriter import FrameWriter
 
@@ -61,11 +63,86 @@ def test_round_trip_over_shards(tmp_path: Path) -> None:
     np.testing.assert_array_equal(frames.column("action"), [0, 1, -1, 0, -1, 0, -1])
     np.testing.assert_array_equal(frames.column("terminated"), [0, 1, 0, 1, 0, 1, 0])
     np.testing.assert_array_equal(frames.column("episode_start"), [1, 0, 0, 1, 0, 1, 0])
-    dtypes = {"action": "int64", "reward": "float32", "truncated": "bool", "task": "int16", "front": "int16"}
+    dtypes = {"action": "int64", "reward": "float64", "truncated": "bool", "task": "int32", "front": "int16"}
     assert {name: str(frames.column(name).dtype) for name in dtypes} == dtypes
     np.testing.assert_array_equal(frames.ids, [0, 1, 2, 3, 4, 0, 2])
     assert frames.distinct == 5
+    np.testing.assert_array_equal(frames.episode, [0, 0, 0, 1, 1, 2, 2])
+    np.testing.assert_array_equal(frames.acted, [1, 1, 0, 1, 0, 1, 0])
+    assert frames.action_space == spaces.Discrete(3)
     frames.verify()
+
+
+@pytest.mark.parametrize("shape", [(1,), (3,), (2, 3)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_actions_may_be_vectors(tmp_path: Path, shape: tuple[int, ...], dtype: type) -> None:
+    space = spaces.Box(-np.inf, 2.5, shape, dtype)
+    action = np.random.default_rng(0).normal(size=(4, *shape)).astype(dtype)
+    action[3] = np.nan
+    with new(tmp_path / "s", action_space=space) as writer:
+        add(writer, 1, 2, 3, 4, action=action, reward=[0.1, 1e-300, -2.0, 0.0])
+    frames = FrameStore.open(tmp_path / "s")
+    assert frames.action_space == space
+    assert frames.column("action").dtype == dtype
+    np.testing.assert_array_equal(frames.column("action"), action)
+    np.testing.assert_array_equal(frames.column("reward"), [0.1, 1e-300, -2.0, 0.0])
+    np.testing.assert_array_equal(frames.acted, [1, 1, 1, 0])
+    anchor, _, chosen = frames.pairs(2).sample(50, np.random.default_rng(0))
+    np.testing.assert_array_equal(chosen, action[anchor])
+    with pytest.raises(RlpreError, match="holds no discrete actions"):
+        _ = frames.num_actions
+
+
+def test_frames_without_actions_come_in_pieces(tmp_path: Path) -> None:
+    with new(tmp_path / "s", action_space=None, labels=()) as writer:
+        columns = {"action": -1, "reward": 0.0, "terminated": False, "truncated": False, "task": 0}
+        for piece, start in (((1, 1), [1, 0]), ((2, 3), [0, 0]), ((4, 5), [1, 0])):
+            writer.append(frame(*piece), **columns, episode_start=np.array(start, bool))
+            writer.flush()
+        with pytest.raises(RlpreError, match="holds no actions: append action -1"):
+            writer.append(frame(1), **columns | {"action": 0}, episode_start=True)
+    frames = FrameStore.open(tmp_path / "s")
+    assert frames.action_space is None
+    assert frames.labels == []
+    np.testing.assert_array_equal(frames.episode, [0, 0, 0, 0, 1, 1])
+    assert not frames.acted.any()
+    assert frames.unchanged == pytest.approx(1 / 4)
+    anchor, later, _ = frames.pairs(1).sample(200, np.random.default_rng(0))
+    assert set(zip(anchor.tolist(), later.tolist(), strict=True)) == {(1, 2), (2, 3), (4, 5)}
+    with pytest.raises(RlpreError, match="its action space is None"):
+        _ = frames.num_actions
+
+
+def test_the_first_rows_of_a_store_begin_an_episode(tmp_path: Path) -> None:
+    writer = new(tmp_path / "s", action_space=None)
+    with pytest.raises(RlpreError, match="episode_start in the first row"):
+        add(writer, 1, action=-1, terminated=False, episode_start=False)
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 7), (4, 2, 2), (12, 3, 9)])
+def test_any_channels_and_any_size(tmp_path: Path, shape: tuple[int, int, int]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (3, *shape), np.uint8)
+    with new(tmp_path / "s", space=spaces.Box(0, 255, shape, np.uint8), labels=()) as writer:
+        columns = {"action": [0, 1, -1], "episode_start": [True, False, False], "task": 0}
+        writer.append(pixels, **columns, reward=0, terminated=False, truncated=False)
+    np.testing.assert_array_equal(FrameStore.open(tmp_path / "s").frames([2, 0, 1]), pixels[[2, 0, 1]])
+
+
+def test_a_store_of_format_1_opens_and_grows(tmp_path: Path) -> None:
+    frames = store(tmp_path / "s", (1, 2, 3))
+    old = [("action", "i8"), ("reward", "f4"), ("terminated", "?"), ("truncated", "?"), ("episode_start", "?")]
+    np.save(path := frames.path / "rows-00000.npy", np.load(path).astype([*old, ("task", "i2"), ("front", "i2")]))
+    manifest = {**frames.manifest, "format": 1}
+    manifest["shards"][0]["files"][1].update(bytes=path.stat().st_size, sha256=sha256(path))
+    write_json(frames.path / "manifest.json", manifest)
+    with FrameStore.extend(frames.path) as writer:
+        assert len(FrameStore.open(frames.path)) == 3
+        add(writer, 4, 5, reward=[1 / 3, 0])
+    grown = FrameStore.open(frames.path)
+    grown.verify()
+    assert grown.column("reward").dtype == np.float64
+    np.testing.assert_array_equal(grown.column("reward"), [0, 0.25, 0.5, 1 / 3, 0])
+    np.testing.assert_array_equal(grown.frames(range(5)), frame(1, 2, 3, 4, 5))
 
 
 def test_unchanged_counts_transitions_not_rows(tmp_path: Path) -> None:
@@ -156,6 +233,9 @@ def test_a_store_without_changes_has_no_pairs(tmp_path: Path) -> None:
         ({"action": [0, 3, -1]}, r"column 'action' .* must lie in -1\.\.2"),
         ({"task": 1}, r"column 'task' .* must lie in 0\.\.0"),
         ({"colour": 1}, "missing or unknown: colour"),
+        ({"action": [0, 1.5, -1]}, "column 'action' is int64 and cannot hold"),
+        ({"action": [0, np.nan, -1]}, "column 'action' is int64 and cannot hold"),
+        ({"front": 40_000}, "column 'front' is int16 and cannot hold"),
     ],
 )
 def test_bad_rows_are_refused_and_the_writer_goes_on(tmp_path: Path, change: dict[str, object], message: str) -> None:
@@ -177,7 +257,10 @@ def test_frames_of_another_shape_are_refused(tmp_path: Path, bad: np.ndarray) ->
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"action_space": spaces.Box(-1, 1, (2,))}, "discrete actions"),
+        ({"action_space": spaces.MultiDiscrete([2, 3])}, "discrete actions"),
+        ({"action_space": spaces.Discrete(3, start=1)}, "discrete actions"),
+        ({"action_space": spaces.Box(0, 9, (2,), np.int64)}, "vectors of floats"),
+        ({"action_space": spaces.Box(-1, 1, ())}, "vectors of floats"),
         ({"space": spaces.Box(0, 1, SHAPE, np.float32)}, "uint8"),
         ({"space": spaces.Box(0, 255, (4,), np.uint8)}, "channels, height, width"),
     ],
@@ -202,7 +285,7 @@ def test_missing_empty_and_foreign_stores(tmp_path: Path) -> None:
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "manifest.json").write_text(json.dumps({"format": 99}))
-    with pytest.raises(RlpreError, match="not a frame store of format 1"):
+    with pytest.raises(RlpreError, match="not a frame store of format 1 to 2"):
         FrameStore.open(foreign)
 
 
@@ -260,3 +343,12 @@ def test_indices_and_names_are_checked(tmp_path: Path) -> None:
         frames.column("rewards")
     with pytest.raises(RlpreError, match="keeps pixels"):
         frames.codes([0])
+
+
+@pytest.mark.parametrize("action", [np.zeros((3, 2)), [[0, 0], [np.nan, 0], [np.nan] * 2], np.full((3, 2), np.nan)])
+def test_vectors_end_with_nan_and_only_there(tmp_path: Path, action: npt.ArrayLike) -> None:
+    writer = new(tmp_path / "s", action_space=spaces.Box(-1, 1, (2,)))
+    with pytest.raises(RlpreError, match="ends with a row of action nan"):
+        add(writer, 1, 2, 3, action=action)
+    with pytest.raises(RlpreError, match=r"column 'action' has shape \(3,\): expected \(3, 2\)"):
+        add(writer, 1, 2, 3, action=[0.0, 0.0, np.nan])
