@@ -254,7 +254,7 @@ class _Run:
             board.add_image(name, picture.cpu(), self.step)
         board.flush()
         self.model.train()
-        encoder.pretraining = {**self.identity, "step": self.step, "probes": self.reports["probes"]}
+        encoder.pretraining = {**self.identity, "step": self.step, **self.reports}
         encoder.save(self.out)
         buffer = io.BytesIO()
         torch.save(self._state(), buffer)
