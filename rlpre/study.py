@@ -8,12 +8,12 @@ that failed ``failed.json`` and, if it had the time, ``traceback.txt``.
 import json
 import os
 import shutil
+import socket
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import nullcontext, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,25 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 from rlpre.errors import RlpreError
 from rlpre.files import read_json, write_json
 from rlpre.pool import Workers
 
-STUDY, DONE, FAILED, TRACEBACK, PROGRESS = "study.json", "done.json", "failed.json", "traceback.txt", "progress"
+STUDY, LOCK = "study.json", "lock"
+DONE, FAILED, TRACEBACK, PROGRESS = "done.json", "failed.json", "traceback.txt", "progress"
 ABSENT = "absent"
 POLL_SECONDS = 1.0
+# Errors that are an executor's, by the names of their classes, because the package of some need not be installed.
+LOST = {
+    "BrokenProcessPool": "its worker process was killed (out of memory?): give fewer workers and run the study again",
+    "KilledWorker": "every worker that tried it was lost: look at the workers' logs and run the study again",
+    "CancelledError": "it was cancelled, or the scheduler is gone: run the study again",
+}
 
 
 @dataclass(frozen=True, order=True)
@@ -70,11 +82,12 @@ def run_study(
     *,
     executor: Executor | None = None,
     workers: int | None = None,
+    keep: bool = False,
 ) -> StudyResult:
     """Runs the cells that have no done-marker; a study killed at any moment goes on from there.
 
     A cell that raises, or whose process is killed twice, is recorded, the others go on, and the next call tries it
-    again. Each attempt starts in an empty run directory.
+    again.
 
     Args:
         directory: where the study lives; on a shared file system if the executor's workers are on other machines.
@@ -82,21 +95,23 @@ def run_study(
         work: see `Work`.
         configuration: JSON-like; all that the results depend on except the cells, which may be added later.
         steps: environment -> steps of each of its cells, for the progress bar.
-        executor: where cells run, such as dask's ``Client(...).get_executor()``. Default: `rlpre.pool.Workers`.
-        workers: cells at a time; each gets cores // workers threads (at least one). Default: one per core.
+        executor: where cells run, such as `rlpre.cluster.cluster`. Default: `rlpre.pool.Workers`.
+        workers: cells at a time on one machine; each gets its cores // workers threads (at least one). Default: one per
+            core. An executor decides itself how many it runs, and takes only the threads from here.
+        keep: an attempt finds what an earlier one has left in the run directory, for work that resumes. Default: the
+            run directory is emptied.
 
     Raises:
-        RlpreError: if the directory belongs to another configuration, or there are no workers.
+        RlpreError: if the directory belongs to another configuration, another process is writing it, or there are no
+            workers.
     """
     if workers is not None and workers < 1:
         raise RlpreError(f"workers={workers} would run nothing: give at least 1, or leave it out for one per core")
-    directory = directory.resolve()
-    _claim(directory, configuration)
-    cells, workers = list(dict.fromkeys(cells)), workers or _cores()
-    threads = max(1, _cores() // workers)
-    todo = [cell for cell in cells if not (directory / cell.path / DONE).exists()]
-    with nullcontext(executor) if executor else Workers(workers) as pool:
-        futures = {pool.submit(_run, work, cell, directory / cell.path, threads): cell for cell in todo}
+    directory, cells = directory.resolve(), list(dict.fromkeys(cells))
+    with _alone(directory), nullcontext(executor) if executor else Workers(workers or _cores()) as pool:
+        _claim(directory, configuration)
+        todo = [cell for cell in cells if not (directory / cell.path / DONE).exists()]
+        futures = {pool.submit(_run, work, cell, directory / cell.path, workers, keep): cell for cell in todo}
         failed = _follow(futures, cells, directory, steps)
     return StudyResult(tuple(cell for cell in cells if cell not in failed), failed)
 
@@ -110,12 +125,36 @@ def finished_runs(directory: Path) -> dict[Cell, Path]:
     return dict(sorted(runs.items()))
 
 
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Keeps other processes out; the operating system lifts the lock when this one ends, even by SIGKILL."""
+    path = directory / LOCK
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        file = path.open("a+")
+    except OSError as error:
+        raise RlpreError(f"cannot write {path}: {error.strerror}") from error
+    with file:
+        try:
+            if fcntl:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise RlpreError(f"{directory} is in use by {file.read()}: wait for it or give another one") from error
+        except OSError:  # a file system without locks
+            pass
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        yield
+
+
 def _claim(directory: Path, configuration: Mapping[str, Any]) -> None:
     path, wanted = directory / STUDY, json.loads(json.dumps(configuration))
     if not path.exists():
         write_json(path, wanted)
         return
-    there, here = _flat(read_json(path)), _flat(wanted)
+    there, here = flat(read_json(path)), flat(wanted)
     for key in dict.fromkeys([*there, *here]):
         if there.get(key, ABSENT) != here.get(key, ABSENT):
             raise RlpreError(
@@ -124,16 +163,17 @@ def _claim(directory: Path, configuration: Mapping[str, Any]) -> None:
             )
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    flat: dict[str, str] = {}
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """The leaves of nested dictionaries as JSON, by dotted name."""
+    leaves: dict[str, str] = {}
     for key, value in tree.items():
         nested = isinstance(value, dict) and value
-        flat |= _flat(value, f"{prefix}{key}.") if nested else {prefix + key: json.dumps(value)}
-    return flat
+        leaves |= flat(value, f"{prefix}{key}.") if nested else {prefix + key: json.dumps(value)}
+    return leaves
 
 
 def _follow(
-    futures: Mapping[Future[str | None], Cell], cells: Sequence[Cell], directory: Path, steps: Mapping[str, int]
+    futures: dict[Future[str | None], Cell], cells: Sequence[Cell], directory: Path, steps: Mapping[str, int]
 ) -> dict[Cell, str]:
     """Waits for the futures behind a bar over the steps of all cells; returns the errors."""
     pending, failed = set(futures), dict[Cell, str]()
@@ -147,7 +187,8 @@ def _follow(
         while pending:
             ended, pending = wait(pending, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
             for future in ended:
-                cell, error = futures[future], _outcome(future)
+                # not kept: dask would run a cell again whose result was on a worker that is lost later
+                cell, error = futures.pop(future), _outcome(future)
                 if error:
                     failed[cell] = error
                     write_json(directory / cell.path / FAILED, {"error": error})
@@ -170,10 +211,8 @@ def _follow(
 def _outcome(future: "Future[str | None]") -> str | None:
     try:
         return future.result()
-    except BrokenProcessPool:
-        return "its worker process was killed (out of memory?): give fewer workers and run the study again"
     except Exception as error:
-        return _sentence(error)
+        return LOST.get(type(error).__name__) or _sentence(error)
 
 
 def _sentence(error: Exception) -> str:
@@ -181,14 +220,20 @@ def _sentence(error: Exception) -> str:
     return text if isinstance(error, RlpreError) else f"{type(error).__name__}: {text}"
 
 
-def _run(work: Work, cell: Cell, run: Path, threads: int) -> str | None:
-    """Runs one cell in a worker; returns the error if it fails."""
+def _run(work: Work, cell: Cell, run: Path, workers: int | None, keep: bool) -> str | None:
+    """Runs one cell in a worker, perhaps on another machine; returns the error if it fails."""
+    if (run / DONE).exists():  # by a worker that was lost before it could say so
+        return None
+    threads = max(1, _cores() // (workers or _cores()))
     os.environ["OMP_NUM_THREADS"] = str(threads)  # for processes that the work starts
     torch.set_num_threads(threads)
     started = time.perf_counter()
     try:
-        shutil.rmtree(run, ignore_errors=True)  # what an attempt that was killed has left
-        run.mkdir(parents=True)
+        if not keep:
+            shutil.rmtree(run, ignore_errors=True)  # what an attempt that was killed has left
+        run.mkdir(parents=True, exist_ok=True)
+        for leftover in (FAILED, TRACEBACK, PROGRESS):
+            (run / leftover).unlink(missing_ok=True)
         work(cell, run, _Report(run / PROGRESS))
         seconds = time.perf_counter() - started
         write_json(run / DONE, {**asdict(cell), "seconds": round(seconds, 3), "threads": threads})
