@@ -12,13 +12,11 @@ from gymnasium.utils import RecordConstructorArgs
 from minigrid.minigrid_env import MiniGridEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
-from envs import views
+from envs import missions, views
 from envs.atlas import atlas
 from envs.symbols import UnknownObjectError
 from rlpre.errors import RlpreError, lookup
 from rlpre.tiles import PALETTES
-
-MISSION_BYTES = 512  # above the longest mission of BabyAI's grammar
 
 Observation = np.ndarray | dict[str, np.ndarray]
 
@@ -35,7 +33,7 @@ class GridWorld(gym.Wrapper, RecordConstructorArgs):
         view: "partial", as ``RGBImgPartialObsWrapper``, or "full", as ``RGBImgObsWrapper``.
         tile_size: pixels a cell and axis.
         palette: "day" or "night".
-        dict_obs: observe a dict of "image", "direction" and "mission" (UTF-8 bytes, padded with zeros).
+        dict_obs: observe a dict of "image", "direction" and "mission" (see :func:`envs.missions.clauses`).
 
     Raises:
         RlpreError: if the view or the palette is unknown.
@@ -54,7 +52,7 @@ class GridWorld(gym.Wrapper, RecordConstructorArgs):
         self.grid_env: MiniGridEnv = env.unwrapped
         self.rows, self.columns = views.shape(self.view, self.grid_env)
         image = spaces.Box(0, 255, (3, self.rows * tile_size, self.columns * tile_size), np.uint8)
-        mission = spaces.Box(0, 255, (MISSION_BYTES,), np.uint8)
+        mission = spaces.MultiBinary(missions.SHAPE)
         parts = {"image": image, "direction": spaces.Discrete(4), "mission": mission}
         self.observation_space = spaces.Dict(parts) if dict_obs else image
         self.glance = views.Glance(b"", b"")  # what the last reset or step ended on
@@ -102,15 +100,12 @@ class GridWorld(gym.Wrapper, RecordConstructorArgs):
         """What a Dict observation of the current state holds beside the image; empty without ``dict_obs``.
 
         Raises:
-            RlpreError: if the observation cannot hold the mission.
+            RlpreError: if the mission is not one of MiniGrid's or BabyAI's.
         """
         if not self.dict_obs:
             return {}
-        mission = self.grid_env.mission.encode()
-        if len(mission) > MISSION_BYTES:
-            raise RlpreError(f"the mission has {len(mission)} bytes, more than {MISSION_BYTES}: read it from info")
-        padded = np.frombuffer(mission.ljust(MISSION_BYTES, b"\0"), np.uint8)
-        return {"direction": np.int64(self.grid_env.agent_dir), "mission": padded.copy()}
+        mission = missions.clauses(self.grid_env.mission).copy()
+        return {"direction": np.int64(self.grid_env.agent_dir), "mission": mission}
 
     def _observe(self, info: dict) -> Observation:
         codes, frames = self.develop([self.glance])
