@@ -11,8 +11,8 @@ from agents.recipes import RECIPES
 from agents.train import TrainConfig, train
 from rlpre import FrameStore, PretrainConfig, RlpreError, pretrain
 from rlpre.device import resolve_device
-from rlpre.encoders import ARCHITECTURES
-from rlpre.errors import at_least, lookup
+from rlpre.encoders import find_architecture
+from rlpre.errors import at_least
 from rlpre.objectives import parse_objective
 from rlpre.report.compare import report
 from rlpre.report.results import Metric
@@ -105,7 +105,7 @@ def check(comparison: Comparison) -> None:
             raise RlpreError(f"train.{name} is decided by the comparison itself: leave it out")
     budgets(comparison)
     Metric(dict.fromkeys(comparison.arms, 0), comparison.answer)
-    lookup("encoder", comparison.pretrain.encoder, ARCHITECTURES)
+    find_architecture(comparison.pretrain.encoder)
     resolve_device(comparison.pretrain.device)
     fresh = (comparison.train.architecture, comparison.train.features)
     pretrained = (comparison.pretrain.encoder, comparison.pretrain.features)

@@ -16,7 +16,7 @@ import envs
 from agents.recipes import RECIPES, Recipe
 from rlpre import EncodedVecEnv, Encoder, InputSpec, RlpreError, fuse, policy_kwargs
 from rlpre.device import resolve_device
-from rlpre.encoders import ARCHITECTURES
+from rlpre.encoders import find_architecture
 from rlpre.errors import at_least, lookup
 from rlpre.files import write_json
 from rlpre.provenance import provenance
@@ -73,7 +73,7 @@ class TrainConfig:
             raise RlpreError(f"agent {self.agent!r} starts pretrained: give encoder=DIRECTORY, or use scratch")
         if self.encoder and not recipe.pretrained:
             raise RlpreError(f"agent {self.agent!r} starts from fresh weights: leave out the encoder, or use frozen")
-        lookup("encoder", self.architecture, ARCHITECTURES)
+        find_architecture(self.architecture)
         at_least(self, features=1, seed=0, eval_every=1, eval_episodes=1)
         at_least(self.ppo, n_envs=1, n_steps=2, batch_size=2, n_epochs=1, hidden=1)
         if self.steps < self.eval_every:

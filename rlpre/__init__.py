@@ -1,6 +1,6 @@
 """Pretrained encoders for Stable-Baselines3: pretrain on offline frames, plug into any policy, measure the gain."""
 
-from rlpre.encoders import Encoder, InputSpec
+from rlpre.encoders import Encoder, InputSpec, register_encoder
 from rlpre.errors import RlpreError
 from rlpre.frames import FrameStore
 from rlpre.pretrain import PretrainConfig, PretrainResult, pretrain
@@ -17,4 +17,5 @@ __all__ = [
     "fuse",
     "policy_kwargs",
     "pretrain",
+    "register_encoder",
 ]

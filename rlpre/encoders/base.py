@@ -1,88 +1,40 @@
-"""One encoder class: input specification, ordered stages, and a checkpoint without pickle."""
+"""One encoder class: ordered stages, and a checkpoint without pickle."""
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, fields
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import numpy as np
 import torch
-from gymnasium import spaces
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from rlpre.encoders.cnn import cnn
-from rlpre.encoders.impala import impala
-from rlpre.errors import RlpreError, lookup
+from rlpre.encoders.backbone import Published
+from rlpre.encoders.input import InputSpec
+from rlpre.encoders.registry import find_architecture
+from rlpre.errors import RlpreError
 from rlpre.files import read_json, write_bytes, write_json
-
-ARCHITECTURES: dict[str, Callable[..., list[nn.Module]]] = {"cnn": cnn, "impala": impala}
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 FORMAT = 1
 MIN_STD = 1e-3  # a feature that hardly varies is not blown up to noise
 
 
-@dataclass(frozen=True)
-class InputSpec:
-    """What an encoder reads: frames ``shape`` (C, H, W) with values in [low, high].
-
-    They are scaled to [0, 1], then to ``(x - mean) / std``.
-    """
-
-    shape: tuple[int, int, int]
-    dtype: str = "uint8"
-    layout: str = "CHW"
-    low: float = 0.0
-    high: float = 255.0
-    mean: float = 0.0
-    std: float = 1.0
-
-    def check(self, space: spaces.Space[Any]) -> None:
-        """Refuses an observation space that this specification does not describe.
-
-        Raises:
-            RlpreError: naming the shape, channel order, dtype or range that differs.
-        """
-        if not isinstance(space, spaces.Box):
-            raise RlpreError(
-                f"the encoder reads a Box of frames, the environment gives {type(space).__name__}: wrap it to give one"
-            )
-        if space.shape != self.shape:
-            channels, height, width = self.shape
-            swapped = space.shape == (height, width, channels)
-            raise RlpreError(
-                f"the observation shape is {space.shape}, the encoder was built for {self.shape} (C, H, W): "
-                + ("channels are last, wrap the environment in VecTransposeImage" if swapped else "render at its size")
-            )
-        if str(space.dtype) != self.dtype:
-            raise RlpreError(f"observations are {space.dtype}, the encoder reads {self.dtype}: cast them in a wrapper")
-        low, high = float(space.low.min()), float(space.high.max())
-        if (low, high) != (self.low, self.high):
-            raise RlpreError(
-                f"observations range over [{low:g}, {high:g}], the encoder reads [{self.low:g}, {self.high:g}]: "
-                "rescale them in a wrapper"
-            )
-
-    @property
-    def space(self) -> spaces.Box:
-        """The observation space that this specification describes."""
-        return spaces.Box(self.low, self.high, self.shape, np.dtype(self.dtype).type)
-
-
 class Encoder(nn.Module):
     """Maps frames to feature vectors.
 
     Args:
-        architecture: a name in the registry ("cnn", "impala").
+        architecture: a name in the registry ("cnn", "impala", "vit", one of your own), or "torchvision:NAME".
         input: what the frames look like.
         pretraining: how the weights came about (objective, steps, seed, hash of the frames); empty for fresh weights.
+        weights: published weights of a torchvision network by name ("DEFAULT", "IMAGENET1K_V1"), which bring their own
+            mean, standard deviation and size. Torch downloads them once; loading a checkpoint never does.
         **arguments: the architecture's own arguments, such as ``features``.
 
-    Weights start orthogonal with gain sqrt(2) and zero bias, as SB3 starts its own extractors, so that a scratch
-    agent inside and outside SB3 starts from the same distribution.
+    Weights of cnn, impala and vit start orthogonal, as SB3 starts its own extractors; others start their own way.
 
     Attributes:
         stages: the parts in order from pixels to features, the unit of partial freezing.
@@ -91,37 +43,54 @@ class Encoder(nn.Module):
         feature_std: divides the features, 1 until ``standardise``.
 
     Raises:
-        RlpreError: for an unknown architecture, an argument it does not take, or frames too small for it.
+        RlpreError: for an unknown architecture, an argument it does not take, frames too small for it, a module that
+            does not give vectors, or weights that cannot be had.
     """
 
     feature_mean: Tensor
     feature_std: Tensor
+    scale: Tensor
+    shift: Tensor
 
     def __init__(
-        self, architecture: str, input: InputSpec, pretraining: dict[str, Any] | None = None, **arguments: Any
+        self,
+        architecture: str,
+        input: InputSpec,
+        pretraining: dict[str, Any] | None = None,
+        *,
+        weights: str | None = None,
+        **arguments: Any,
     ) -> None:
         super().__init__()
-        self.architecture, self.input, self.arguments = architecture, input, arguments
-        self.pretraining: dict[str, Any] = dict(pretraining or {})
-        build = lookup("encoder", architecture, ARCHITECTURES)
+        build, self.pretraining = find_architecture(architecture), dict(pretraining or {})
+        published = None if weights is None else Published(build, weights)
+        if published:
+            input, arguments = published.input(input), published.arguments(arguments)
+            self.pretraining |= published.origin
+        self.architecture, self.input, self.arguments = architecture, input, _plain(architecture, arguments)
         try:
-            self.stages = nn.ModuleList(build(*input.shape, **arguments))
+            self.stages = nn.ModuleList(_listed(architecture, build(*input.shape, **self.arguments)))
             self.num_features = self._count_features()
-        except (TypeError, RuntimeError) as error:
+        except RlpreError:
+            raise
+        except (TypeError, ValueError, RuntimeError, AssertionError) as error:
             raise RlpreError(
-                f"encoder {architecture!r} does not fit frames {input.shape} with {arguments}: {error}"
+                f"encoder {architecture!r} does not fit frames {input.shape} with {self.arguments}: "
+                + str(error).split("\n", 1)[0]
             ) from error
-        self.apply(_orthogonal)
+        if published:
+            published.load(self.stages)
+        for name, tensor in zip(("scale", "shift"), input.affine(), strict=True):
+            self.register_buffer(name, tensor, persistent=False)
+        self.shifted = bool(self.shift.any())
         self.register_buffer("feature_mean", torch.zeros(self.num_features))
         self.register_buffer("feature_std", torch.ones(self.num_features))
 
     def forward(self, frames: Tensor) -> Tensor:
         """Encodes ``frames`` (batch, C, H, W), any dtype, in [input.low, input.high], to (batch, num_features)."""
-        scale = 1.0 / ((self.input.high - self.input.low) * self.input.std)
-        shift = -self.input.low * scale - self.input.mean / self.input.std
-        x = frames.to(self.dtype) * scale
-        if shift:  # bytes need none, and a pass over every pixel is a tenth of the forward pass
-            x = x + shift
+        x = frames.to(self.dtype, copy=True).mul_(self.scale)  # in place: a second copy of the pixels costs more
+        if self.shifted:  # bytes need none
+            x = x.add_(self.shift)
         for stage in self.stages:
             x = stage(x)
         return (x - self.feature_mean) / self.feature_std
@@ -173,7 +142,8 @@ class Encoder(nn.Module):
             known = {field.name for field in fields(InputSpec)}
             given = {key: value for key, value in config["input"].items() if key in known}
             given["shape"] = tuple(given["shape"])
-            return cls(config["architecture"], InputSpec(**given), config["pretraining"], **config["arguments"])
+            input, pretraining = InputSpec(**given), config["pretraining"]
+            return cls(config["architecture"], input, pretraining, weights=None, **config["arguments"])
         except (KeyError, TypeError) as error:
             raise RlpreError(
                 f"the encoder's configuration lacks or misstates {error}: it was not written by rlpre"
@@ -210,9 +180,10 @@ class Encoder(nn.Module):
             for stage in self.stages.eval():
                 x = stage(x)
         self.stages.train()
-        if x.ndim != 2:
+        if not isinstance(x, Tensor) or x.ndim != 2:
+            found = tuple(x.shape[1:]) if isinstance(x, Tensor) else f"a {type(x).__name__}"
             raise RlpreError(
-                f"encoder {self.architecture!r} gives {tuple(x.shape[1:])} per frame, not a vector: end it with Flatten"
+                f"encoder {self.architecture!r} gives {found} per frame, not a vector: end it with Flatten"
             )
         return x.shape[1]
 
@@ -234,8 +205,22 @@ def check_tensors(given: dict[str, Tensor], wanted: dict[str, Tensor], where: st
             raise RlpreError(f"{where} has extra tensor {name!r}: it belongs to another architecture")
 
 
-def _orthogonal(module: nn.Module) -> None:
-    if isinstance(module, nn.Conv2d | nn.Linear):
-        nn.init.orthogonal_(module.weight, gain=2**0.5)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
+def _plain(architecture: str, arguments: dict[str, Any]) -> dict[str, Any]:
+    """Arguments as a checkpoint gives them back, so that a loaded encoder is built like the first one."""
+    try:
+        return cast(dict[str, Any], json.loads(json.dumps(arguments)))
+    except (TypeError, ValueError) as error:
+        raise RlpreError(
+            f"encoder {architecture!r} has arguments that are not JSON ({error}): give names and numbers, which a "
+            "checkpoint can hold"
+        ) from error
+
+
+def _listed(architecture: str, built: nn.Module | Sequence[nn.Module]) -> list[nn.Module]:
+    stages: list[Any] = list(built) if isinstance(built, list | tuple | nn.ModuleList) else [built]
+    for stage in stages:
+        if not isinstance(stage, nn.Module):
+            raise RlpreError(
+                f"encoder {architecture!r} was built as a {type(stage).__name__}: return an nn.Module or a list of them"
+            )
+    return stages

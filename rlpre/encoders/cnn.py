@@ -7,6 +7,8 @@
 import torch
 from torch import nn
 
+from rlpre.encoders.initial import orthogonal
+
 
 def cnn(channels: int, height: int, width: int, features: int = 128) -> list[nn.Module]:
     """Four stages: three convolutions, then the projection to ``features``; needs frames of at least 36 x 36.
@@ -21,4 +23,4 @@ def cnn(channels: int, height: int, width: int, features: int = 128) -> list[nn.
     ]
     with torch.no_grad():
         flat = nn.Sequential(*stages)(torch.zeros(1, channels, height, width)).shape[1]
-    return [*stages, nn.Sequential(nn.Linear(flat, features), nn.LayerNorm(features))]
+    return orthogonal([*stages, nn.Sequential(nn.Linear(flat, features), nn.LayerNorm(features))])

@@ -9,6 +9,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from rlpre.encoders.initial import orthogonal
+
 
 class _Residual(nn.Module):
     def __init__(self, channels: int) -> None:
@@ -44,4 +46,4 @@ def impala(
     with torch.no_grad():
         flat = nn.Sequential(*stages)(torch.zeros(1, channels, height, width)).flatten(1).shape[1]
     head = nn.Sequential(nn.ReLU(), nn.Flatten(), nn.Linear(flat, features), nn.LayerNorm(features))
-    return [*stages, head]
+    return orthogonal([*stages, head])
