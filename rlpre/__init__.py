@@ -5,6 +5,7 @@ from rlpre.errors import RlpreError
 from rlpre.frames import FrameStore
 from rlpre.pretrain import PretrainConfig, PretrainResult, pretrain
 from rlpre.sb3 import EncodedVecEnv, fuse, policy_kwargs
+from rlpre.sources import collect
 
 __all__ = [
     "EncodedVecEnv",
@@ -14,6 +15,7 @@ __all__ = [
     "PretrainConfig",
     "PretrainResult",
     "RlpreError",
+    "collect",
     "fuse",
     "policy_kwargs",
     "pretrain",
