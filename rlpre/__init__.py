@@ -5,7 +5,7 @@ from rlpre.errors import RlpreError
 from rlpre.frames import FrameStore
 from rlpre.pretrain import PretrainConfig, PretrainResult, pretrain
 from rlpre.sb3 import EncodedVecEnv, fuse, policy_kwargs
-from rlpre.sources import collect
+from rlpre.sources import collect, from_arrays, from_images
 
 __all__ = [
     "EncodedVecEnv",
@@ -16,6 +16,8 @@ __all__ = [
     "PretrainResult",
     "RlpreError",
     "collect",
+    "from_arrays",
+    "from_images",
     "fuse",
     "policy_kwargs",
     "pretrain",

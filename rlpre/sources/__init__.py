@@ -1,5 +1,7 @@
 """Where frames come from: environments, images, arrays, Minari."""
 
+from rlpre.sources.arrays import from_arrays
+from rlpre.sources.images import from_images
 from rlpre.sources.vecenv import collect
 
-__all__ = ["collect"]
+__all__ = ["collect", "from_arrays", "from_images"]

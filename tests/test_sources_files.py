@@ -1,0 +1,284 @@
+"""Stores of images and arrays: every pixel in its place, piece by piece, and one sentence for what cannot be read."""
+
+import subprocess
+import sys
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+from PIL import Image
+
+import rlpre
+from rlpre import FrameStore, RlpreError
+from rlpre.sources.images import natural
+
+rng = np.random.default_rng(0)
+CHW = rng.integers(0, 256, (7, 3, 8, 6), np.uint8)
+HWC = CHW.transpose(0, 2, 3, 1)
+START = np.array([1, 0, 0, 0, 1, 0, 0], bool)
+ENDS = {"terminated": np.array([0, 0, 1, 0, 0, 0, 0], bool), "truncated": np.array([0, 0, 0, 0, 0, 1, 0], bool)}
+TOLD = {"action": np.array([2, 0, 1, -1, 0, 1, -1]), "reward": np.array([0.1, 0, 1, 0, 0, 1e-9, 0]), **ENDS}
+
+
+def everything(store: FrameStore) -> np.ndarray:
+    return store.frames(np.arange(len(store)))
+
+
+def save(path: Path, image: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path, **({"lossless": True} if path.suffix == ".webp" else {}))
+
+
+def film(folder: Path, images: np.ndarray = HWC, suffix: str = "png") -> Path:
+    for number, image in enumerate(images, start=7):  # 7.png .. 13.png: not in the order of their letters
+        save(folder / f"frame{number}.{suffix}", image)
+    return folder
+
+
+def test_natural_order() -> None:
+    names = ["frame10.png", "b2/x", "frame9.png", "Frame1a.png", "²", "b10/x", "frame09.png"]
+    assert sorted(names, key=natural) == [
+        "b2/x",
+        "b10/x",
+        "Frame1a.png",
+        "frame9.png",
+        "frame09.png",
+        "frame10.png",
+        "²",
+    ]
+
+
+@pytest.mark.parametrize("suffix", ["png", "webp", "bmp", "tiff"])
+def test_images_of_one_folder_are_one_sequence(tmp_path: Path, suffix: str) -> None:
+    folder = film(tmp_path / "film", suffix=suffix)
+    store = rlpre.from_images(folder, tmp_path / "s")
+    np.testing.assert_array_equal(everything(store), CHW)
+    np.testing.assert_array_equal(store.episode, 0)
+    assert store.action_space is None
+    assert not store.acted.any()
+    assert store.tasks == ["film"]
+    store.verify()
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["film", "s"]
+
+
+def test_each_folder_is_a_sequence(tmp_path: Path) -> None:
+    for name, images in (("run10", HWC[:3]), ("run9", HWC[3:5]), ("deep/er", HWC[5:])):
+        film(tmp_path / "data" / name, images)
+    (tmp_path / "data" / "notes.txt").write_text("not an image")
+    film(tmp_path / "data" / ".hidden", HWC[:, :3])
+    store = rlpre.from_images(tmp_path / "data", tmp_path / "s")
+    assert store.tasks == ["deep/er", "run9", "run10"]
+    np.testing.assert_array_equal(everything(store), CHW[[5, 6, 3, 4, 0, 1, 2]])
+    np.testing.assert_array_equal(store.column("task"), [0, 0, 1, 1, 2, 2, 2])
+    np.testing.assert_array_equal(store.episode, store.column("task"))
+
+
+def test_images_are_resized_and_converted_on_request(tmp_path: Path) -> None:
+    folder = film(tmp_path / "film")
+    save(folder / "other.png", np.full((20, 10), 99, np.uint8))
+    store = rlpre.from_images(folder, tmp_path / "s", size=(10, 12), channels=3)
+    assert store.space.shape == (3, 10, 12)
+    assert (store.frames([7]) == 99).all()
+    assert rlpre.from_images(folder, tmp_path / "gray", size=(4, 4), channels=1).space.shape == (1, 4, 4)
+
+
+def test_a_long_film_comes_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlpre.framewriter.SHARD_ROWS", 16)  # two images at a time, a shard of sixteen
+    store = rlpre.from_images(film(tmp_path / "film", np.repeat(HWC, 5, axis=0)), tmp_path / "s")
+    assert [shard["rows"] for shard in store.manifest["shards"]] == [16, 16, 3]
+    np.testing.assert_array_equal(everything(store), np.repeat(CHW, 5, axis=0))
+    np.testing.assert_array_equal(store.episode, 0)
+    assert store.unchanged == pytest.approx(28 / 34)
+
+
+def bad_size(folder: Path) -> None:
+    save(film(folder) / "frame8.png", HWC[0, :5])
+
+
+def bad_channels(folder: Path) -> None:
+    save(film(folder) / "frame9.png", HWC[0, :, :, 0])
+
+
+def bad_file(folder: Path) -> None:
+    (film(folder) / "frame10.png").write_bytes(b"\x89PNG nothing")
+
+
+def deep_pixels(folder: Path) -> None:
+    save(folder / "1.png", np.full((4, 4), 40_000, np.uint16))
+
+
+def moving(folder: Path) -> None:
+    folder.mkdir()
+    images = [Image.fromarray(image) for image in HWC[:2]]
+    images[0].save(folder / "1.gif", save_all=True, append_images=images[1:])
+
+
+@pytest.mark.parametrize(
+    ("prepare", "change", "message"),
+    [
+        (bad_size, {}, r"frame7\.png is 8 x 6 pixels and .*frame8\.png 5 x 6: give size="),
+        (bad_channels, {}, r"frame7\.png has 3 channels and .*frame9\.png 1: give channels="),
+        (bad_file, {}, r"frame10\.png cannot be read as an image \(.+\): remove it"),
+        (deep_pixels, {}, r"1\.png holds 1 images of uint16: .* give channels="),
+        (moving, {}, r"1\.gif holds 2 images of uint8"),
+        (film, {"size": (0, 4)}, r"cannot be resized to \(0, 4\)"),
+        (film, {"channels": 2}, "cannot be converted to 2 channels"),
+        (Path.mkdir, {}, "holds no images"),
+        (lambda folder: None, {}, "is not a folder"),
+    ],
+)
+def test_bad_folders(tmp_path: Path, prepare: Callable[[Path], Any], change: dict[str, Any], message: str) -> None:
+    prepare(tmp_path / "data")
+    with pytest.raises(RlpreError, match=message):
+        rlpre.from_images(tmp_path / "data", tmp_path / "s", **change)
+    assert {path.name for path in tmp_path.iterdir()} <= {"data"}
+
+
+def test_nothing_is_overwritten(tmp_path: Path) -> None:
+    film(tmp_path / "film")
+    with pytest.raises(RlpreError, match="film is there already"):
+        rlpre.from_arrays(CHW, tmp_path / "film")
+    assert len(list((tmp_path / "film").iterdir())) == 7
+
+
+@pytest.mark.parametrize(
+    "array", [CHW, HWC, CHW[:, 0], CHW[:, :1], np.repeat(CHW, 4, 1)[:, :, :, [0] * 30].repeat(3, 2)]
+)
+def test_layouts_are_found(tmp_path: Path, array: np.ndarray) -> None:
+    store = rlpre.from_arrays(array, tmp_path / "s")
+    expected = array[:, None] if array.ndim == 3 else CHW if array.shape == HWC.shape else array
+    np.testing.assert_array_equal(everything(store), expected)
+    assert store.action_space is None
+    np.testing.assert_array_equal(store.episode, 0)
+
+
+def test_layouts_that_the_shape_does_not_tell(tmp_path: Path) -> None:
+    symbols = np.zeros((2, 7, 7, 9), np.uint8)  # three stacked symbolic frames of MiniGrid
+    with pytest.raises(RlpreError, match=r"have shape \(7, 7, 9\).*say layout='CHW' or 'HWC'"):
+        rlpre.from_arrays(symbols, tmp_path / "s")
+    assert rlpre.from_arrays(symbols, tmp_path / "s", layout="HWC").space.shape == (9, 7, 7)
+    with pytest.raises(RlpreError, match="unknown layout 'HW'"):
+        rlpre.from_arrays(symbols, tmp_path / "t", layout="HW")
+
+
+@pytest.mark.parametrize("how", ["npy", "npz", "compressed", "fortran"])
+def test_files_give_what_arrays_give(tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rlpre.framewriter.SHARD_ROWS", 8)  # so that episodes come one by one
+    columns = {**TOLD, "episode_start": START}
+    expected = rlpre.from_arrays(CHW, tmp_path / "expected", **columns)
+    np.testing.assert_array_equal(everything(expected), CHW)
+    for name, values in columns.items():
+        np.testing.assert_array_equal(expected.column(name), values)
+    assert expected.action_space == spaces.Discrete(3)
+    path = tmp_path / ("frames.npy" if how == "npy" else "frames.npz")
+    if how == "npy":
+        np.save(path, HWC)
+        found = rlpre.from_arrays(path, tmp_path / "s", **columns)
+    else:
+        saver = np.savez_compressed if how == "compressed" else np.savez
+        saver(path, pixels=np.asfortranarray(HWC) if how == "fortran" else HWC, lengths=[4, 3], **columns)
+        found = rlpre.from_arrays(path, tmp_path / "s")
+    assert found.hash == expected.hash
+
+
+def test_the_key_of_the_frames(tmp_path: Path) -> None:
+    np.savez(path := tmp_path / "two.npz", left=CHW, right=CHW[::-1])
+    with pytest.raises(RlpreError, match=r"holds left, right: name the array of frames with key="):
+        rlpre.from_arrays(path, tmp_path / "s")
+    with pytest.raises(RlpreError, match="unknown array 'rihgt': did you mean 'right'"):
+        rlpre.from_arrays(path, tmp_path / "s", key="rihgt")
+    np.testing.assert_array_equal(everything(rlpre.from_arrays(path, tmp_path / "s", key="right")), CHW[::-1])
+
+
+def test_episodes_without_starts(tmp_path: Path) -> None:
+    by_actions = rlpre.from_arrays(CHW, tmp_path / "a", **TOLD)
+    np.testing.assert_array_equal(by_actions.column("episode_start"), START)
+    by_flags = rlpre.from_arrays(CHW, tmp_path / "b", terminated=[0, 0, 1, 0, 0, 0, 0])
+    np.testing.assert_array_equal(by_flags.episode, [0, 0, 0, 1, 1, 1, 1])
+
+
+def test_actions_whose_outcome_is_not_there_are_left_out_with_a_warning(tmp_path: Path) -> None:
+    """As in sets of transitions: every row has an action, and the frame after the last one is not kept."""
+    action = rng.normal(size=(7, 2)).astype(np.float32)
+    ends = {"terminated": [0, 0, 1, 0, 0, 0, 0], "truncated": [0, 0, 0, 0, 0, 0, 1]}
+    with pytest.warns(UserWarning, match="after the last action of 2 episodes of the array is not there"):
+        store = rlpre.from_arrays(CHW, tmp_path / "s", action=action, reward=np.ones(7), **ends)
+    np.testing.assert_array_equal(store.column("episode_start"), [1, 0, 0, 1, 0, 0, 0])
+    np.testing.assert_array_equal(store.acted, [1, 1, 0, 1, 1, 1, 0])
+    assert not (store.column("terminated") | store.column("truncated")).any()
+    np.testing.assert_array_equal(store.column("action")[store.acted], action[store.acted])
+    np.testing.assert_array_equal(store.column("reward"), store.acted)
+    assert store.action_space == spaces.Box(-np.inf, np.inf, (2,), np.float32)
+
+
+@pytest.mark.parametrize(
+    ("source", "change", "message"),
+    [
+        (CHW / 255, {}, r"the array holds float64: convert them, if they lie in \[0, 1\], by \(255 \* frames\)"),
+        (CHW.astype(int), {}, r"holds int64: convert them, by frames\.astype"),
+        (CHW[0, 0], {}, r"has shape \(8, 6\): reshape it"),
+        (CHW[:0], {}, r"has shape \(0, 3, 8, 6\)"),
+        (CHW, {"action": np.zeros(6, int)}, r"column 'action' of the array has shape \(6,\): expected 7 rows"),
+        (CHW, {"reward": 1.0}, r"column 'reward' of the array has shape \(\): expected 7 rows"),
+        (CHW, {"action": ["up"] * 7}, "the actions of the array are <U2"),
+        (CHW, {"action": [0.5] * 7, "action_space": spaces.Discrete(3)}, "the actions of the array are float64"),
+        (CHW, {"action": [5, 0, 0, 0, 0, 0, -1], "action_space": spaces.Discrete(3)}, r"must lie in -1\.\.2"),
+        (CHW, {**TOLD, "episode_start": np.roll(START, 1)}, "first row of the array must begin an episode"),
+        (CHW, {**TOLD, "episode_start": np.arange(7) == 0}, "whole episodes"),
+        (CHW, {"key": "frames"}, "the array is no .npz file, so there is no array 'frames'"),
+        (Path("nowhere.npy"), {}, r"nowhere\.npy cannot be read .*No such file"),
+        (Path(__file__), {}, r"test_sources_files\.py cannot be read as a \.npy or \.npz file"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:the frame after the last action")
+def test_bad_arrays(tmp_path: Path, source: Any, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(RlpreError, match=message):
+        rlpre.from_arrays(source, tmp_path / "s", **change)
+    assert not list(tmp_path.iterdir())
+
+
+def test_damaged_archives(tmp_path: Path) -> None:
+    np.savez(whole := tmp_path / "whole.npz", frames=CHW.repeat(100, axis=0))
+    content = whole.read_bytes()
+    (cut := tmp_path / "cut.npz").write_bytes(content[: len(content) // 2])
+    with pytest.raises(RlpreError, match=r"cut\.npz cannot be read"):
+        rlpre.from_arrays(cut, tmp_path / "s")
+    with zipfile.ZipFile(whole) as archive:
+        at = archive.getinfo("frames.npy").header_offset + 50_000
+    (flipped := tmp_path / "flipped.npz").write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+    with pytest.raises(RlpreError, match=r"'frames' of .*flipped\.npz is damaged \(Bad CRC"):
+        rlpre.from_arrays(flipped, tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
+MEMORY = """
+import resource, sys
+import rlpre
+from rlpre import framewriter
+framewriter.SHARD_BYTES = 2**23
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+before = peak()
+store = rlpre.from_arrays(sys.argv[1], sys.argv[2])
+print(peak() - before, len(store))
+"""
+
+
+def test_importing_streams(tmp_path: Path) -> None:
+    frames = np.zeros((100_000, 1, 32, 32), np.uint8)  # 98 MiB
+    frames[:, 0, 0, 0] = np.arange(100_000) % 251
+    np.savez(
+        tmp_path / "frames.npz",
+        frames=frames,
+        action=np.arange(99, -1, -1).repeat(1000).reshape(100, 1000).T.ravel() - 1,
+    )
+    command = [sys.executable, "-c", MEMORY, tmp_path / "frames.npz", tmp_path / "s"]
+    answer = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    assert answer.returncode == 0, answer.stderr
+    grown, rows = answer.stdout.split()
+    assert int(rows) == len(frames)
+    assert float(grown) < 50  # MiB: 8 make a shard
+    np.testing.assert_array_equal(FrameStore.open(tmp_path / "s").frames([99_999]), frames[-1:])
