@@ -23,8 +23,8 @@ import envs
 from agents.stopwatch import Row, compare, interleave, timed, wait
 from agents.train import PPOConfig
 from rlpre import EncodedVecEnv, Encoder, FrameStore, InputSpec, PretrainConfig, policy_kwargs, pretrain
-from rlpre.objectives import make_objective
-from rlpre.pretrain import LOG_EVERY, Pretext, draw_batch
+from rlpre.loop import LOG_EVERY, Pretext, first_encoder
+from rlpre.objectives import draw_batch, make_objective
 
 ENV = "MiniGrid-DoorKey-8x8-v0"
 N_ENVS = PPOConfig.n_envs
@@ -130,7 +130,7 @@ def pretraining(bench: Bench) -> list[Row]:
 def bare_update(bench: Bench, config: PretrainConfig) -> Callable[[], None]:
     """Forward and backward of the model that ``config`` trains, in the same precision, on one batch."""
     store, device = bench.frames, bench.device
-    encoder = Encoder(config.encoder, InputSpec(SHAPE), features=config.features)
+    encoder = first_encoder(store, None, config)
     model = Pretext(encoder, make_objective(config.objective, encoder, store)).to(device)
     batch = draw_batch(store, store.pairs(config.gap), config.batch, np.random.default_rng(0), device)
     half = device.type == "cuda" and torch.cuda.is_bf16_supported()

@@ -50,7 +50,7 @@ class TrainConfig:
     agent: str = "scratch"  # a name in RECIPES
     encoder: str = ""  # checkpoint directory, for agents that start pretrained
     architecture: str = "cnn"  # for agents that start from fresh weights
-    features: int = 128  # feature length for agents that start from fresh weights
+    features: int | None = None  # feature length for agents that start from fresh weights; None: the architecture's
     seed: int = 0  # of weights, environments and actions
     steps: int = 40_960  # environment steps, over all copies
     view: str = "partial"  # or "full"
@@ -137,7 +137,8 @@ def starting_encoder(config: TrainConfig, recipe: Recipe, venv: VecEnv) -> Encod
     if recipe.pretrained:
         return Encoder.load(config.encoder)
     torch.manual_seed(config.seed)
-    return Encoder(config.architecture, InputSpec(venv.observation_space.shape), features=config.features)
+    arguments = {} if config.features is None else {"features": config.features}
+    return Encoder(config.architecture, InputSpec(venv.observation_space.shape), **arguments)
 
 
 def make_ppo(

@@ -3,9 +3,10 @@
 from rlpre.encoders import Encoder, InputSpec, register_encoder
 from rlpre.errors import RlpreError
 from rlpre.frames import FrameStore
-from rlpre.pretrain import PretrainConfig, PretrainResult, pretrain
+from rlpre.loop import PretrainConfig
+from rlpre.pretrain import PretrainResult, pretrain
 from rlpre.sb3 import EncodedVecEnv, fuse, policy_kwargs
-from rlpre.sources import collect, from_arrays, from_images
+from rlpre.sources import collect
 
 __all__ = [
     "EncodedVecEnv",
@@ -16,8 +17,6 @@ __all__ = [
     "PretrainResult",
     "RlpreError",
     "collect",
-    "from_arrays",
-    "from_images",
     "fuse",
     "policy_kwargs",
     "pretrain",

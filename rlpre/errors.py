@@ -32,7 +32,7 @@ def lookup(kind: str, name: str, known: Mapping[str, T]) -> T:
 
 
 def at_least(settings: object, **least: float) -> None:
-    """Refuses settings that are too small.
+    """Refuses settings that are too small; None stands for a default and is let be.
 
     Args:
         settings: an object with numbers as attributes.
@@ -43,5 +43,5 @@ def at_least(settings: object, **least: float) -> None:
     """
     for name, smallest in least.items():
         value = getattr(settings, name)
-        if not value >= smallest:
+        if value is not None and not value >= smallest:
             raise RlpreError(f"{name} is {value}: it must be at least {smallest}")

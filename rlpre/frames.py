@@ -119,6 +119,10 @@ class FrameStore:
     def __len__(self) -> int:
         return int(self._starts[-1])
 
+    def __reduce__(self) -> tuple[type["FrameStore"], tuple[Path]]:
+        """Travels to other processes as its path, not as its frames."""
+        return FrameStore, (self.path,)
+
     def __repr__(self) -> str:
         return f"FrameStore({str(self.path)!r}, {len(self):,} frames {self.space.shape}, tasks {self.tasks})"
 

@@ -1,56 +1,23 @@
-"""Pretraining: one visible loop that turns frames into an encoder."""
+"""Pretraining: frames in, an encoder out, on one device or several."""
 
-import copy
-import io
-import math
+import pickle
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.utils.tensorboard import SummaryWriter
-from tqdm import tqdm
 
-from rlpre.augment import random_shift
 from rlpre.device import resolve_device
-from rlpre.encoders import Encoder, InputSpec
+from rlpre.encoders import Encoder
 from rlpre.errors import RlpreError, at_least
-from rlpre.files import write_bytes, write_json
 from rlpre.frames import FrameStore
-from rlpre.measure.health import alignment, effective_rank, uniformity
-from rlpre.measure.probe import encode, linear_probe
-from rlpre.objectives import Batch, Views, Weighted, make_objective
-from rlpre.provenance import provenance
-from rlpre.report.pictures import neighbours
-from rlpre.sampling import Pairs
+from rlpre.loop import PretrainConfig, Reports, Run
 
-STATE = "state.ckpt"  # what resuming needs beside the checkpoint
-LOG_EVERY = 50  # steps between curve points
-STANDARD_ROWS = 2048  # frames over which features are standardised
-SEED_STRIDE = 1_000_003  # keeps the streams of two seeds apart
-
-
-@dataclass(frozen=True)
-class PretrainConfig:
-    """Everything that decides the weights, together with the frames."""
-
-    encoder: str = "cnn"  # architecture, a name in the registry
-    features: int = 128  # length of the feature vector
-    objective: str = "temporal+inverse"  # names joined by +, weights after a colon
-    steps: int = 2000  # updates
-    batch: int = 256  # pairs of frames an update; SimCLR's smallest
-    gap: int = 5  # k: a pair is at most this many steps apart
-    lr: float = 1e-3  # peak rate of AdamW
-    weight_decay: float = 1e-4  # AdamW
-    warmup: float = 0.05  # share of the steps over which the rate rises; then it follows a cosine to 0
-    clip: float = 1.0  # largest gradient norm
-    seed: int = 0  # draws the weights, the batches and the shifts
-    checkpoint_every: int = 500  # steps between checkpoints, each with its probes
-    device: str = "auto"  # "cpu", "cuda", "cuda:1", ...
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric  # which takes as long to import as torch
 
 
 @dataclass(frozen=True)
@@ -61,8 +28,8 @@ class PretrainResult:
         encoder: the pretrained encoder, on the CPU; its features have mean 0 and SD 1 over the frames.
         path: its checkpoint directory.
         probes: scores of the linear probes on the last checkpoint, by label.
-        control: the same for the same architecture with its fresh weights.
-        seconds: wall-clock time spent in this call; 0 if everything was there already.
+        control: the same for the encoder that it started from.
+        seconds: wall-clock time spent in this call; near 0 if everything was there already.
     """
 
     encoder: Encoder
@@ -72,25 +39,17 @@ class PretrainResult:
     seconds: float
 
 
-class Pretext(nn.Module):
-    """Encoder and objective as one module, so that one forward pass is one call."""
-
-    def __init__(self, encoder: Encoder, objective: Weighted) -> None:
-        super().__init__()
-        self.encoder, self.objective = encoder, objective
-
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the loss and the metrics of a batch."""
-        loss, metrics = self.objective(Views(self.encoder, batch))
-        return loss, metrics
+def quiet(step: int) -> None:
+    """Reports nothing."""
 
 
 def pretrain(
     frames: FrameStore,
     *,
     out: str | Path,
+    encoder: str | Encoder | None = None,
     config: PretrainConfig | None = None,
-    report: Callable[[int], None] = lambda step: None,
+    report: Callable[[int], None] = quiet,
     **changes: Any,
 ) -> PretrainResult:
     """Pretrains an encoder on frames; killed and called again it goes on and ends with the same weights, bit for bit.
@@ -98,200 +57,94 @@ def pretrain(
     Every step draws its randomness from (seed, step) alone, so the state to resume from is the weights, the optimiser
     and a step number.
 
+    With ``devices=N``, N processes share the batch out (DDP): loss and weights are those of one process up to rounding,
+    heads, negatives and batch statistics being those of the whole batch; only batch normalisation inside an encoder
+    sees its own part alone. The processes are spawned here, so that a script, a test and a function call work alike,
+    and the calling script needs the usual ``if __name__ == "__main__":``. Started by torchrun or Slurm with N tasks,
+    no process is spawned: those there are join.
+
     Args:
         frames: what to learn from.
         out: directory for the checkpoint (``config.json``, ``model.safetensors``), the TensorBoard log and the state.
+        encoder: an architecture's name, or an encoder whose weights to start from; it is copied, never changed.
         config: settings; default ``PretrainConfig()``.
-        report: called with the number of steps so far.
+        report: called with the number of steps so far; with several devices in another process, so it must be a
+            function of a module.
         **changes: single settings that replace those of ``config``, as ``objective="jigsaw"``.
 
     Returns:
         The encoder with its probes.
 
     Raises:
-        RlpreError: for unknown settings, a directory that holds another pretraining, a missing device, or a loss that
-            is not finite (the last checkpoint stays).
+        RlpreError: for unknown settings, frames without what the objective learns from, an encoder that does not fit
+            the frames, a directory that holds another pretraining, a missing device, a process that was lost, or a loss
+            that is not finite (the last checkpoint stays).
     """
     known = {field.name for field in fields(PretrainConfig)}
     for name in changes.keys() - known:
         raise RlpreError(f"pretraining has no setting {name!r}: it has {', '.join(sorted(known))}")
+    start = encoder if isinstance(encoder, Encoder) else None
+    if encoder is not None:
+        changes["encoder"] = start.architecture if start else encoder
     config = replace(config or PretrainConfig(), **changes)
-    at_least(config, features=1, steps=1, batch=2, gap=1, seed=0, checkpoint_every=1)
-    return _Run(frames, Path(out), config, report).finish()
+    _check(config)
+    began = time.perf_counter()
+    with torch.random.fork_rng():
+        work = partial(_work, frames=frames, start=start, out=Path(out), config=config, report=report)
+        reports = _launch(_fabric(config), work)
+        pretrained = Encoder.load(out).eval()
+    return PretrainResult(pretrained, Path(out), **reports, seconds=time.perf_counter() - began)
 
 
-def draw_batch(frames: FrameStore, pairs: Pairs, size: int, rng: np.random.Generator, device: torch.device) -> Batch:
-    """Draws a batch of pairs; only raw rows (codes of a grid world, else pixels) travel to the device."""
-    anchor, later, action = pairs.sample(size, rng)
-
-    def ship(array: Any) -> Tensor:
-        tensor = torch.as_tensor(array)
-        return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
-
-    raw = ship(frames.read(anchor))
-    return Batch(
-        anchor=frames.decode(raw),
-        later=frames.decode(ship(frames.read(later))),
-        action=ship(action),
-        gap=ship(later - anchor),
-        anchor_id=ship(frames.ids[anchor]),
-        later_id=ship(frames.ids[later]),
-        codes=raw if frames.atlas else None,
-    )
+def _check(config: PretrainConfig) -> None:
+    at_least(config, features=1, steps=1, batch=2, gap=1, seed=0, checkpoint_every=1, devices=1)
+    if config.batch % config.devices:
+        raise RlpreError(f"a batch of {config.batch} cannot be shared out to {config.devices} devices: use a multiple")
+    if config.devices > 1 and resolve_device(config.device).index is not None:
+        raise RlpreError(f"device {config.device!r} is one, but devices={config.devices}: leave out its number")
 
 
-class _Run:
-    """One pretraining run: what it needs at hand, and the loop."""
+def _fabric(config: PretrainConfig) -> "Fabric":
+    """Devices and precision; whether processes are there already (torchrun, Slurm) or must be spawned."""
+    from lightning_fabric import Fabric
+    from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
+    from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
 
-    def __init__(
-        self, frames: FrameStore, out: Path, config: PretrainConfig, report: Callable[[int], None] = lambda step: None
-    ) -> None:
-        from lightning_fabric import Fabric  # here, because it takes as long to import as torch
+    device = resolve_device(config.device)
+    one_gpu = config.devices == 1 and device.type == "cuda"
+    launched = SLURMEnvironment.detect() or TorchElasticEnvironment.detect()
+    half = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    try:
+        return Fabric(
+            accelerator=device.type,
+            devices=[device.index or 0] if one_gpu else config.devices,
+            strategy="auto" if config.devices == 1 else "ddp" if launched else "ddp_spawn",
+            precision="bf16-mixed" if half else "32-true",
+        )
+    except Exception as error:  # Fabric's own classes, one per reason
+        raise RlpreError(f"devices={config.devices} cannot be used here ({error}): ask for fewer") from error
 
-        device = resolve_device(config.device)
-        self.frames, self.out, self.config, self.device, self.report = frames, out, config, device, report
-        index = [device.index or 0] if device.type == "cuda" else 1
-        precision = "bf16-mixed" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "32-true"
-        self.fabric = Fabric(accelerator=device.type, devices=index, precision=precision)  # type: ignore[arg-type]
-        self.pairs = frames.pairs(config.gap)
-        with torch.random.fork_rng():
-            torch.manual_seed(config.seed)
-            spec = InputSpec(tuple(frames.space.shape))  # type: ignore[arg-type]
-            encoder = Encoder(config.encoder, spec, features=config.features)
-            self.pretext = Pretext(encoder, make_objective(config.objective, encoder, frames))
-        optimizer = torch.optim.AdamW(self.pretext.parameters(), lr=config.lr, weight_decay=config.weight_decay)
-        self.model, self.optimizer = self.fabric.setup(self.pretext, optimizer)
-        self.identity = {**asdict(config), "frames": frames.hash}
-        for unrelated in ("device", "checkpoint_every"):
-            del self.identity[unrelated]
-        self.step, self.logged = 0, time.perf_counter()
-        self.reports: dict[str, dict[str, float]] = {"probes": {}, "control": {}}
 
-    def finish(self) -> PretrainResult:
-        """Resumes if there is a state, then runs to the last step."""
-        start = time.perf_counter()
-        with torch.random.fork_rng():
-            self._resume()
-            if self.step < self.config.steps:
-                with SummaryWriter(str(self.out), purge_step=self.step) as board:
-                    self._loop(board)
-            encoder = Encoder.load(self.out).eval()
-        return PretrainResult(encoder, self.out, **self.reports, seconds=time.perf_counter() - start)
+def _work(fabric: "Fabric", **task: Any) -> Reports:
+    """What every process does."""
+    return Run(fabric, **task).finish()
 
-    def _loop(self, board: SummaryWriter) -> None:
-        config, frames = self.config, self.frames
-        if self.step == 0:
-            self.reports["control"] = linear_probe(self.pretext.encoder, frames)
-            write_json(self.out / "run.json", {"configuration": self.identity, **provenance()})
-        self.model.train()
-        metrics: dict[str, Tensor] = {}
-        with tqdm(
-            total=config.steps, initial=self.step, desc=f"pretrain {config.objective}", unit="step", disable=None
-        ) as bar:
-            while self.step < config.steps:
-                torch.manual_seed(config.seed * SEED_STRIDE + self.step)
-                rng = np.random.default_rng((config.seed, self.step))
-                batch = draw_batch(frames, self.pairs, config.batch, rng, self.device)
-                before, metrics = metrics, self.update(batch)
-                self._refuse_nan(before)  # one step late, so that a GPU is never waited for
-                self.step += 1
-                bar.update()
-                self.report(self.step)
-                if self.step % LOG_EVERY == 0:
-                    self._log(board, bar, metrics)
-                if self.step % config.checkpoint_every == 0 or self.step == config.steps:
-                    self._refuse_nan(metrics)
-                    self._checkpoint(board, batch)
 
-    def update(self, batch: Batch) -> dict[str, Tensor]:
-        """One optimiser step on a batch; returns the metrics, each part's loss among them."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.config.lr * rate(self.step, self.config.steps, self.config.warmup)
-        loss, metrics = self.model(batch)
-        self.fabric.backward(loss)
-        self.fabric.clip_gradients(self.model, self.optimizer, max_norm=self.config.clip, error_if_nonfinite=False)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return cast(dict[str, Tensor], metrics)
+def _launch(fabric: "Fabric", work: "partial[Reports]") -> Reports:
+    """Runs ``work`` here or in spawned processes, and passes their errors on."""
+    from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException
 
-    def _refuse_nan(self, metrics: dict[str, Tensor]) -> None:
-        broken = [name for name, value in metrics.items() if name.endswith("/loss") and not torch.isfinite(value)]
-        if broken:
-            raise RlpreError(
-                f"the loss of objective {broken[0].removesuffix('/loss')!r} is not finite near step {self.step}: lower "
-                f"lr={self.config.lr:g}; the last good checkpoint stays in {self.out}"
-            )
-
-    def _log(self, board: SummaryWriter, bar: Any, metrics: dict[str, Tensor]) -> None:
-        for name, value in metrics.items():
-            board.add_scalar(f"pretext/{name}", float(value), self.step)
-        board.add_scalar("time/rate", self.optimizer.param_groups[0]["lr"], self.step)
-        now = time.perf_counter()
-        frames_per_second = 2 * self.config.batch * LOG_EVERY / (now - self.logged)
-        self.logged = now
-        board.add_scalar("time/frames_per_second", frames_per_second, self.step)
-        accuracies = {name: float(value) for name, value in metrics.items() if name.endswith("accuracy")}
-        bar.set_postfix({name.removesuffix("/accuracy"): f"{value:.2f}" for name, value in accuracies.items()})
-
-    def _checkpoint(self, board: SummaryWriter, batch: Batch) -> None:
-        """Measures and draws the encoder, then saves it and the state to resume from."""
-        self.model.eval()
-        encoder = self._finished()
-        self.reports["probes"] = linear_probe(encoder, self.frames)
-        with torch.inference_mode():
-            features = encoder(batch.anchor).float()
-            twins = [encoder(random_shift(batch.anchor)).float() for _ in range(2)]  # alike for every objective
-            pictures = self.pretext.objective.pictures(self.pretext.encoder, batch)
-        for kind, scores in self.reports.items():
-            for name, score in scores.items():
-                board.add_scalar(f"{kind}/{name}", score, self.step)
-        board.add_scalar("health/alignment", alignment(*twins), self.step)
-        board.add_scalar("health/uniformity", uniformity(features), self.step)
-        board.add_scalar("health/effective_rank", effective_rank(features), self.step)
-        _, distinct = np.unique(batch.anchor_id.cpu().numpy(), return_index=True)
-        pictures["neighbours"] = neighbours(features[distinct], batch.anchor[distinct])
-        for name, picture in pictures.items():
-            board.add_image(name, picture.cpu(), self.step)
-        board.flush()
-        self.model.train()
-        encoder.pretraining = {**self.identity, "step": self.step, **self.reports}
-        encoder.save(self.out)
-        buffer = io.BytesIO()
-        torch.save(self._state(), buffer)
-        write_bytes(self.out / STATE, buffer.getbuffer())
-
-    def _finished(self) -> Encoder:
-        """The encoder as users get it: a copy whose features have mean 0 and SD 1 over the frames."""
-        encoder = copy.deepcopy(self.pretext.encoder).eval()
-        rows = self.frames.sample(STANDARD_ROWS, np.random.default_rng(self.config.seed))
-        encoder.standardise(encode(encoder, self.frames, rows))
-        return encoder
-
-    def _state(self) -> dict[str, Any]:
-        content = {"identity": self.identity, "step": self.step, "reports": self.reports}
-        return {"model": self.pretext.state_dict(), "optimizer": self.optimizer.state_dict(), **content}
-
-    def _resume(self) -> None:
-        if not (self.out / STATE).exists():
-            return
+    if fabric.world_size > 1:
         try:
-            state = torch.load(self.out / STATE, map_location=self.device, weights_only=True)
-        except Exception as error:
-            raise RlpreError(f"{self.out / STATE} cannot be read ({error}): remove it to begin again") from error
-        for name, value in self.identity.items():
-            if state["identity"].get(name) != value:
-                raise RlpreError(
-                    f"{self.out} holds a pretraining with {name}={state['identity'].get(name)!r}, asked for {value!r}: "
-                    "choose another directory"
-                )
-        self.pretext.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.reports = state["step"], state["reports"]
-
-
-def rate(step: int, steps: int, warmup: float) -> float:
-    """Factor on the learning rate: rises linearly over the share ``warmup`` of the steps, then a cosine to 0."""
-    rising = max(1, round(warmup * steps))
-    if step < rising:
-        return (step + 1) / rising
-    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
+            pickle.dumps(work.keywords["report"])
+        except (pickle.PicklingError, AttributeError, TypeError) as error:
+            raise RlpreError(f"report cannot travel to other processes ({error}): give a module's function") from error
+    try:
+        reports: Reports = fabric.launch(work)
+    except (ProcessExitedException, ProcessRaisedException) as error:
+        text = str(error).strip()
+        _, ours, sentence = text.rpartition(f"{RlpreError.__module__}.{RlpreError.__qualname__}: ")
+        why = text.splitlines()[-1]
+        lost = f"a process of the pretraining was lost ({why}): the same call goes on from its last checkpoint"
+        raise RlpreError(sentence if ours else lost) from error
+    return reports

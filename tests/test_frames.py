@@ -87,8 +87,10 @@ def test_actions_may_be_vectors(tmp_path: Path, shape: tuple[int, ...], dtype: t
     np.testing.assert_array_equal(frames.column("action"), action)
     np.testing.assert_array_equal(frames.column("reward"), [0.1, 1e-300, -2.0, 0.0])
     np.testing.assert_array_equal(frames.acted, [1, 1, 1, 0])
-    anchor, _, chosen = frames.pairs(2).sample(50, np.random.default_rng(0))
-    np.testing.assert_array_equal(chosen, action[anchor])
+    anchor, later, chosen = frames.pairs(2).sample(50, np.random.default_rng(0))
+    flat = action.reshape(4, -1).astype(np.float32)
+    np.testing.assert_array_equal(chosen[:, 0], flat[anchor])
+    np.testing.assert_array_equal(chosen[:, 1], np.where((later - anchor == 2)[:, None], flat[anchor + 1], 0))
     with pytest.raises(RlpreError, match="holds no discrete actions"):
         _ = frames.num_actions
 
@@ -176,15 +178,18 @@ def test_pairs_contract(tmp_path: Path) -> None:
     episode = np.cumsum(frames.column("episode_start"))
     rng = np.random.default_rng(0)
     for k in (1, 2, 3, 50):
-        anchor, later, action = frames.pairs(k).sample(4000, rng)
-        assert anchor.dtype == later.dtype == action.dtype == np.int64
+        anchor, later, actions = frames.pairs(k).sample(4000, rng)
+        assert anchor.dtype == later.dtype == actions.dtype == np.int64
         gap = later - anchor
         assert gap.min() >= 1
         assert gap.max() <= k
         assert (episode[anchor] == episode[later]).all()
         assert (frames.ids[anchor] != frames.ids[later]).all()
-        np.testing.assert_array_equal(action, frames.column("action")[anchor])
-        assert (action >= 0).all()
+        assert actions.shape == (4000, k)
+        for j in range(k):
+            on_the_way = frames.column("action")[np.minimum(anchor + j, len(frames) - 1)]
+            np.testing.assert_array_equal(actions[:, j], np.where(j < gap, on_the_way, -1))
+        assert ((actions >= 0).sum(1) == gap).all()
     _, counts = np.unique((anchor * 100 + later)[anchor == 0], return_counts=True)
     assert len(counts) == 3  # of 1, 2, 2, 3, 1 the last equals the first
     assert counts.max() / counts.min() < 1.5
@@ -209,7 +214,7 @@ def test_rare_frames_are_not_drowned(tmp_path: Path) -> None:
 
 def test_sampling_repeats_with_its_generator(tmp_path: Path) -> None:
     frames = store(tmp_path / "s", tuple(range(50)), tuple(range(20, 90)))
-    for draw in (frames.sample, lambda batch, rng: frames.pairs(5).sample(batch, rng)):
+    for draw in (frames.sample, lambda batch, rng: frames.pairs(5).sample(batch, rng)[1]):
         first, again = (draw(64, np.random.default_rng(3)) for _ in range(2))
         np.testing.assert_array_equal(first, again)
         assert not np.array_equal(first, draw(64, np.random.default_rng(4)))

@@ -10,10 +10,9 @@ from torch.nn import functional as F
 from rlpre import Encoder, FrameStore, InputSpec, RlpreError
 from rlpre.augment import random_shift
 from rlpre.measure.health import alignment, effective_rank, uniformity
-from rlpre.objectives import OBJECTIVES, Batch, Views, make_objective, parse_objective
+from rlpre.objectives import OBJECTIVES, Batch, Views, draw_batch, make_objective, parse_objective
 from rlpre.objectives.info_nce import info_nce
 from rlpre.objectives.jigsaw import Jigsaw, far_permutations
-from rlpre.pretrain import draw_batch
 
 CPU = torch.device("cpu")
 

@@ -14,8 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import rlpre
 from rlpre import Encoder, FrameStore, RlpreError
+from rlpre.loop import rate
 from rlpre.measure.probe import linear_probe
-from rlpre.pretrain import rate
 
 SHORT = {"objective": "temporal+inverse", "steps": 8, "batch": 16, "features": 32, "checkpoint_every": 4}
 

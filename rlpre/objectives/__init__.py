@@ -1,10 +1,14 @@
 """Self-supervised objectives: one per file, combined by a string such as ``"temporal:1+inverse:0.5"``."""
 
+from collections.abc import Iterable
+
 from rlpre.encoders import Encoder
 from rlpre.errors import RlpreError, lookup
 from rlpre.frames import FrameStore
-from rlpre.objectives.base import Batch, Objective, Views, Weighted
+from rlpre.objectives.base import Objective, Weighted
+from rlpre.objectives.batch import Batch, Views, draw_batch
 from rlpre.objectives.contrastive import Contrastive
+from rlpre.objectives.forward import Forward
 from rlpre.objectives.inverse import Inverse
 from rlpre.objectives.jigsaw import Jigsaw
 from rlpre.objectives.supervised import Supervised
@@ -12,13 +16,16 @@ from rlpre.objectives.temporal import Temporal
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "contrastive": Contrastive,
+    "forward": Forward,
     "inverse": Inverse,
     "jigsaw": Jigsaw,
     "supervised": Supervised,
     "temporal": Temporal,
 }
 
-__all__ = ["OBJECTIVES", "Batch", "Objective", "Views", "Weighted", "make_objective", "parse_objective"]
+__all__ = ["OBJECTIVES", "Batch", "Objective", "Views", "Weighted", "draw_batch", "make_objective", "parse_objective"]
+
+OFFERS = {"frames": "single images", "pairs": "frames without actions", "actions": "frames and actions"}
 
 
 def parse_objective(text: str) -> dict[str, float]:
@@ -49,4 +56,23 @@ def make_objective(text: str, encoder: Encoder, frames: FrameStore) -> Weighted:
         RlpreError: as ``parse_objective``, or if an objective needs what the frames lack.
     """
     weights = parse_objective(text)
+    refuse_unfit(weights, frames)
     return Weighted({name: OBJECTIVES[name](encoder, frames) for name in weights}, weights)
+
+
+def refuse_unfit(names: Iterable[str], frames: FrameStore) -> None:
+    """Refuses objectives that the frames cannot serve.
+
+    Raises:
+        RlpreError: naming the first objective that needs frames in sequence, or actions, where there are none.
+    """
+    order = list(OFFERS)
+    sequences = not frames.column("episode_start").all()
+    offered = order.index(("pairs" if frames.action_space is None else "actions") if sequences else "frames")
+    for name in names:
+        if order.index(OBJECTIVES[name].needs) > offered:
+            fitting = sorted(known for known, kind in OBJECTIVES.items() if order.index(kind.needs) <= offered)
+            raise RlpreError(
+                f"objective {name!r} learns from {OBJECTIVES[name].needs}, but {frames.path} holds "
+                f"{OFFERS[order[offered]]}: use {' or '.join(fitting)}"
+            )

@@ -1,74 +1,33 @@
-"""What every self-supervised objective shares: the batch, its encoded views, and weighted sums of objectives."""
+"""What every self-supervised objective shares: its interface, heads, slow targets, and weighted sums of objectives."""
 
+import copy
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from functools import cached_property
 from itertools import pairwise
-from typing import cast
+from typing import ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from rlpre.augment import random_shift
 from rlpre.encoders import Encoder
 from rlpre.frames import FrameStore
+from rlpre.objectives.batch import Batch, Views
 
-
-@dataclass(frozen=True)
-class Batch:
-    """Pairs of frames from the same episode, on the training device.
-
-    Attributes:
-        anchor: frames o_t, (batch, C, H, W) uint8 in [0, 255].
-        later: frames o_{t+j}, same shape.
-        action: a_t, taken at the anchor, (batch,) int64.
-        gap: j >= 1, (batch,) int64.
-        anchor_id: equal for identical anchors, (batch,) int64.
-        later_id: the same for the later frames, in one numbering with ``anchor_id``.
-        codes: the anchors' symbols, (batch, rows, columns, 3) uint8, or None for plain pixels.
-    """
-
-    anchor: Tensor
-    later: Tensor
-    action: Tensor
-    gap: Tensor
-    anchor_id: Tensor
-    later_id: Tensor
-    codes: Tensor | None
-
-
-class Views:
-    """Features of a batch under random shifts; each is encoded once, however many objectives ask for it."""
-
-    def __init__(self, encoder: Encoder, batch: Batch) -> None:
-        self.encoder, self.batch = encoder, batch
-
-    @cached_property
-    def anchor(self) -> Tensor:
-        """Features of the shifted anchors, (batch, num_features)."""
-        return self._encode(self.batch.anchor)
-
-    @cached_property
-    def twin(self) -> Tensor:
-        """Features of the anchors under a second, independent shift."""
-        return self._encode(self.batch.anchor)
-
-    @cached_property
-    def later(self) -> Tensor:
-        """Features of the shifted later frames."""
-        return self._encode(self.batch.later)
-
-    def _encode(self, frames: Tensor) -> Tensor:
-        return self.encoder(random_shift(frames))  # type: ignore[no-any-return]
+Needs = Literal["frames", "pairs", "actions"]
+SLOWNESS = 0.99  # of slow copies, per step; SGI
 
 
 class Objective(nn.Module, ABC):
     """A pretext task: a loss on the encoded views, with heads of its own that are thrown away afterwards.
 
     Args:
-        encoder: read for its sizes, not kept.
+        encoder: read for its sizes and to begin a slow copy, not kept.
         frames: read for its spaces and labels, not kept.
+
+    Attributes:
+        needs: what it learns from: single frames, frames that follow each other, or the actions between them.
     """
+
+    needs: ClassVar[Needs] = "frames"
 
     def __init__(self, encoder: Encoder, frames: FrameStore) -> None:
         super().__init__()
@@ -76,6 +35,10 @@ class Objective(nn.Module, ABC):
     @abstractmethod
     def forward(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the scalar loss and scalar metrics to plot."""
+
+    def after_step(self, encoder: Encoder) -> None:
+        """Called after every step of the optimiser, for targets that follow the weights slowly."""
+        return
 
     def picture(self, encoder: Encoder, batch: Batch) -> Tensor | None:
         """An image (3, H, W) in [0, 1] that shows what the task asks and what the model answers, if there is one."""
@@ -87,22 +50,36 @@ class Weighted(nn.Module):
 
     def __init__(self, parts: dict[str, Objective], weights: dict[str, float]) -> None:
         super().__init__()
-        self.parts, self.weights = nn.ModuleDict(parts), weights
+        self.parts, self.weights = nn.ModuleList(parts.values()), weights  # a ModuleDict takes no part named "forward"
 
     def forward(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
         """Sums the parts' losses; each part's loss and metrics are reported under its name."""
         total = torch.zeros((), device=views.batch.anchor.device)
         metrics: dict[str, Tensor] = {}
-        for name, part in self.parts.items():
+        for name, part in self.objectives.items():
             loss, own = part(views)
             total = total + self.weights[name] * loss
             metrics |= {f"{name}/loss": loss.detach()} | {f"{name}/{key}": value for key, value in own.items()}
         return total, metrics
 
+    @property
+    def objectives(self) -> dict[str, Objective]:
+        """The parts by name."""
+        return {name: cast(Objective, part) for name, part in zip(self.weights, self.parts, strict=True)}
+
+    @property
+    def single(self) -> bool:
+        """Whether all parts learn from single frames."""
+        return all(part.needs == "frames" for part in self.objectives.values())
+
+    def after_step(self, encoder: Encoder) -> None:
+        """See ``Objective.after_step``."""
+        for part in self.objectives.values():
+            part.after_step(encoder)
+
     def pictures(self, encoder: Encoder, batch: Batch) -> dict[str, Tensor]:
         """Each part's picture by name, where it has one."""
-        parts = {name: cast(Objective, part) for name, part in self.parts.items()}
-        drawn = {name: part.picture(encoder, batch) for name, part in parts.items()}
+        drawn = {name: part.picture(encoder, batch) for name, part in self.objectives.items()}
         return {name: picture for name, picture in drawn.items() if picture is not None}
 
 
@@ -116,3 +93,26 @@ def head(*sizes: int) -> nn.Sequential:
     for into, out in pairwise(sizes):
         layers += [nn.Linear(into, out), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
+
+
+class Slow(nn.Module):
+    """Copies of modules that follow their weights as exponential moving averages: targets that stay put for a while.
+
+    The copies are never optimised. They are part of the state that a pretraining resumes from.
+
+    [0] He et al. 2020, "Momentum Contrast for Unsupervised Visual Representation Learning" (MoCo).
+    [1] Grill et al. 2020, "Bootstrap Your Own Latent" (BYOL).
+    """
+
+    def __init__(self, *modules: nn.Module) -> None:
+        super().__init__()
+        self.copies = copy.deepcopy(nn.ModuleList(modules)).requires_grad_(False)
+
+    @torch.no_grad()
+    def follow(self, *modules: nn.Module) -> None:
+        """One step towards ``modules``, given in the order of the copies; running statistics are taken over whole."""
+        new = nn.ModuleList(modules)
+        for weight, target in zip(self.copies.parameters(), new.parameters(), strict=True):
+            weight.lerp_(target, 1 - SLOWNESS)
+        for buffer, value in zip(self.copies.buffers(), new.buffers(), strict=True):
+            buffer.copy_(value)

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from rlpre.encoders import Encoder
 from rlpre.frames import FrameStore
-from rlpre.objectives.base import Objective, Views, head
+from rlpre.objectives.base import Objective, head
+from rlpre.objectives.batch import Views
 from rlpre.objectives.info_nce import info_nce
 
 PROJECTION = 64  # SimCLR uses 128 for 2048 features; a grid world needs less

@@ -10,21 +10,34 @@ from torch.nn import functional as F
 
 from rlpre.encoders import Encoder
 from rlpre.frames import FrameStore
-from rlpre.objectives.base import Objective, Views, head
+from rlpre.objectives.action_code import ActionCode
+from rlpre.objectives.base import Objective, head
+from rlpre.objectives.batch import Views
 
-MAX_GAP = 16  # more steps between the frames than any pair sampler draws
+MAX_GAP = 16  # longer gaps are told apart no more
 
 
 class Inverse(Objective):
-    """Cross-entropy of a_t given both frames' features and the number of steps between them."""
+    """Predicts a_t from both frames' features and the number of steps between them.
+
+    Discrete actions: cross-entropy. Vectors: mean squared error of the action standardised over the store, with R^2
+    within the batch as its metric.
+    """
+
+    needs = "actions"
 
     def __init__(self, encoder: Encoder, frames: FrameStore) -> None:
         super().__init__(encoder, frames)
+        self.code = ActionCode(frames)
         self.gap = nn.Embedding(MAX_GAP, encoder.num_features)
-        self.head = head(3 * encoder.num_features, 2 * encoder.num_features, frames.num_actions)
+        self.head = head(3 * encoder.num_features, 2 * encoder.num_features, self.code.size)
 
     def forward(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``Objective.forward``."""
-        logits = self.head(torch.cat([views.anchor, views.later, self.gap(views.batch.gap)], dim=1)).float()
-        action = views.batch.action
-        return F.cross_entropy(logits, action), {"accuracy": (logits.argmax(1) == action).float().mean()}
+        gap, action = views.batch.gap.clamp_max(MAX_GAP - 1), views.batch.action
+        answer = self.head(torch.cat([views.anchor, views.later, self.gap(gap)], dim=1)).float()
+        if self.code.continuous:
+            wanted = self.code(action)
+            loss = F.mse_loss(answer, wanted)
+            return loss, {"r2": 1 - loss.detach() / wanted.var(0, unbiased=False).mean()}
+        return F.cross_entropy(answer, action), {"accuracy": (answer.argmax(1) == action).float().mean()}

@@ -18,7 +18,8 @@ from torch import Tensor
 from rlpre.encoders import Encoder
 from rlpre.errors import RlpreError
 from rlpre.frames import FrameStore
-from rlpre.objectives.base import Batch, Objective, Views, head
+from rlpre.objectives.base import Objective, head
+from rlpre.objectives.batch import Batch, Views
 from rlpre.report.pictures import grid
 
 SIDE = 2  # tiles along one side: egocentric frames of 7 cells leave little to order at 3
@@ -43,7 +44,7 @@ class Jigsaw(Objective):
     def forward(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``Objective.forward``."""
         puzzles, right = self.puzzles(views.batch.anchor)
-        logits = self.head(views.encoder(puzzles)).float()
+        logits = self.head(views.encode(puzzles)).float()
         loss = (logits.logsumexp(1) - logits.masked_fill(~right, -torch.inf).logsumexp(1)).mean()
         solved = right.gather(1, logits.argmax(1, keepdim=True)).float().mean()
         return loss, {"accuracy": solved, "chance": right.float().mean()}

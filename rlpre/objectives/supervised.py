@@ -7,7 +7,8 @@ from torch.nn import functional as F
 from rlpre.encoders import Encoder
 from rlpre.errors import RlpreError
 from rlpre.frames import FrameStore
-from rlpre.objectives.base import Objective, Views, head
+from rlpre.objectives.base import Objective, head
+from rlpre.objectives.batch import Views
 
 CLASSES = (16, 8, 64)  # type, colour, flags of a cell: room for every grid-world code
 

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from rlpre.encoders import Encoder
 from rlpre.frames import FrameStore
-from rlpre.objectives.base import Objective, Views, head
+from rlpre.objectives.base import Objective, head
+from rlpre.objectives.batch import Views
 from rlpre.objectives.info_nce import info_nce
 
 PROJECTION = 64
@@ -16,6 +17,8 @@ PROJECTION = 64
 
 class Temporal(Objective):
     """InfoNCE from o_t to o_{t+j}: a projector on both, a residual predictor on the anchor's side."""
+
+    needs = "pairs"
 
     def __init__(self, encoder: Encoder, frames: FrameStore) -> None:
         super().__init__(encoder, frames)
