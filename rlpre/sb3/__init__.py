@@ -1,7 +1,8 @@
 """The plug: pretrained encoders inside Stable-Baselines3, touched only at its seams."""
 
+from rlpre.sb3.advantages import floored_advantages
 from rlpre.sb3.encoded import EncodedVecEnv
-from rlpre.sb3.extractor import MODES, policy_kwargs
 from rlpre.sb3.fuse import fuse
+from rlpre.sb3.modes import MODES, policy_kwargs
 
-__all__ = ["MODES", "EncodedVecEnv", "fuse", "policy_kwargs"]
+__all__ = ["MODES", "EncodedVecEnv", "floored_advantages", "fuse", "policy_kwargs"]
