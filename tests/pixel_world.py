@@ -1,6 +1,7 @@
 """A tiny pixel task for the plug's tests, and the extractor that a user of plain SB3 would write."""
 
 import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,40 +9,84 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium import spaces
-from stable_baselines3 import A2C, DQN, PPO
+from sb3_contrib import QRDQN, MaskablePPO, RecurrentPPO
+from stable_baselines3 import A2C, DQN, PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch import Tensor, nn
 
 from rlpre.encoders import Encoder, InputSpec
 
 FRAME = InputSpec((3, 36, 36))
+OFF_POLICY = {"buffer_size": 200, "learning_starts": 4, "train_freq": 2, "batch_size": 8, "tau": 0.005}
 TINY: dict[type[BaseAlgorithm], dict[str, Any]] = {
     PPO: {"n_steps": 8, "batch_size": 8, "n_epochs": 2},
     A2C: {"n_steps": 8},
-    DQN: {"buffer_size": 200, "learning_starts": 4, "train_freq": 2, "target_update_interval": 4, "tau": 0.005},
+    DQN: {**OFF_POLICY, "batch_size": 32, "target_update_interval": 4},
+    SAC: OFF_POLICY,
+    RecurrentPPO: {"n_steps": 8, "batch_size": 8, "n_epochs": 2},
+    QRDQN: {**OFF_POLICY, "target_update_interval": 4},
+    MaskablePPO: {"n_steps": 8, "batch_size": 8, "n_epochs": 2},
+}
+HEADS: dict[type[BaseAlgorithm], dict[str, Any]] = {
+    SAC: {"net_arch": [16]},
+    RecurrentPPO: {"lstm_hidden_size": 8, "n_lstm_layers": 2},
+    QRDQN: {"n_quantiles": 5},
+}
+CORE = [PPO, A2C, DQN]
+PARTS = partial(
+    spaces.Dict,
+    {
+        "image": FRAME.space,
+        "direction": spaces.Discrete(4),
+        "mission": spaces.MultiBinary((2, 3)),
+        "tokens": spaces.MultiDiscrete([2, 3]),
+        "velocity": spaces.Box(-1, 1, (2, 2), np.float32),
+    },
+)
+WAYS: dict[str, dict[str, Any]] = {
+    "scratch": {"mode": "scratch"},
+    "random": {"mode": "random"},
+    "frozen": {"mode": "frozen"},
+    "finetuned": {"mode": "finetuned"},
+    "partial": {"mode": "partial", "stages": 2},
+    "warmed up": {"mode": "finetuned", "warmup_updates": 2},
 }
 
 
-class Quadrant(gym.Env[np.ndarray, int]):
-    """One quadrant of a noisy frame is bright; reward 1 for naming it; truncated after ``length`` steps."""
+class Quadrant(gym.Env[Any, Any]):
+    """One quadrant of a noisy frame is bright; reward 1 for naming it; truncated after ``length`` steps.
 
-    def __init__(self, length: int = 6, noise: int = 60) -> None:
-        self.observation_space, self.action_space = FRAME.space, spaces.Discrete(4)
+    With ``continuous`` actions, reward is how far their two numbers point to it. With ``parts``, observations are a
+    Dict: the frame is its "image", the other keys are noise. The quadrant after the bright one is masked.
+    """
+
+    def __init__(self, length: int = 6, noise: int = 60, continuous: bool = False, parts: bool = False) -> None:
+        self.action_space = spaces.Box(-1, 1, (2,), np.float32) if continuous else spaces.Discrete(4)
+        self.observation_space: spaces.Space[Any] = PARTS(seed=0) if parts else FRAME.space
         self.length, self.noise = length, noise
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
         self.time = 0
-        return self._frame(), {}
+        return self._observe(), {}
 
-    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        reward = float(action == self.quadrant)
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        if isinstance(self.action_space, spaces.Box):
+            reward = float(np.mean(action * (2 * np.array(divmod(self.quadrant, 2)) - 1)))
+        else:
+            reward = float(action == self.quadrant)
         self.time += 1
-        return self._frame(), reward, False, self.time >= self.length, {}
+        return self._observe(), reward, False, self.time >= self.length, {}
+
+    def action_masks(self) -> np.ndarray:
+        return np.arange(4) != (self.quadrant + 1) % 4
+
+    def _observe(self) -> Any:
+        if isinstance(self.observation_space, spaces.Dict):
+            return {**self.observation_space.sample(), "image": self._frame()}
+        return self._frame()
 
     def _frame(self) -> np.ndarray:
         self.quadrant = int(self.np_random.integers(4))
@@ -56,6 +101,11 @@ def worlds(count: int = 2, seed: int = 0, **arguments: Any) -> DummyVecEnv:
     venv = DummyVecEnv([lambda: Quadrant(**arguments)] * count)
     venv.seed(seed)
     return venv
+
+
+def worlds_for(algorithm: type[BaseAlgorithm], count: int = 2, seed: int = 0, **arguments: Any) -> DummyVecEnv:
+    """Quadrant tasks with the actions that an algorithm can take."""
+    return worlds(count, seed, continuous=algorithm is SAC, **arguments)
 
 
 class PlainExtractor(BaseFeaturesExtractor):
@@ -87,15 +137,22 @@ def odd_encoder() -> Encoder:
 
 
 def build(
-    algorithm: type[BaseAlgorithm], policy_kwargs: dict[str, Any], seed: int = 0, **arguments: Any
+    algorithm: type[BaseAlgorithm],
+    policy_kwargs: dict[str, Any],
+    seed: int = 0,
+    venv: VecEnv | None = None,
+    policy: str = "Cnn",
+    **arguments: Any,
 ) -> BaseAlgorithm:
-    """A small model on the quadrant task."""
+    """A small model on the quadrant task, or on ``venv``."""
     settings = {**TINY[algorithm], "seed": seed, "device": "cpu", **arguments}
-    return algorithm("CnnPolicy", worlds(), policy_kwargs=policy_kwargs, **settings)
+    policy += "LstmPolicy" if algorithm is RecurrentPPO else "Policy"
+    heads = {**HEADS.get(algorithm, {}), **policy_kwargs}
+    return algorithm(policy, worlds_for(algorithm) if venv is None else venv, policy_kwargs=heads, **settings)
 
 
 def encoders_in(model: BaseAlgorithm) -> list[Encoder]:
-    """Every distinct encoder in a model's policy (DQN has a second one in its target network)."""
+    """Every distinct encoder in a model's policy (a second one in a target network)."""
     return [module for module in model.policy.modules() if isinstance(module, Encoder)]
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from pixel_world import build, encoders_in, odd_encoder, same, worlds
+from pixel_world import WAYS, build, encoders_in, odd_encoder, same, worlds
 from stable_baselines3 import PPO
 
 from rlpre.encoders import Encoder
@@ -33,7 +33,7 @@ def test_fresh_weights_come_from_the_models_seed(mode: str, encoder: Encoder) ->
 
 
 def test_heads_start_alike_in_every_mode(encoder: Encoder) -> None:
-    heads = [build(PPO, policy_kwargs(encoder, mode)).policy.mlp_extractor for mode in MODES]
+    heads = [build(PPO, policy_kwargs(encoder, **way)).policy.mlp_extractor for way in WAYS.values()]
     assert all(same(head, heads[0]) for head in heads)
 
 
@@ -49,7 +49,7 @@ def test_the_callers_encoder_and_the_policys_are_two(encoder: Encoder) -> None:
 
 @pytest.mark.parametrize("mode", TRAINABLE)
 def test_shifts_only_while_gradients_flow(mode: str, encoder: Encoder) -> None:
-    policy = build(PPO, policy_kwargs(encoder, mode, augment=True)).policy
+    policy = build(PPO, policy_kwargs(encoder, **WAYS[mode], augment=True)).policy
     extractor, frames = policy.features_extractor, torch.from_numpy(worlds().reset()).float()
     policy.set_training_mode(True)
     assert not extractor(frames).equal(extractor(frames))
@@ -66,6 +66,11 @@ def test_shifts_only_while_gradients_flow(mode: str, encoder: Encoder) -> None:
         ({"optimizer_class": torch.optim.SGD}, "optimizer 'SGD'"),
         ({"normalize_images": True}, "'normalize_images'"),
         ({"mode": "finetuned", "encoder_lr_scale": 0.0}, "must be positive"),
+        ({"mode": "finetuned", "warmup_updates": -1}, "warmup_updates is -1"),
+        ({"mode": "finetuned", "stages": 2}, "stages has no effect on mode 'finetuned'"),
+        ({"stack": 0}, "stack is 0"),
+        *[({"mode": "partial", "stages": count}, "'cnn' has 4") for count in (None, 0, 4, -1)],
+        *[({"mode": mode, "warmup_updates": 5}, "warmup_updates has no effect") for mode in FROZEN],
         *[({"mode": mode, "augment": True}, "augment has no effect") for mode in FROZEN],
         *[({"mode": mode, "encoder_lr_scale": 0.5}, "encoder_lr_scale has no effect") for mode in FROZEN],
     ],

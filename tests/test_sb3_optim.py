@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from pixel_world import FRAME, TINY, build, encoders_in, plain, same
+from pixel_world import CORE, FRAME, build, encoders_in, plain, same
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from torch.optim import Adam, Optimizer
@@ -14,7 +14,6 @@ from rlpre.encoders import Encoder
 from rlpre.sb3 import policy_kwargs
 from rlpre.sb3.optim import OPTIMIZERS
 
-ALGORITHMS = list(TINY)
 RATES: dict[str, float | Callable[[float], float]] = {"constant": 1e-3, "linear": lambda left: 1e-3 * left + 1e-4}
 
 
@@ -57,7 +56,7 @@ def test_plain_sb3_loses_the_encoders_rate(encoder: Encoder) -> None:
 
 @pytest.mark.parametrize("schedule", RATES)
 @pytest.mark.parametrize("base", OPTIMIZERS)
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", CORE)
 def test_the_encoders_rate_survives_learn(
     algorithm: type[BaseAlgorithm], base: type[Optimizer], schedule: str, encoder: Encoder
 ) -> None:
@@ -76,7 +75,7 @@ def test_the_encoders_rate_survives_learn(
 
 
 @pytest.mark.parametrize("base", OPTIMIZERS)
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", CORE)
 def test_scale_one_is_the_plain_optimiser_bit_for_bit(
     algorithm: type[BaseAlgorithm], base: type[Optimizer], encoder: Encoder
 ) -> None:
@@ -105,7 +104,7 @@ def indices(model: BaseAlgorithm) -> list[int]:
     return [index for group in saved["param_groups"] for index in group["params"]]
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", CORE)
 def test_frozen_weights_are_not_the_optimisers(algorithm: type[BaseAlgorithm], encoder: Encoder) -> None:
     usual = build(algorithm, plain(encoder, optimizer_class=Adam)).learn(16)
     ours = build(algorithm, policy_kwargs(encoder, "frozen")).learn(16)

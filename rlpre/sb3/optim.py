@@ -1,7 +1,11 @@
-"""Optimisers that give an encoder its own learning rate and keep it.
+"""Optimisers that give an encoder its own learning rate, and its own start, and keep them.
 
 SB3 writes one learning rate into every parameter group at each update, so a rate of the encoder's own does not last.
-A *scale* that lies beside the rate and is applied inside ``step`` does, and follows any schedule.
+A *scale* that lies beside the rate and is applied inside ``step`` does, and follows any schedule. So does a *warm-up*:
+a number of steps, counted here and saved with the optimiser, for which the encoder's parameters get no gradients, and
+therefore no moments, no decay, and no part in the clipped norm. First the heads, then everything is LP-FT [0].
+
+[0] Kumar et al. 2022, "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution".
 """
 
 from collections.abc import Callable, Iterable
@@ -13,17 +17,25 @@ from torch.optim import Adam, Optimizer, RMSprop
 
 from rlpre.errors import RlpreError
 
-SCALE = "lr_scale"
+SCALE, WARMUP = "lr_scale", "warmup_updates"
 
 
-class _ScaledRates(Optimizer):
+def pace(module: nn.Module, scale: float, warmup: int) -> None:
+    """Marks the parameters of ``module`` for the optimisers below: a rate of ``lr * scale`` after ``warmup`` steps."""
+    for parameter in module.parameters():
+        setattr(parameter, SCALE, scale)
+        setattr(parameter, WARMUP, warmup)
+
+
+class _Paced(Optimizer):
     """Steps each group at ``lr * lr_scale``; to everyone else the group's rate is ``lr``."""
 
     def __init__(self, params: Iterable[nn.Parameter], **arguments: Any) -> None:
-        groups: dict[float, list[nn.Parameter]] = {}
+        groups: dict[tuple[float, int], list[nn.Parameter]] = {}
         for parameter in params:
-            groups.setdefault(getattr(parameter, SCALE, 1.0), []).append(parameter)
-        super().__init__([{"params": listed, SCALE: scale} for scale, listed in groups.items()], **arguments)
+            groups.setdefault((getattr(parameter, SCALE, 1.0), getattr(parameter, WARMUP, 0)), []).append(parameter)
+        super().__init__([{"params": groups[key], SCALE: key[0], WARMUP: key[1]} for key in groups], **arguments)
+        self._wait()
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One step at each group's own rate; the rates that others see are as before."""
@@ -35,18 +47,32 @@ class _ScaledRates(Optimizer):
         finally:
             for group, rate in zip(self.param_groups, rates, strict=True):
                 group["lr"] = rate
+                if group[WARMUP]:
+                    group[WARMUP] -= 1
+                    self._wait()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As in torch, and the warm-up goes on where it was."""
+        super().load_state_dict(state_dict)
+        self._wait()
+
+    def _wait(self) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if getattr(parameter, WARMUP, 0):
+                    parameter.requires_grad_(not group[WARMUP])
 
 
-class EncoderAdam(_ScaledRates, Adam):
-    """``torch.optim.Adam`` with a learning-rate scale per parameter; bit for bit the same where the scale is 1."""
+class EncoderAdam(_Paced, Adam):
+    """``torch.optim.Adam`` with a pace per parameter; bit for bit the same where the scale is 1."""
 
 
-class EncoderRMSprop(_ScaledRates, RMSprop):
-    """``torch.optim.RMSprop`` (SB3's choice for A2C) with a learning-rate scale per parameter."""
+class EncoderRMSprop(_Paced, RMSprop):
+    """``torch.optim.RMSprop`` (SB3's choice for A2C) with a pace per parameter."""
 
 
-class EncoderRMSpropTFLike(_ScaledRates, RMSpropTFLike):
-    """SB3's ``RMSpropTFLike`` with a learning-rate scale per parameter."""
+class EncoderRMSpropTFLike(_Paced, RMSpropTFLike):
+    """SB3's ``RMSpropTFLike`` with a pace per parameter."""
 
 
 OPTIMIZERS: dict[type[Optimizer], type[Optimizer]] = {
@@ -56,8 +82,8 @@ OPTIMIZERS: dict[type[Optimizer], type[Optimizer]] = {
 }
 
 
-def scaled(optimizer: type[Optimizer]) -> type[Optimizer]:
-    """Returns the variant of ``optimizer`` that knows learning-rate scales.
+def paced(optimizer: type[Optimizer]) -> type[Optimizer]:
+    """Returns the variant of ``optimizer`` that knows the pace of each parameter.
 
     Raises:
         RlpreError: if there is none.
