@@ -1,12 +1,14 @@
 """The main job: collect frames, pretrain encoders, train every arm on every seed, report."""
 
 from collections.abc import Callable
+from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import envs
+from agents.film import film
 from agents.recipes import RECIPES
 from agents.train import TrainConfig, train
 from rlpre import FrameStore, PretrainConfig, RlpreError, pretrain
@@ -15,6 +17,7 @@ from rlpre.encoders import find_architecture
 from rlpre.errors import at_least
 from rlpre.objectives import parse_objective
 from rlpre.report.compare import report
+from rlpre.report.facts import FILM
 from rlpre.report.results import Metric
 from rlpre.study import Cell, StudyResult, run_study
 
@@ -48,13 +51,15 @@ class Comparison:
     train: TrainConfig = field(default_factory=TrainConfig)
 
 
-def compare(comparison: Comparison, out: Path, workers: int | None = None) -> str:
+def compare(comparison: Comparison, out: Path, workers: int | None = None, executor: Executor | None = None) -> str:
     """Runs a comparison in ``out``, or goes on with one that was interrupted.
 
     Args:
         comparison: what to run.
         out: receives ``frames/``, ``encoders/<objective>/`` and ``runs/`` (the study with its report).
-        workers: runs at a time; default one per core.
+        workers: runs at a time on one machine; default one per core.
+        executor: where encoders and runs are trained, such as `rlpre.cluster.cluster`; default processes of this
+            machine. Machines must see ``out`` under the same path: workers write there and read each other's encoders.
 
     Returns:
         The answer and the tables, for a terminal.
@@ -63,6 +68,7 @@ def compare(comparison: Comparison, out: Path, workers: int | None = None) -> st
         RlpreError: for unknown names, a directory of another comparison, or a failed run.
     """
     check(comparison)
+    out = out.resolve()  # workers may have been started elsewhere
     settings = configuration(comparison)
     frames = envs.collect(
         comparison.sources,
@@ -77,7 +83,8 @@ def compare(comparison: Comparison, out: Path, workers: int | None = None) -> st
     objectives = dict.fromkeys(arm.objective for arm in comparison.arms.values() if arm.objective)
     cells = [encoder_cell(comparison, objective) for objective in objectives]
     work = partial(pretrain_cell, frames.path, comparison.pretrain)
-    _succeed(run_study(out, cells, work, settings, {"encoders": comparison.pretrain.steps}, workers=workers))
+    where: dict[str, Any] = {"executor": executor, "workers": workers}
+    _succeed(run_study(out, cells, work, settings, {"encoders": comparison.pretrain.steps}, keep=True, **where))
     seeds = range(comparison.first_seed, comparison.first_seed + comparison.seeds)
     # trainable arms take longest: started first, they leave no core idle at the end
     arms = sorted(comparison.arms, key=lambda name: RECIPES[comparison.arms[name].agent].encoded_once)
@@ -86,7 +93,7 @@ def compare(comparison: Comparison, out: Path, workers: int | None = None) -> st
     metric = Metric(offline, comparison.answer, threshold=comparison.threshold)
     settings["metric"] = asdict(metric)
     work = partial(train_cell, comparison, out)
-    result = run_study(out / "runs", cells, work, settings, budgets(comparison), workers=workers)
+    result = run_study(out / "runs", cells, work, settings, budgets(comparison), **where)
     text = report(out / "runs") if result.done else ""
     _succeed(result)
     return f"{text}\noffline: {len(frames):,} frames, {frames.distinct:,} distinct, of {', '.join(frames.tasks)}"
@@ -144,8 +151,11 @@ def pretrain_cell(frames: Path, config: PretrainConfig, cell: Cell, out: Path, r
 
 
 def train_cell(comparison: Comparison, home: Path, cell: Cell, out: Path, report: Report) -> None:
-    """Trains one arm on one seed."""
-    train(train_config(comparison, home, cell), out, report)
+    """Trains one arm on one seed; the final policy of the first seed is filmed."""
+    config = train_config(comparison, home, cell)
+    policy = train(config, out, report)
+    if cell.seed == comparison.first_seed:
+        film(policy, config, out / FILM)
 
 
 def train_config(comparison: Comparison, home: Path, cell: Cell) -> TrainConfig:

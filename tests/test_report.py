@@ -2,46 +2,20 @@
 
 import json
 from dataclasses import asdict
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from studies import METRIC, NEVER, STEPS, results_of, write_run, write_study
 
 from rlpre.errors import RlpreError
 from rlpre.files import write_json
 from rlpre.report import table
+from rlpre.report.answers import answers
 from rlpre.report.compare import report
 from rlpre.report.curves import style
-from rlpre.report.results import Metric, Results, load_metric, load_runs, summarise
+from rlpre.report.results import Metric, load_runs, short_names
 from rlpre.study import Cell
-
-STEPS = np.arange(1000, 10_001, 1000)
-METRIC = Metric({"scratch": 0, "random": 0, "jigsaw": 500, "best": 60_000}, answer="best")
-NEVER = None
-
-
-def write_run(study: Path, cell: Cell, reached_at: int | None, steps: np.ndarray = STEPS) -> Path:
-    """A run whose two evaluation episodes return 0.1 and 0.3 until a step, then 0.9 and 1.0."""
-    run = study / cell.path
-    run.mkdir(parents=True)
-    solved = steps >= (np.inf if reached_at is None else reached_at)
-    np.savez(run / "evaluations.npz", timesteps=steps, results=np.where(solved[:, None], [0.9, 1.0], [0.1, 0.3]))
-    write_json(run / "done.json", {**asdict(cell), "seconds": 90.0, "threads": 1})
-    return run
-
-
-def write_study(study: Path, arms: dict[str, list[int | None]], metric: Metric = METRIC, env: str = "Door") -> Path:
-    for arm, runs in arms.items():
-        for seed, reached_at in enumerate(runs):
-            write_run(study, Cell(env, arm, seed), reached_at)
-    write_json(study / "study.json", {"metric": asdict(metric)})
-    return study
-
-
-def results_of(study: Path) -> Results:
-    return summarise(load_runs(study), load_metric(study))
 
 
 def test_figures_by_hand(tmp_path):
@@ -91,16 +65,16 @@ def test_figures_by_hand(tmp_path):
     ],
 )
 def test_answers(tmp_path, arms, sentence):
-    answer = table.answers(results_of(write_study(tmp_path, arms)), METRIC)
-    assert answer.startswith(f"Door: {sentence}")
-    assert answer.count("\n") == 0
-    assert ("after 60k offline frames" in answer) == answer.startswith(("Door: pretraining", "Door: not known"))
+    (answer,) = map(str, answers(results_of(write_study(tmp_path, arms)), {}, METRIC).values())
+    assert answer.startswith(sentence)
+    assert answer.endswith(".")
+    assert ("after 60k offline frames" in answer) == answer.startswith(("pretraining", "not known"))
 
 
 def test_table(tmp_path):
     arms = {"scratch": [8000, 9000, NEVER], "random": [NEVER] * 3, "jigsaw": [5000], "best": [2000, 3000, 4000]}
     results = results_of(write_study(tmp_path, arms))
-    title, _, header, rule, *rows = table.text(results, METRIC).splitlines()[:8]
+    title, _, header, rule, *rows = table.text(results, {}, METRIC).splitlines()[:8]
     assert title == "Door, 10k steps"
     starts = [
         header.index(name) for name in ("n ", "final", "area", "steps to 0.8", "reached", "ratio", "P(", "frames")
@@ -116,7 +90,7 @@ def test_table(tmp_path):
     assert rows[2].endswith("0.5k    1.5")
     assert ">=3.00 [" in rows[3]
     assert ", inf]" in rows[3]
-    piped = table.markdown(results, METRIC)
+    piped = table.markdown(results, {}, METRIC)
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in piped.splitlines() if line[:1] == "|"]
     assert [" ".join(" ".join(row).split()) for row in cells[2:]] == [" ".join(row.split()) for row in rows]
 
@@ -126,22 +100,23 @@ def test_report_writes_everything(tmp_path):
     write_study(tmp_path, arms)
     write_study(tmp_path, arms, env="Bench/Key")
     shown = report(tmp_path)
-    assert shown.startswith("Bench/Key: pretraining saved")
+    overall, key, door = shown.splitlines()[:3]
+    assert overall.startswith("overall: pretraining saved environment steps on 2 of 2 tasks: saved on Key, Door; ")
+    assert key.startswith("Bench/Key: pretraining saved")
+    assert door.startswith("Door: pretraining saved")
+    page = (tmp_path / "report.html").read_bytes()
     assert report(tmp_path) == shown  # no chance in it
+    assert (tmp_path / "report.html").read_bytes() == page
     content = json.loads((tmp_path / "results.json").read_text(), parse_constant=pytest.fail)
-    assert content["answer"] == shown.splitlines()[:2]
+    assert content["answer"] == [overall, key, door]
     best = content["environments"]["Door"]["best"]
     assert (best["seeds"], best["reached_at"], best["offline_frames"]) == ([0, 1, 2], [2000, 3000, 4000], 60_000)
     assert np.shape(best["returns"]) == (3, 10)
     assert best["seconds"] == [90.0] * 3
     assert content["environments"]["Door"]["jigsaw"]["final_return"]["low"] is None
     assert (tmp_path / "table.md").read_text().startswith(shown.splitlines()[0])
-    events = EventAccumulator(str(tmp_path / "compare/best"))
-    events.Reload()
-    scalars = events.Scalars("compare/Bench/Key/return")
-    assert [event.step for event in scalars] == STEPS.tolist()  # once, though reported twice
-    assert [event.value for event in scalars] == pytest.approx([point["value"] for point in best["curve"]])
-    assert events.Scalars("compare/Door/return_low")[1].value == pytest.approx(best["curve"][1]["low"])
+    assert "All 2 tasks" in shown
+    assert content["overall"]["best"]["seeds"] == [0, 1, 2]
 
 
 def test_picture_shows_every_arm_in_its_colour(tmp_path):
@@ -195,6 +170,11 @@ def test_study_without_runs_or_metric_is_refused(tmp_path):
     write_run(tmp_path, Cell("Door", "jigsow", 0), 5000)
     with pytest.raises(RlpreError, match="unknown arm 'jigsow': did you mean 'jigsaw'"):
         report(tmp_path)
+
+
+def test_short_names_stay_different():
+    names = ("MiniGrid-DoorKey-5x5-v0", "BabyAI-GoToLocal-v0", "ALE/Pong-v5", "Door", "Ant-v4", "Ant-v5")
+    assert list(short_names(names).values()) == ["DoorKey-5x5", "GoToLocal", "Pong", "Door", "Ant-v4", "Ant-v5"]
 
 
 @pytest.mark.parametrize("name", ["answer", "baseline"])

@@ -191,3 +191,29 @@ def test_steps_ratio_coverage(spread):
         found = stats.steps_ratio(reach(*(1e4 * slow)), reach(*(1e4 * fast)), 1e9, source)
         covered += found.ratio.low <= 3 <= found.ratio.high
     assert covered / 400 > 0.92
+
+
+def test_overall_ratio_is_the_geometric_mean_over_tasks():
+    # 300 / 100 and 80 / 60: sqrt(3 x 4/3) = 2, whatever the budgets.
+    tasks = [(reach(300, 300, 300), reach(100, 100, 100), 900), (reach(70, 80, 90), reach(50, 60, 70), 100)]
+    found = stats.overall_ratio(tasks, rng())
+    assert found.ratio.value == pytest.approx(2)
+    assert (found.bound, found.baseline_reached, found.treated_reached) == ("", 6, 6)
+    # Of the second task alone: log standard errors 10/80 and 10/60 over sqrt(3), halved by the mean over two tasks;
+    # Welch: 3.71 degrees of freedom, t = 2.86, so that the factor is exp(2.86 x 0.1203 / 2).
+    assert found.ratio.high == pytest.approx(2 * np.exp(2.86 * 0.1203 / 2), rel=0.02)
+    alone = stats.steps_ratio(*tasks[1], rng())
+    assert np.log(alone.ratio.high / alone.ratio.value) == pytest.approx(2.86 * 0.1203, rel=0.1)
+
+
+def test_overall_ratio_is_a_bound_if_any_run_of_any_task_never_reaches():
+    solved, unsolved = (reach(30, 30, 30), reach(10, 10, 10), 100), (reach(never=3), reach(50, 50, 50), 100)
+    assert stats.overall_ratio([solved, unsolved], rng()).bound == ">="
+    assert stats.overall_ratio([unsolved, (solved[1], reach(never=3), 100)], rng()).bound == "?"
+
+
+def test_performance_profile_by_hand():
+    scores = np.array([[0.0, 0.5], [0.2, 0.9], [0.5, 1.0]])
+    found = stats.performance_profile(scores, np.array([-0.1, 0.0, 0.5, 1.0]), rng())
+    assert [point.value for point in found] == pytest.approx([1, 5 / 6, 2 / 6, 0])
+    assert found[2].low < 2 / 6 < found[2].high

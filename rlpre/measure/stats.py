@@ -26,7 +26,7 @@ References:
     [3] Royston and Parmar 2013, Restricted mean survival time. https://doi.org/10.1186/1471-2288-13-152
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,6 +38,7 @@ from rlpre.errors import RlpreError
 
 Floats = NDArray[np.float64]
 Statistic = Callable[[Floats], Floats]
+Times = tuple[Floats, NDArray[np.bool_]]  # steps (runs,) and reached (runs,), as from `steps_to_threshold`
 
 CONFIDENCE = 0.95
 RESAMPLES = 2000
@@ -182,12 +183,7 @@ def steps_to_threshold(steps: NDArray[np.int64], returns: Floats, threshold: flo
     return steps[first].astype(np.float64), reached
 
 
-def steps_ratio(
-    baseline: tuple[Floats, NDArray[np.bool_]],
-    treated: tuple[Floats, NDArray[np.bool_]],
-    budget: float,
-    rng: np.random.Generator,
-) -> StepsRatio:
+def steps_ratio(baseline: Times, treated: Times, budget: float, rng: np.random.Generator) -> StepsRatio:
     """The ratio of restricted mean steps to a threshold [3], baseline / treated.
 
     The restricted mean, E[min(steps, budget)], is the area under the Kaplan-Meier curve up to the budget; with every
@@ -195,24 +191,50 @@ def steps_ratio(
     the logarithms, with bootstrap standard errors: at three runs it covers .93-.97, a percentile bootstrap .70-.81.
 
     Args:
-        baseline: steps (runs,) and reached (runs,), as from `steps_to_threshold`.
+        baseline: steps and reached of its runs.
         treated: the same for the other arm.
         budget: environment steps that all runs had.
         rng: the source of the resampling.
     """
-    steps = [np.clip(arm[0], 1, budget)[:, None] for arm in (baseline, treated)]
-    reached = [int((arm[1] & (arm[0] <= budget)).sum()) for arm in (baseline, treated)]
-    bound = _BOUND[reached[0] < len(steps[0]), reached[1] < len(steps[1])]
-    return StepsRatio(_ratio_of_means(steps[0], steps[1], rng), bound, reached[0], reached[1])
+    return overall_ratio([(baseline, treated, budget)], rng)
 
 
-def _ratio_of_means(above: Floats, below: Floats, rng: np.random.Generator) -> Interval:
-    value = float(mean(above) / mean(below))
-    runs = min(len(above), len(below))
+def overall_ratio(tasks: Sequence[tuple[Times, Times, float]], rng: np.random.Generator) -> StepsRatio:
+    """The geometric mean over tasks of `steps_ratio`: every task counts alike, whatever its budget.
+
+    Args:
+        tasks: for each its baseline, treated and budget, as for `steps_ratio`.
+        rng: the source of the resampling.
+    """
+    pairs, reached = [], np.zeros(2, int)
+    for *arms, budget in tasks:
+        pairs.append([np.clip(steps, 1, budget)[:, None] for steps, _ in arms])
+        reached += [int((ok & (steps <= budget)).sum()) for steps, ok in arms]
+    runs = np.sum([[len(arm) for arm in pair] for pair in pairs], axis=0)
+    bound = _BOUND[bool(reached[0] < runs[0]), bool(reached[1] < runs[1])]
+    return StepsRatio(_ratio_of_means(pairs, rng), bound, int(reached[0]), int(reached[1]))
+
+
+def performance_profile(scores: Floats, thresholds: Floats, rng: np.random.Generator) -> tuple[Interval, ...]:
+    """The share of runs over all tasks that score above each threshold [0].
+
+    Args:
+        scores: (runs, tasks), of one range in all tasks.
+        thresholds: (n,), in units of score.
+        rng: the source of the resampling.
+    """
+    return tuple(interval((scores > threshold).astype(np.float64), rng, mean) for threshold in thresholds)
+
+
+def _ratio_of_means(pairs: Sequence[Sequence[Floats]], rng: np.random.Generator) -> Interval:
+    """The geometric mean over pairs of mean(first) / mean(second)."""
+    value = float(np.exp(np.mean([np.log(mean(above) / mean(below)) for above, below in pairs])))
+    arms = [arm for pair in pairs for arm in pair]
+    runs = min(map(len, arms))
     if runs < FEWEST:
         return Interval(value, None, None, runs)
-    variances = [_standard_error(arm, lambda x: np.log(mean(x)), rng) ** 2 for arm in (above, below)]
-    parts = [variance**2 / (len(arm) - 1) for variance, arm in zip(variances, (above, below), strict=True)]
+    variances = [(_standard_error(arm, lambda x: np.log(mean(x)), rng) / len(pairs)) ** 2 for arm in arms]
+    parts = [variance**2 / (len(arm) - 1) for variance, arm in zip(variances, arms, strict=True)]
     freedom = sum(variances) ** 2 / sum(parts) if sum(parts) > 0 else runs - 1  # Welch and Satterthwaite
     factor = float(np.exp(_student(freedom) * np.sqrt(sum(variances))))
     return Interval(value, value / factor, value * factor, runs)

@@ -4,27 +4,39 @@ from pathlib import Path
 
 from rlpre.files import atomic, write_json
 from rlpre.report import table
-from rlpre.report.curves import draw_curves, log_curves
+from rlpre.report.answers import answers
+from rlpre.report.board import log_comparison
+from rlpre.report.curves import draw_curves
+from rlpre.report.html import write_html
+from rlpre.report.overall import summarise_overall
 from rlpre.report.results import as_json, load_metric, load_runs, summarise
 
 
 def report(directory: Path) -> str:
     """Compares the arms of a study, as far as it has come.
 
-    Writes ``results.json``, ``table.md``, ``curves.png`` and TensorBoard events (``compare/``) into the directory.
+    Writes ``report.html`` (see `rlpre.report.html.write_html`), ``results.json``, ``table.md``, ``curves.png`` and
+    TensorBoard events (``compare/``) into the directory.
 
     Returns:
-        The answer and the tables, for a terminal.
+        The answers and the tables, for a terminal.
 
     Raises:
         RlpreError: if the directory holds no finished run or no metric, or its runs do not fit together.
     """
     metric = load_metric(directory)
     results = summarise(load_runs(directory), metric)
-    answers = table.answers(results, metric)
-    write_json(directory / "results.json", {"answer": answers.splitlines(), **as_json(results, metric)})
+    overall = summarise_overall(results, metric)
+    found = answers(results, overall, metric)
+    lines = [f"{name}: {answer}" for name, answer in found.items()]
+    content = as_json(results, metric)
+    if len(results) > 1:
+        content["overall"] = {arm: of.as_json() for arm, of in overall.items()}
+    write_json(directory / "results.json", {"answer": lines, **content})
+    said = "\n".join(lines)
     with atomic(directory / "table.md") as temporary:
-        temporary.write_text(f"{answers}\n\n{table.markdown(results, metric)}")
+        temporary.write_text(f"{said}\n\n{table.markdown(results, overall, metric)}")
     draw_curves(results, metric, directory / "curves.png")
-    log_curves(results, directory / "compare")
-    return f"{answers}\n\n{table.text(results, metric)}"
+    log_comparison(results, metric, directory / "compare")
+    write_html(directory, results, overall, found, metric)
+    return f"{said}\n\n{table.text(results, overall, metric)}"

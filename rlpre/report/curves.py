@@ -1,7 +1,6 @@
-"""Learning curves with intervals: a picture, and TensorBoard events."""
+"""Learning curves with intervals, as a picture."""
 
 import math
-import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -9,10 +8,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
-from torch.utils.tensorboard import SummaryWriter
 
 from rlpre.files import atomic
-from rlpre.report.results import Figures, Metric, Results
+from rlpre.report.results import Figures, Metric, Results, short_names
 
 # Okabe and Ito 2008, told apart with any colour vision; controls are black and grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -28,12 +26,20 @@ def draw_curves(results: Results, metric: Metric, path: Path) -> None:
     the 95 % bands: bands of more than two arms hide each other. Arms keep their colour from study to study as long as
     they keep their place in ``metric.arms``.
     """
-    heights = [math.ceil(len(_subjects(arms, metric)) / COLUMNS) for arms in results.values()]
+    heights = [math.ceil((1 + len(treated(arms, metric))) / COLUMNS) for arms in results.values()]
     figure = Figure(figsize=(4.4 * COLUMNS, 1.2 + 3.2 * sum(heights)), dpi=150)
     figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.1)
     axes = figure.subplots(sum(heights), COLUMNS, squeeze=False)
+    names = short_names(results)
     for block, (environment, arms) in zip(np.split(axes, np.cumsum(heights)[:-1]), results.items(), strict=True):
-        _draw_environment(list(block.flat), environment, arms, metric)
+        first, *others = block.flat
+        first.set_title(names[environment], fontweight="bold")
+        draw_overview(first, arms, metric)
+        for panel, arm in zip(others, treated(arms, metric), strict=False):
+            panel.set_title(arm, color=style(arm, metric)[0])
+            draw_against_baseline(panel, arm, arms, metric)
+        for empty in others[len(treated(arms, metric)) :]:
+            empty.remove()
     lines = {line.get_label(): line for panel in figure.axes for line in panel.get_lines()}
     shown = [arm for arm in metric.arms if arm in lines]
     title = "thick: IQM over runs; thin: runs; band: 95 % interval; dotted: threshold"
@@ -43,45 +49,25 @@ def draw_curves(results: Results, metric: Metric, path: Path) -> None:
         figure.savefig(temporary, format="png")
 
 
-def log_curves(results: Results, directory: Path) -> None:
-    """Writes the curves as TensorBoard scalars ``compare/<environment>/...``, one TensorBoard run per arm."""
-    shutil.rmtree(directory, ignore_errors=True)  # a second report replaces the first
-    for arm in dict.fromkeys(arm for arms in results.values() for arm in arms):
-        with SummaryWriter(str(directory / arm)) as board:
-            for environment, arms in results.items():
-                if arm in arms:
-                    _log(board, f"compare/{environment}", arms[arm])
+def treated(arms: Iterable[str], metric: Metric) -> list[str]:
+    """The arms that are compared with the baseline."""
+    return [arm for arm in arms if arm != metric.baseline]
 
 
-def _log(board: SummaryWriter, tag: str, figures: Figures) -> None:
-    for step, point in zip(figures.runs.steps, figures.curve, strict=True):
-        board.add_scalar(f"{tag}/return", point.value, step)
-        if point.low is not None and point.high is not None:
-            board.add_scalar(f"{tag}/return_low", point.low, step)
-            board.add_scalar(f"{tag}/return_high", point.high, step)
+def draw_overview(panel: Axes, arms: dict[str, Figures], metric: Metric) -> None:
+    """The IQM of every arm in one environment."""
+    _frame(panel, arms, metric)
+    for arm, figures in arms.items():
+        _line(panel, figures, metric, label=arm)
 
 
-def _subjects(arms: Iterable[str], metric: Metric) -> list[str | None]:
-    """What an environment's panels show: None is the overview."""
-    return [None, *(arm for arm in arms if arm != metric.baseline)]
-
-
-def _draw_environment(panels: list[Axes], environment: str, arms: dict[str, Figures], metric: Metric) -> None:
-    subjects = _subjects(arms, metric)
-    for panel, subject in zip(panels, subjects, strict=False):
-        _frame(panel, arms, metric)
-        if subject is None:
-            panel.set_title(environment, fontweight="bold")
-            for arm, figures in arms.items():
-                _line(panel, figures, metric, label=arm)
-            continue
-        panel.set_title(subject, color=style(subject, metric)[0])
-        for arm in (metric.baseline, subject):
-            if arm in arms:
-                _spread(panel, arms[arm], metric)
-                _line(panel, arms[arm], metric)
-    for empty in panels[len(subjects) :]:
-        empty.remove()
+def draw_against_baseline(panel: Axes, arm: str, arms: dict[str, Figures], metric: Metric) -> None:
+    """One arm and the baseline in one environment, with every run and the bands."""
+    _frame(panel, arms, metric)
+    for name in (metric.baseline, arm):
+        if name in arms:
+            _spread(panel, arms[name], metric)
+            _line(panel, arms[name], metric)
 
 
 def _frame(panel: Axes, arms: dict[str, Figures], metric: Metric) -> None:

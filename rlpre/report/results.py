@@ -1,5 +1,6 @@
 """What a study found: every run's curve, and the figures with their intervals."""
 
+import re
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -16,6 +17,7 @@ from rlpre.measure.stats import Floats, Interval, StepsRatio
 from rlpre.study import DONE, STUDY, Cell, finished_runs
 
 EVALUATIONS = "evaluations.npz"
+FAMILIES = ("MiniGrid-", "BabyAI-")  # say nothing that the rest of an environment's name does not
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,16 @@ class Runs:
     steps: NDArray[np.int64]
     returns: Floats
     seconds: Floats
+
+    @property
+    def finals(self) -> Floats:
+        """(runs,) return of the last evaluation."""
+        return self.returns[:, -1]
+
+    @property
+    def areas(self) -> Floats:
+        """(runs,) mean height of the learning curve."""
+        return stats.area_under_curve(self.steps, self.returns)
 
 
 @dataclass(frozen=True)
@@ -146,6 +158,18 @@ def summarise(runs: Iterable[Runs], metric: Metric) -> Results:
     }
 
 
+def short_names(environments: Iterable[str]) -> dict[str, str]:
+    """Names for pictures, without family and version: "MiniGrid-DoorKey-5x5-v0" is "DoorKey-5x5"."""
+    short = {}
+    for environment in environments:
+        name = re.sub(r"-v\d+$", "", environment.rsplit("/", 1)[-1])
+        for family in FAMILIES:
+            name = name.removeprefix(family)
+        short[environment] = name
+    names = list(short.values())
+    return {environment: name if names.count(name) == 1 else environment for environment, name in short.items()}
+
+
 def as_json(results: Results, metric: Metric) -> dict[str, Any]:
     """The content of ``results.json``; intervals are {value, low, high, n} at 95 %, null below three runs."""
     arms = {env: {arm: _figures_json(figures) for arm, figures in of.items()} for env, of in results.items()}
@@ -154,17 +178,17 @@ def as_json(results: Results, metric: Metric) -> dict[str, Any]:
 
 def _figures(runs: Runs, baseline: Runs | None, metric: Metric) -> Figures:
     rng = np.random.default_rng(0)
-    area = _areas(runs)
+    area = runs.areas[:, None]
     steps, reached = stats.steps_to_threshold(runs.steps, runs.returns, metric.threshold)
     ratio = improvement = None
     if baseline is not None and baseline is not runs:
         of_baseline = stats.steps_to_threshold(baseline.steps, baseline.returns, metric.threshold)
         ratio = stats.steps_ratio(of_baseline, (steps, reached), float(runs.steps[-1]), rng)
-        improvement = stats.probability_of_improvement(area, _areas(baseline))
+        improvement = stats.probability_of_improvement(area, baseline.areas[:, None])
     return Figures(
         runs=runs,
         curve=tuple(stats.interval(point[:, None], rng) for point in runs.returns.T),
-        final=stats.interval(runs.returns[:, -1:], rng),
+        final=stats.interval(runs.finals[:, None], rng),
         area=stats.interval(area, rng),
         reached_at=tuple(int(step) if ok else None for step, ok in zip(steps, reached, strict=True)),
         mean_steps=stats.interval(np.maximum(steps, 1)[:, None], rng, stats.mean, logarithmic=True),
@@ -172,10 +196,6 @@ def _figures(runs: Runs, baseline: Runs | None, metric: Metric) -> Figures:
         improvement=improvement,
         offline_frames=metric.arms[runs.arm],
     )
-
-
-def _areas(runs: Runs) -> Floats:
-    return stats.area_under_curve(runs.steps, runs.returns)[:, None]
 
 
 def _figures_json(figures: Figures) -> dict[str, Any]:

@@ -1,0 +1,117 @@
+"""How many environment steps did pretraining save? In words."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from rlpre.measure.stats import FEWEST, Interval, StepsRatio
+from rlpre.report.overall import Overall
+from rlpre.report.results import Figures, Metric, Results, short_names
+
+SAVED, COST, UNKNOWN, NONE = "saved", "cost", "not known", "no answer"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer in one sentence.
+
+    Attributes:
+        verdict: "saved", "cost", "not known" (the interval contains 1) or "no answer" (too few runs, none that reach);
+            over several environments that of the mean ratio.
+        claim: what the sentence says.
+        facts: the numbers behind it; may be empty.
+    """
+
+    verdict: str
+    claim: str
+    facts: str
+
+    def __str__(self) -> str:
+        return f"{self.claim}: {self.facts}." if self.facts else f"{self.claim}."
+
+
+def answer(arms: dict[str, Figures], metric: Metric) -> Answer:
+    """The answer in one environment."""
+    missing = [arm for arm in (metric.baseline, metric.answer) if arm not in arms]
+    if missing:
+        return Answer(NONE, f"no answer, {' and '.join(missing)} has no finished run", "")
+    baseline, treated = arms[metric.baseline], arms[metric.answer]
+    saved, budget = treated.ratio, thousands(treated.runs.steps[-1])
+    if saved is None or saved.baseline_reached + saved.treated_reached == 0:
+        both = f"no run of {metric.baseline} or {metric.answer}"
+        return Answer(NONE, f"no answer, {both} reached {metric.threshold:g} in {budget} steps", "")
+    slow, fast = thousands(baseline.mean_steps.value), thousands(treated.mean_steps.value)
+    runs = [reached(arm.reached_at) for arm in (baseline, treated)]
+    facts = (
+        f"to reach {metric.threshold:g}, {metric.baseline} needs {show_ratio(saved)} times the steps of "
+        f"{metric.answer} ({slow} and {fast}; {runs[0]} and {runs[1]} runs reach it in {budget})"
+    )
+    if saved.ratio.low is None or saved.ratio.high is None:
+        return Answer(NONE, f"no answer, fewer than {FEWEST} runs of an arm say nothing about the next ones", facts)
+    cost = f", after {thousands(treated.offline_frames)} offline frames" if treated.offline_frames else ""
+    found = verdict(saved)
+    if found == UNKNOWN:
+        return Answer(found, "not known, the interval does not exclude 1", facts + cost)
+    difference = thousands(abs(baseline.mean_steps.value - treated.mean_steps.value))
+    least = "at least " if saved.bound in (">=", "<=") else ""
+    return Answer(found, f"pretraining {found} {least}{difference} environment steps", facts + cost)
+
+
+def overall_answer(results: Results, overall: dict[str, Overall], metric: Metric) -> Answer:
+    """The answer over several environments: in how many, where, and how much on the whole."""
+    names = short_names(results)
+    found = {names[environment]: answer(arms, metric).verdict for environment, arms in results.items()}
+    where = {kind: [name for name, other in found.items() if other == kind] for kind in (SAVED, COST, UNKNOWN, NONE)}
+    facts = "; ".join(f"{kind} on {', '.join(tasks)}" for kind, tasks in where.items() if tasks)
+    ratio = overall[metric.answer].ratio if metric.answer in overall else None
+    if ratio:
+        mean = show_interval(ratio.ratio, bound=ratio.bound.strip("?"))
+        mean += " times the steps of" if ratio.bound != "?" else " times the steps, within the budgets, of"
+        facts += f"; to reach {metric.threshold:g} on all tasks, {metric.baseline} needs {mean} {metric.answer}"
+    if len(where[NONE]) == len(results):
+        return Answer(NONE, f"no answer on any of {len(results)} tasks", facts)
+    claim = f"pretraining saved environment steps on {len(where[SAVED]) or 'none'} of {len(results)} tasks"
+    claim += f" and cost steps on {len(where[COST])}" if where[COST] else ""
+    return Answer(verdict(ratio) if ratio else NONE, claim, facts)
+
+
+def answers(results: Results, overall: dict[str, Overall], metric: Metric) -> dict[str, Answer]:
+    """The answers by environment; with several of them "overall" comes first."""
+    found = {environment: answer(arms, metric) for environment, arms in results.items()}
+    return found if len(found) == 1 else {"overall": overall_answer(results, overall, metric), **found}
+
+
+def verdict(saved: StepsRatio) -> str:
+    """What the interval of a ratio allows to say; a bound leaves one of its ends open."""
+    if saved.ratio.low is None or saved.ratio.high is None:
+        return NONE
+    if saved.ratio.low > 1 and saved.bound != "<=":
+        return SAVED
+    if saved.ratio.high < 1 and saved.bound != ">=":
+        return COST
+    return UNKNOWN
+
+
+def show_ratio(saved: StepsRatio) -> str:
+    """A ratio with its interval."""
+    if saved.baseline_reached + saved.treated_reached == 0:
+        return "? (none reach)"
+    return show_interval(saved.ratio, bound=saved.bound)
+
+
+def show_interval(figure: Interval, show: Callable[[float], str] = "{:.2f}".format, bound: str = "") -> str:
+    """A figure with its interval; a bound leaves one end open."""
+    if figure.low is None or figure.high is None:
+        return f"{bound}{show(figure.value)} (n<{FEWEST})"
+    low = "0" if bound == "<=" else show(figure.low)
+    high = "inf" if bound == ">=" else show(figure.high)
+    return f"{bound}{show(figure.value)} [{low}, {high}]"
+
+
+def reached(steps: tuple[int | None, ...]) -> str:
+    """How many runs reached the threshold, as "2/3"."""
+    return f"{sum(step is not None for step in steps)}/{len(steps)}"
+
+
+def thousands(count: float) -> str:
+    """Three digits: 0.5k, 12.3k, 1.2M."""
+    return f"{count / 1000:.3g}k" if count < 999_500 else f"{count / 1e6:.3g}M"

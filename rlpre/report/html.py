@@ -1,0 +1,136 @@
+"""A comparison as one web page that stands alone."""
+
+import base64
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from rlpre.errors import RlpreError
+from rlpre.files import write_bytes
+from rlpre.report import charts, facts
+from rlpre.report.answers import COST, SAVED, Answer, reached, show_interval, show_ratio, thousands, verdict
+from rlpre.report.curves import treated
+from rlpre.report.overall import Overall
+from rlpre.report.page import PAGE, STYLE
+from rlpre.report.results import Figures, Metric, Results, short_names
+from rlpre.study import Cell
+
+T = TypeVar("T")
+MOST_BYTES = 500_000  # of a film; a larger one is left out
+
+
+@dataclass(frozen=True)
+class Film:
+    """The film of a run's final policy, and the return of that run's last evaluation."""
+
+    arm: str
+    seed: int
+    final: float
+    content: bytes
+
+
+def write_html(
+    directory: Path, results: Results, overall: dict[str, Overall], answers: dict[str, Answer], metric: Metric
+) -> None:
+    """Writes ``report.html``, which loads nothing: what it shows of other files it holds.
+
+    Args:
+        directory: the study. Beside it ``frames`` (a FrameStore) and ``encoders`` (a study of pretraining) are looked
+            for; without them the page says so. A run may hold ``run.json`` and the film ``policy.gif``.
+        results: the figures by environment.
+        overall: the figures over all environments.
+        answers: the sentence to begin with, then one per environment.
+        metric: what the study asks.
+    """
+    home = directory.parent
+    data, data_problem = _attempt(lambda: facts.read_data(home / "frames"))
+    pretrained, pretrained_problem = _attempt(lambda: facts.read_pretrained(home / "encoders"))
+    failed = {kind: facts.read_failed(home / kind) for kind in ("encoders", directory.name)}
+    content = {
+        "results": results,
+        "overall": overall,
+        "answers": answers,
+        "metric": metric,
+        "lead": next(iter(answers.values())),
+        "threshold": f"{metric.threshold:g}",
+        "names": short_names(results),
+        "budgets": {environment: next(iter(arms.values())).runs.steps[-1] for environment, arms in results.items()},
+        "runs": sum(len(figures.runs.seeds) for arms in results.values() for figures in arms.values()),
+        "reach": charts.span(figures.ratio for arms in results.values() for figures in arms.values()),
+        "profile_charts": _profiles(overall, metric),
+        "films": {env: _films(directory, arms) for env, arms in results.items()},
+        "missing": _missing(results, metric),
+        "failed": {f"{kind}/{run}": error for kind, runs in failed.items() for run, error in runs.items()},
+        "unfinished": facts.count_unfinished(directory),
+        "data": data,
+        "data_problem": data_problem,
+        "pretrained": pretrained,
+        "pretrained_problem": pretrained_problem or f"{home / 'encoders'} holds no finished encoder",
+        "labels": list(dict.fromkeys(label for of in pretrained or [] for label in (*of.probes, *of.control))),
+        "provenance": facts.read_provenance(directory),
+    }
+    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
+    page = environment.from_string(PAGE, globals=_TOOLS).render(content)
+    write_bytes(directory / "report.html", page.encode())
+
+
+def _profiles(overall: dict[str, Overall], metric: Metric) -> list[Markup]:
+    scores = {
+        "area under the learning curve": {arm: of.areas for arm, of in overall.items()},
+        "final return": {arm: of.finals for arm, of in overall.items()},
+    }
+    return [charts.profile(of, score, metric) for score, of in scores.items()] if overall else []
+
+
+def _films(directory: Path, arms: dict[str, Figures]) -> list[Film]:
+    """The film of the first seed that has one, of each arm."""
+    films = []
+    for arm, figures in arms.items():
+        runs = figures.runs
+        for seed, final in zip(runs.seeds, runs.finals, strict=True):
+            path = directory / Cell(runs.environment, arm, seed).path / facts.FILM
+            if path.exists() and path.stat().st_size <= MOST_BYTES:
+                films.append(Film(arm, seed, float(final), path.read_bytes()))
+                break
+    return films
+
+
+def _missing(results: Results, metric: Metric) -> list[str]:
+    """Arms without a finished run, by environment."""
+    names = short_names(results)
+    lacking = {names[env]: [arm for arm in metric.arms if arm not in arms] for env, arms in results.items()}
+    return [f"{', '.join(arms)} on {environment}" for environment, arms in lacking.items() if arms]
+
+
+def _attempt(read: Callable[[], T]) -> tuple[T | None, str]:
+    """What was read, or why it was not: facts that are missing or damaged are no reason to withhold the answer."""
+    try:
+        return read(), ""
+    except RlpreError as error:
+        return None, str(error)
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+_TOOLS: dict[str, Any] = {
+    "style": Markup(STYLE),
+    "tone": lambda found: {SAVED: "saved", COST: "cost"}.get(found, "open"),
+    "sentence": _sentence,
+    "base64": lambda content: base64.b64encode(content).decode(),
+    "verdict": verdict,
+    "reached": reached,
+    "show_ratio": show_ratio,
+    "show_interval": show_interval,
+    "thousands": thousands,
+    "treated": treated,
+    "swatch": charts.swatch,
+    "strip": charts.strip,
+    "overview": charts.overview,
+    "against_baseline": charts.against_baseline,
+}

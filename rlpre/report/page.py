@@ -1,0 +1,274 @@
+"""The template of ``report.html``: one page without scripts that loads nothing, light or dark as its reader is."""
+
+STYLE = """
+:root {
+  color-scheme: light dark;
+  --paper: #fdfdfc; --card: #f5f5f2; --ink: #1b1d20; --soft: #62676e; --line: #e3e3de;
+  --saved: #00704f; --cost: #b3420b; --open: #62676e;
+}
+@media (prefers-color-scheme: dark) {
+  :root {
+    --paper: #15171a; --card: #1d2024; --ink: #e9e8e4; --soft: #9aa0a8; --line: #2e3238;
+    --saved: #4cc79f; --cost: #ff9b68; --open: #9aa0a8;
+  }
+}
+* { box-sizing: border-box; }
+body {
+  margin: 0 auto; max-width: 1120px; padding: clamp(1.5rem, 5vw, 4rem) clamp(1rem, 4vw, 2.5rem);
+  background: var(--paper); color: var(--ink);
+  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif;
+  font-variant-numeric: tabular-nums;
+}
+h1 {
+  margin: .4rem 0 1rem; max-width: 24ch; font-size: clamp(1.9rem, 5vw, 3.1rem); line-height: 1.12; font-weight: 680;
+  letter-spacing: -.022em; text-wrap: balance;
+}
+h2 { margin: 0 0 .25rem; font-size: 1.5rem; line-height: 1.2; font-weight: 650; letter-spacing: -.012em; }
+h3 { margin: 2.5rem 0 .75rem; font-size: 1rem; font-weight: 620; }
+p { margin: 0 0 .75rem; max-width: 72ch; }
+a { color: inherit; }
+section { margin-top: 4.5rem; padding-top: 1.5rem; border-top: 1px solid var(--line); }
+.soft, small, figcaption, th, dt, summary { color: var(--soft); }
+.eyebrow { margin: 0; color: var(--soft); }
+.lede { font-size: 1.12rem; }
+.saved { color: var(--saved); } .cost { color: var(--cost); } .open { color: var(--open); }
+.notice { margin: 1.5rem 0 0; padding: .9rem 1.1rem; border-left: 3px solid var(--cost); background: var(--card); }
+.notice p:last-child, .notice ul { margin: 0; }
+.notice ul { padding-left: 1.1rem; }
+.wide { overflow-x: auto; }
+table { width: 100%; border-collapse: collapse; font-size: .92rem; line-height: 1.35; }
+th, td { padding: .55rem .8rem .55rem 0; text-align: left; vertical-align: top; }
+th { border-bottom: 1px solid var(--line); font-size: .82rem; font-weight: 500; white-space: nowrap; }
+td { border-bottom: 1px solid var(--line); white-space: nowrap; }
+td.words { min-width: 22rem; white-space: normal; }
+td small { display: block; font-size: .8rem; }
+tr.asked td:first-child { font-weight: 650; }
+.swatch { width: 24px; height: 4px; margin-right: .6rem; vertical-align: middle; }
+.forest { padding-left: 0; text-align: center; }
+td.forest { background: linear-gradient(var(--soft), var(--soft)) calc(50% - .4rem) / 1px 100% no-repeat; }
+.strip { display: block; width: 142px; height: 1.25rem; margin: 0 auto; fill: currentColor; stroke: currentColor; }
+.strip path { fill: none; stroke-width: 2; }
+.chart { display: block; width: 100%; height: auto; fill: currentColor; }
+.overview { display: grid; grid-template-columns: minmax(0, 1fr) max-content; gap: 1rem 2rem; align-items: center; }
+.legend { margin: 0; padding: 0; list-style: none; font-size: .9rem; line-height: 2; }
+.panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 19rem), 1fr)); gap: 1.5rem 2rem; }
+.films { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: 1.25rem; }
+figure { margin: 0; }
+figcaption { margin-bottom: .3rem; font-size: .85rem; line-height: 1.4; overflow-wrap: anywhere; }
+figcaption b { color: var(--ink); font-weight: 600; }
+.films img { display: block; width: 100%; aspect-ratio: 1; object-fit: contain; background: var(--card); }
+.frames { display: flex; flex-wrap: wrap; gap: 6px; }
+.frames img { width: 72px; height: 72px; object-fit: contain; image-rendering: pixelated; background: var(--card); }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .35rem 1.5rem; margin: 1rem 0; }
+dd { margin: 0; overflow-wrap: anywhere; }
+details { margin-top: 1rem; }
+summary { cursor: pointer; }
+details dl { font-size: .85rem; }
+@media (max-width: 760px) {
+  .overview { grid-template-columns: 1fr; }
+  .legend { columns: 2; line-height: 1.8; font-size: .8rem; }
+  dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .6rem; }
+}
+@media print { section { break-inside: avoid; } }
+"""
+
+PAGE = """\
+{%- macro numbers(text) -%}
+  {%- set value, _, band = text.partition(" ") -%}
+  {{ value }}{% if band %}<small>{{ band }}</small>{% endif %}
+{%- endmacro -%}
+
+{%- macro ratio(found, arm) -%}
+  {%- set colour = tone(verdict(found)) if found else "soft" -%}
+  <td class="{{ colour }}">
+  {%- if found %}{{ numbers(show_ratio(found)) }}{% elif arm == metric.baseline %}baseline{% else %}-{% endif %}
+  <td class="forest {{ colour }}">{% if found %}{{ strip(found, reach) }}{% endif %}
+{%- endmacro -%}
+
+{%- macro name(arm) %}{{ swatch(arm, metric) }}{{ arm }}{% endmacro -%}
+
+{%- macro image(kind, content, alt) -%}
+  <img alt="{{ alt }}" src="data:image/{{ kind }};base64,{{ base64(content) }}">
+{%- endmacro -%}
+
+{%- macro profiles() -%}
+  {% if overall %}
+  <h3>Performance profile</h3>
+  <p class="soft">Which share of an arm's runs{% if results | length > 1 %}, over all tasks,{% endif %} scores above a
+    value? Higher is better. Bands: 95 % intervals, of {{ metric.baseline }} and {{ metric.answer }}.</p>
+  <div class="panels">{% for svg in profile_charts %}<figure>{{ svg }}</figure>{% endfor %}</div>
+  {% endif %}
+{%- endmacro -%}
+
+{%- set forest %}<th class="forest">← costs · saves →{% endset -%}
+
+<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ sentence(lead.claim) }}</title>
+<style>{{ style }}</style>
+
+<header>
+  <p class="eyebrow">How many environment steps did pretraining save?</p>
+  <h1 class="{{ tone(lead.verdict) }}">{{ sentence(lead.claim) }}.</h1>
+  {% if lead.facts %}<p class="lede">{{ sentence(lead.facts) }}.</p>{% endif %}
+  <p class="soft">{{ names.values() | first if results | length == 1 else "%d tasks" | format(results | length) }} ·
+    {{ runs }} finished runs · 95 % intervals</p>
+  {% if failed or unfinished or missing %}
+  <div class="notice">
+    {% if unfinished %}<p>Unfinished runs: {{ unfinished }}. This is as far as the study has come.</p>
+    {% endif %}
+    {% if missing %}<p>Arms without a finished run: {{ missing | join("; ") }}.</p>{% endif %}
+    {% if failed %}<p>Failed runs: {{ failed | length }}.</p>
+    <ul>{% for run, error in failed.items() %}<li><b>{{ run }}</b> {{ error }}</li>{% endfor %}</ul>{% endif %}
+  </div>
+  {% endif %}
+</header>
+
+{% if results | length > 1 %}
+<section id="tasks">
+  <h2>Every task</h2>
+  <p class="soft">{{ metric.answer }} against {{ metric.baseline }}, to a return of {{ threshold }}.</p>
+  <div class="wide"><table>
+    <tr><th>task<th>{{ metric.baseline }} / arm{{ forest }}<th>reached<th>answer</tr>
+    {% for environment, arms in results.items() %}{% set of = arms.get(metric.answer) %}
+    <tr>
+      <td><a href="#{{ environment }}">{{ names[environment] }}</a>
+        {% if data and environment not in data.environments %}<small>not in the offline frames</small>{% endif %}
+      {{ ratio(of.ratio if of, metric.answer) }}
+      <td>{% if of %}{{ reached(of.reached_at) }}{% else %}-{% endif %}
+      <td class="words {{ tone(answers[environment].verdict) }}">{{ sentence(answers[environment].claim) }}
+    </tr>
+    {% endfor %}
+  </table></div>
+  <h3>All arms over all tasks</h3>
+  <div class="wide"><table>
+    <tr><th>arm<th>{{ metric.baseline }} / arm{{ forest }}<th>P(better)<th>area<th>final return<th>seeds</tr>
+    {% for arm, of in overall.items() %}
+    <tr{% if arm == metric.answer %} class="asked"{% endif %}>
+      <td>{{ name(arm) }}
+      {{ ratio(of.ratio, arm) }}
+      <td>{% if of.improvement %}{{ numbers(show_interval(of.improvement)) }}{% else %}-{% endif %}
+      <td>{{ numbers(show_interval(of.area)) }}
+      <td>{{ numbers(show_interval(of.final)) }}
+      <td>{{ of.seeds | length }}
+    </tr>
+    {% endfor %}
+  </table></div>
+  {% set partial = metric.arms | reject("in", overall) | list %}
+  {% if partial %}<p class="soft">Not on every task yet: {{ partial | join(", ") }}.</p>{% endif %}
+  {{ profiles() }}
+</section>
+{% endif %}
+
+{% for environment, arms in results.items() %}
+<section id="{{ environment }}">
+  <h2>{{ names[environment] }}</h2>
+  <p class="soft">{{ environment }}, {{ thousands(budgets[environment]) }} steps a run
+    {%- if data and environment not in data.environments %}; the encoder has never seen it{% endif %}.</p>
+  {% if results | length > 1 %}<p>{{ sentence(answers[environment] | string) }}</p>{% endif %}
+  <div class="overview">
+    <figure>{{ overview(arms, metric) }}</figure>
+    <ul class="legend">{% for arm in arms %}<li>{{ name(arm) }}</li>{% endfor %}
+      <li class="soft">IQM over runs; dotted: {{ threshold }}</li></ul>
+  </div>
+  <h3>Arms</h3>
+  <div class="wide"><table>
+    <tr><th>arm<th>{{ metric.baseline }} / arm{{ forest }}<th>steps to {{ threshold }}<th>reached<th>P(better)<th>area
+      <th>final return<th>frames<th>minutes</tr>
+    {% for arm, of in arms.items() %}
+    <tr{% if arm == metric.answer %} class="asked"{% endif %}>
+      <td>{{ name(arm) }}
+      {{ ratio(of.ratio, arm) }}
+      <td>{{ numbers(show_interval(of.mean_steps, thousands, ">=" if None in of.reached_at else "")) }}
+      <td{% if None in of.reached_at %} class="cost"{% endif %}>{{ reached(of.reached_at) }}
+      <td>{% if of.improvement %}{{ numbers(show_interval(of.improvement)) }}{% else %}-{% endif %}
+      <td>{{ numbers(show_interval(of.area)) }}
+      <td>{{ numbers(show_interval(of.final)) }}
+      <td>{% if of.offline_frames %}{{ thousands(of.offline_frames) }}{% else %}-{% endif %}
+      <td>{{ "%.1f" | format(of.runs.seconds.mean() / 60) }}
+    </tr>
+    {% endfor %}
+  </table></div>
+  {% if results | length == 1 %}{{ profiles() }}{% endif %}
+  <h3>Each arm against {{ metric.baseline }}</h3>
+  <div class="panels">
+    {% for arm in treated(arms, metric) %}
+    <figure><figcaption>{{ name(arm) }}</figcaption>{{ against_baseline(arm, arms, metric) }}</figure>
+    {% endfor %}
+  </div>
+  {% if films[environment] %}
+  <h3>Final policies</h3>
+  <div class="films">
+    {% for film in films[environment] %}
+    <figure>
+      <figcaption><b>{{ film.arm }}</b><br>seed {{ film.seed }}, return {{ "%.2f" | format(film.final) }}</figcaption>
+      {{ image("gif", film.content, film.arm) }}
+    </figure>
+    {% endfor %}
+  </div>
+  {% endif %}
+</section>
+{% endfor %}
+
+<section id="pretraining">
+  <h2>Pretraining</h2>
+  {% if data %}
+  <dl>
+    <dt>Offline frames<dd>{{ "{:,}".format(data.frames) }}, of which {{ "{:,}".format(data.distinct) }} are distinct;
+      {{ "%.0f" | format(100 * data.unchanged) }} % of the transitions change nothing
+    <dt>Behaviour<dd>{{ data.behaviour or "not recorded" }}
+    <dt>Environments<dd>{% for environment, frames in data.environments.items() %}{{ environment }}
+      ({{ thousands(frames) }}){% if not loop.last %}, {% endif %}{% endfor %}
+  </dl>
+  {% for environment, strip in data.strips.items() %}
+  <figure><figcaption>{{ environment }}</figcaption>
+    <div class="frames">{% for frame in strip %}{{ image("png", frame, "offline frame") }}{% endfor %}</div></figure>
+  {% endfor %}
+  {% else %}<p>The offline frames are not known: {{ data_problem }}.</p>{% endif %}
+  <h3>Encoders</h3>
+  {% if pretrained %}
+  <p class="soft">Linear probes: what can be read from the frozen features (balanced accuracy; R² for quantities),
+    below it the same for fresh weights. One encoder was pretrained per objective: the intervals above span the seeds of
+    training, not those of pretraining.</p>
+  <div class="wide"><table>
+    <tr><th>objective<th>updates<th>batch<th>seconds{% for label in labels %}<th>{{ label }}{% endfor %}</tr>
+    {% for encoder in pretrained %}
+    <tr><td>{{ encoder.objective }}<td>{{ encoder.steps }}<td>{{ encoder.batch }}
+      <td>{{ "%.0f" | format(encoder.seconds) }}
+      {% for label in labels %}
+      {% set score, fresh = encoder.probes.get(label), encoder.control.get(label) %}
+      <td{% if score is not none and fresh is not none and score < fresh %} class="cost"{% endif %}>
+        {%- if score is none %}-{% else %}{{ "%.2f" | format(score) }}{% endif %}
+        {%- if fresh is not none %}<small>{{ "%.2f" | format(fresh) }} fresh</small>{% endif %}
+      {% endfor %}</tr>
+    {% endfor %}
+  </table></div>
+  {% if not labels %}<p class="soft">No probes were recorded.</p>{% endif %}
+  {% else %}<p>What pretraining cost is not known: {{ pretrained_problem }}.</p>{% endif %}
+</section>
+
+<section id="reading">
+  <h2>Reading the numbers</h2>
+  <p>Curves, areas and final returns are interquartile means over runs. The area is the mean height of the learning
+    curve. Steps are the mean to the first evaluation of at least {{ threshold }}; a run that never gets there counts as
+    its budget, so that its ratio is only a bound (&gt;=, &lt;=), or holds within the budget alone (?).
+    {{ metric.baseline }} / arm is how many times the arm's steps {{ metric.baseline }} needs: above 1 the arm saves
+    steps. Over several tasks it is the geometric mean. P(better) is the probability that a run of the arm has a larger
+    area than one of {{ metric.baseline }}. Frames are the offline ones. Minutes are the wall-clock of a run. Fewer than
+    3 runs have no interval.</p>
+</section>
+
+<section id="provenance">
+  <h2>How it was made</h2>
+  <dl>
+    <dt>Versions<dd>{{ provenance.versions | join(", ") or "not recorded" }}
+    <dt>Commit<dd>{{ provenance.commits | join(", ") or "not recorded" }}
+  </dl>
+  <details><summary>Configuration</summary>
+    <dl>{% for key, value in provenance.configuration.items() %}<dt>{{ key }}<dd>{{ value }}{% endfor %}</dl>
+  </details>
+</section>
+</html>
+"""
