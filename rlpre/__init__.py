@@ -6,7 +6,7 @@ from rlpre.frames import FrameStore
 from rlpre.loop import PretrainConfig
 from rlpre.pretrain import PretrainResult, pretrain
 from rlpre.sb3 import EncodedVecEnv, fuse, policy_kwargs
-from rlpre.sources import collect
+from rlpre.sources import collect, from_arrays, from_images, from_minari, to_minari
 
 __all__ = [
     "EncodedVecEnv",
@@ -17,8 +17,12 @@ __all__ = [
     "PretrainResult",
     "RlpreError",
     "collect",
+    "from_arrays",
+    "from_images",
+    "from_minari",
     "fuse",
     "policy_kwargs",
     "pretrain",
     "register_encoder",
+    "to_minari",
 ]
