@@ -19,16 +19,17 @@ from rlpre.objectives.batch import Views
 from rlpre.objectives.info_nce import info_nce
 
 PROJECTION = 64
-DECORRELATION = 1.0  # weight, see `decorrelation`
+HIDDEN = 256  # units of the transition
+DECORRELATION = 0.02  # weight of `decorrelation`; VICReg's ratio to its invariance term on latents of variance 1
 
 
 class Forward(Objective):
     """Cosine distance between the latent that the actions lead to from o_t and a slow network's latent of o_{t+j}.
 
-    Only the latent of o_t is encoded with gradients; a residual transition is unrolled over a_t .. a_{t+j-1}. The
-    target comes from copies of encoder and projector that follow the weights as moving averages. Dimensions of the
-    latents have variance 1 over the batch by normalisation, and what correlates them is a loss: a constant, which
-    would be easy to predict, is out of reach.
+    Only the latent of o_t is encoded with gradients; a residual transition, whose hidden units the action gates, is
+    unrolled over a_t .. a_{t+j-1}. The target comes from copies of encoder and projector that follow the weights as
+    moving averages. Dimensions of the latents have variance 1 over the batch by normalisation, and what correlates
+    them is a loss: a constant, which would be easy to predict, is out of reach.
     """
 
     needs = "actions"
@@ -38,11 +39,8 @@ class Forward(Objective):
         self.code, self.weight = ActionCode(frames), DECORRELATION
         into = head(encoder.num_features, encoder.num_features, PROJECTION)
         self.projector = nn.Sequential(*into, nn.BatchNorm1d(PROJECTION, affine=False))
-        self.transition = nn.Sequential(
-            nn.Linear(PROJECTION + self.code.size, encoder.num_features),
-            nn.ReLU(),
-            nn.Linear(encoder.num_features, PROJECTION),
-        )
+        self.look, self.act = nn.Linear(PROJECTION, HIDDEN), nn.Linear(self.code.size, HIDDEN)
+        self.move = nn.Linear(HIDDEN, PROJECTION)
         self.slow = Slow(encoder, self.projector)
 
     def forward(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
@@ -58,7 +56,7 @@ class Forward(Objective):
     def unroll(self, latent: Tensor, actions: Tensor, gap: Tensor) -> Tensor:
         """The latents (batch, dim) that ``gap`` (batch,) of the actions (batch, k, ...) lead to."""
         for step, code in enumerate(self.code(actions).unbind(1)):
-            moved = latent + self.transition(torch.cat([latent, code], dim=1))
+            moved = latent + self.move(F.relu(self.look(latent) * self.act(code)))
             latent = torch.where((step < gap)[:, None], moved, latent)
         return latent
 
