@@ -1,7 +1,6 @@
 """A tiny pixel task for the plug's tests, and the extractor that a user of plain SB3 would write."""
 
 import copy
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,16 +34,6 @@ HEADS: dict[type[BaseAlgorithm], dict[str, Any]] = {
     QRDQN: {"n_quantiles": 5},
 }
 CORE = [PPO, A2C, DQN]
-PARTS = partial(
-    spaces.Dict,
-    {
-        "image": FRAME.space,
-        "direction": spaces.Discrete(4),
-        "mission": spaces.MultiBinary((2, 3)),
-        "tokens": spaces.MultiDiscrete([2, 3]),
-        "velocity": spaces.Box(-1, 1, (2, 2), np.float32),
-    },
-)
 WAYS: dict[str, dict[str, Any]] = {
     "scratch": {"mode": "scratch"},
     "random": {"mode": "random"},
@@ -53,6 +42,12 @@ WAYS: dict[str, dict[str, Any]] = {
     "partial": {"mode": "partial", "stages": 2},
     "warmed up": {"mode": "finetuned", "warmup_updates": 2},
 }
+
+
+def dict_space(seed: int | None = None, **others: spaces.Space[Any]) -> spaces.Dict:
+    """Frames and three more keys, and ``others``."""
+    parts = {"direction": spaces.Discrete(4), "mission": spaces.MultiBinary((2, 3))}
+    return spaces.Dict({"image": FRAME.space, "velocity": spaces.Box(-1, 1, (2, 2)), **parts, **others}, seed=seed)
 
 
 class Quadrant(gym.Env[Any, Any]):
@@ -64,7 +59,7 @@ class Quadrant(gym.Env[Any, Any]):
 
     def __init__(self, length: int = 6, noise: int = 60, continuous: bool = False, parts: bool = False) -> None:
         self.action_space = spaces.Box(-1, 1, (2,), np.float32) if continuous else spaces.Discrete(4)
-        self.observation_space: spaces.Space[Any] = PARTS(seed=0) if parts else FRAME.space
+        self.observation_space: spaces.Space[Any] = dict_space(seed=0) if parts else FRAME.space
         self.length, self.noise = length, noise
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:

@@ -91,7 +91,7 @@ class EncoderExtractor(BaseFeaturesExtractor):
         encoder = blueprint.build()
         key = find_image(observation_space, encoder.input, stack, image_key)
         parts = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {}
-        beside = sum(get_flattened_obs_dim(part) for name, part in parts.items() if name != key)
+        beside = sum(int(get_flattened_obs_dim(part)) for name, part in parts.items() if name != key)
         super().__init__(observation_space, stack * encoder.num_features + beside)
         self.encoder, self.frozen, self.augment = encoder, frozen, augment
         self.keys, self.image_key = list(parts), key
