@@ -241,7 +241,8 @@ def make_ppo(bench: Bench, venv: VecEnv, policy: str, arguments: dict[str, Any])
     """PPO with the settings that all our agents share; a small bench has shorter rollouts."""
     rollout = bench.count(PPOConfig.n_steps, least=PPOConfig.batch_size // N_ENVS)
     settings = asdict(PPOConfig(n_steps=rollout, learning_rate=3e-4))
-    del settings["hidden"], settings["n_envs"]
+    for ours in ("hidden", "n_envs", "advantage_floor"):
+        del settings[ours]
     return PPO(policy, venv, policy_kwargs=arguments, seed=0, device=bench.device, **settings)
 
 

@@ -20,6 +20,7 @@ from rlpre.encoders import find_architecture
 from rlpre.errors import at_least, lookup
 from rlpre.files import write_json
 from rlpre.provenance import provenance
+from rlpre.sb3 import floored_advantages
 
 EVALUATION_SEED = 1_000_000  # evaluation episodes share no seed with training ones
 
@@ -39,6 +40,7 @@ class PPOConfig:
     clip_range: float = 0.2  # PPO paper
     vf_coef: float = 0.5  # SB3
     max_grad_norm: float = 0.5  # SB3
+    advantage_floor: float = 0.05  # least divisor of advantages, see rlpre.sb3.advantages
     hidden: int = 64  # width of the two hidden layers of each head; SB3's MlpPolicy
 
 
@@ -146,7 +148,7 @@ def make_ppo(
 ) -> PPO:
     """PPO on pixels with the encoder in its policy, or on features if they were encoded outside."""
     settings = asdict(config.ppo)
-    hidden, _ = settings.pop("hidden"), settings.pop("n_envs")
+    hidden, floor, _ = settings.pop("hidden"), settings.pop("advantage_floor"), settings.pop("n_envs")
     settings["learning_rate"] = settings["learning_rate"] or recipe.learning_rate
     heads: dict[str, Any] = {"net_arch": [hidden, hidden]}
     inside = not recipe.encoded_once
@@ -157,6 +159,7 @@ def make_ppo(
         seed=config.seed,
         device=device,
         tensorboard_log=str(out),
+        **floored_advantages(floor),
         **settings,
     )
 
