@@ -2,13 +2,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: study test lint format bench tensorboard
+.PHONY: study test lint format bench tensorboard browser
 
 study: $(INSTALLED)
 	$(BIN)/python scripts/compare.py --out runs/quick quick
 
-test: lint
+test: lint browser
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+browser: # opens the report in a test
+	@command -v chromium >/dev/null || { apt-get update -q && apt-get install -yq --no-install-recommends chromium; } || \
+		{ echo "make test opens a page in Chromium and cannot install it: install the package 'chromium'"; exit 1; }
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check
