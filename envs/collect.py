@@ -77,16 +77,7 @@ def collect(
         **look,
         "minigrid": importlib.metadata.version("minigrid"),
     }
-    writer = begin(
-        Path(out),
-        spec,
-        space=world.observation_space,
-        action_space=world.action_space,
-        atlas=atlas(tile_size),
-        palette=palette,
-        tasks=ids,
-        labels=LABELS,
-    )
+    writer = _begin(Path(out), world, spec)
     parts = segments(len(ids), -(-steps // len(ids)), n_envs, writer.shard_rows // 2)
     _run(writer, parts, lambda venv, rng: Cast(venv, behaviours, agents, rng))
     return FrameStore.open(out)
@@ -103,6 +94,19 @@ def _check_worlds(worlds: list[GridWorld], ids: list[str], behaviours: list[Beha
         if expert_for(world) is None and any(part.kind == "expert" for part in behaviours):
             raise RlpreError(f"there is no expert for {name}: collect it with 'random' or 'agent:path.zip'")
     return first
+
+
+def _begin(out: Path, world: GridWorld, spec: dict[str, Any]) -> FrameWriter:
+    return begin(
+        out,
+        spec,
+        space=world.observation_space,
+        action_space=world.action_space,
+        atlas=atlas(spec["tile_size"]),
+        palette=spec["palette"],
+        tasks=spec["environments"],
+        labels=LABELS,
+    )
 
 
 class _Scene:

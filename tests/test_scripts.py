@@ -93,6 +93,25 @@ def test_collect_then_pretrain(home: Path) -> None:
     assert read_json(home / "encoder" / "run.json")["configuration"]["steps"] == 2
 
 
+def test_import_and_export(home: Path, tmp_path: Path, call: Call) -> None:
+    frames = FrameStore.open(home / "frames")
+    pixels = frames.frames(np.arange(20))
+    np.save(tmp_path / "frames.npy", pixels)
+    (tmp_path / "film").mkdir()
+    for number, image in enumerate(pixels.transpose(0, 2, 3, 1)):
+        Image.fromarray(image).save(tmp_path / "film" / f"{number}.png")
+    sets = ["--path", tmp_path / "sets"]
+    code, printed, _ = call("import_frames", "export", home / "frames", "empty-v0", *sets)
+    assert (code, printed) == (0, f"empty-v0: {frames.episode[-1] + 1} episodes, 400 steps\n")
+    for kind, source, rows in (("images", "film", 20), ("arrays", "frames.npy", 20), ("minari", "sets/empty-v0", None)):
+        code, printed, complaints = call("import_frames", kind, tmp_path / source, "--out", tmp_path / kind)
+        assert code == 0, complaints
+        store = FrameStore.open(tmp_path / kind)
+        chosen = np.arange(rows or len(frames))
+        np.testing.assert_array_equal(store.frames(np.arange(len(store))), frames.frames(chosen))
+        assert f"{len(chosen)} frames, {store.distinct} distinct, {store.unchanged:.0%} of steps unchanged" in printed
+
+
 @pytest.mark.parametrize("agent", ["scratch", "frozen"])
 def test_train_ends_with_a_policy_and_a_film_of_it(agent: str, home: Path, tmp_path: Path) -> None:
     encoder = ["--encoder", home / "encoder"] if agent == "frozen" else []
@@ -151,6 +170,12 @@ BAD = [
     ("collect MiniGrid-Emty-5x5-v0 --out {new}", "did you mean 'MiniGrid-Empty-5x5-v0'"),
     ("collect MiniGrid-Empty-5x5-v0 --out {new} --behaviour exprt", "behaviour 'exprt' is not understood"),
     ("collect MiniGrid-Empty-5x5-v0 --out {frames}", "frames belongs to another collection: steps is 400 there"),
+    ("import_frames images {nowhere} --out {new}", "nowhere is not a folder"),
+    ("import_frames images {frames} --out {new}", "frames holds no images"),
+    ("import_frames arrays {encoder}/config.json --out {new}", "config.json cannot be read as a .npy or .npz file"),
+    ("import_frames minari {frames} --out {new}", "frames is no Minari set"),
+    ("import_frames export {frames} nameless --path {new}", "'nameless' is no Minari id"),
+    ("import_frames export {nowhere} name-v0 --path {new}", "manifest.json is missing"),
     ("pretrain {nowhere} {new}", "manifest.json is missing"),
     ("pretrain {empty} {new}", "empty holds no complete shard"),
     ("pretrain {cut} {new}", "bytes instead of"),

@@ -66,14 +66,8 @@ def from_arrays(
     """
     found = _open(source, key)
     _check(found)
-    given = {
-        "action": action,
-        "reward": reward,
-        "terminated": terminated,
-        "truncated": truncated,
-        "episode_start": episode_start,
-    }
-    columns = found.columns | {name: np.asarray(values) for name, values in given.items() if values is not None}
+    given = zip(NAMES, (action, reward, terminated, truncated, episode_start), strict=True)
+    columns = found.columns | {name: np.asarray(values) for name, values in given if values is not None}
     n, layout = found.shape[0], layout_of(found.shape[1:], found.name, layout)
     for name, values in columns.items():
         if values.shape[:1] != (n,):
