@@ -1,24 +1,34 @@
 """What distinguishes the agents we compare: how the encoder starts, and whether it learns."""
 
 from dataclasses import dataclass
+from typing import Any
+
+from rlpre.sb3 import MODES
 
 
 @dataclass(frozen=True)
 class Recipe:
     """One way to use an encoder in a policy; everything else is shared by all agents."""
 
-    mode: str  # of the plug: scratch, random, frozen, finetuned
+    mode: str  # of the plug, a name in rlpre.sb3.MODES
     augment: bool = False  # random shifts during the policy update, as in pretraining
+    stages: int | None = None  # of the encoder that mode "partial" freezes
+    warmup: float = 0.0  # share of the gradient steps for which the heads learn alone
+
+    def plug(self, updates: int) -> dict[str, Any]:
+        """Arguments of ``rlpre.policy_kwargs`` for a run of so many gradient steps."""
+        waits = {"warmup_updates": round(self.warmup * updates)}
+        return {"mode": self.mode, "augment": self.augment, "stages": self.stages, **waits}
 
     @property
     def pretrained(self) -> bool:
         """Whether the recipe needs an encoder checkpoint."""
-        return self.mode in ("frozen", "finetuned")
+        return MODES[self.mode].pretrained
 
     @property
     def encoded_once(self) -> bool:
         """Whether the encoder never changes, so that frames can be encoded outside the policy."""
-        return self.mode in ("frozen", "random")
+        return not MODES[self.mode].trainable
 
     @property
     def learning_rate(self) -> float:
@@ -32,4 +42,6 @@ RECIPES = {
     "random-frozen": Recipe("random"),
     "frozen": Recipe("frozen"),
     "finetuned": Recipe("finetuned"),
+    "partial": Recipe("partial", stages=2),  # the first half of a "cnn"
+    "lp-ft": Recipe("finetuned", warmup=0.25),
 }

@@ -43,6 +43,11 @@ class PPOConfig:
     advantage_floor: float = 0.05  # least divisor of advantages, see rlpre.sb3.advantages
     hidden: int = 64  # width of the two hidden layers of each head; SB3's MlpPolicy
 
+    def updates(self, steps: int) -> int:
+        """Gradient steps in a run of ``steps`` environment steps."""
+        rollout = self.n_envs * self.n_steps
+        return -(-steps // rollout) * self.n_epochs * -(-rollout // self.batch_size)
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -150,12 +155,13 @@ def make_ppo(
     settings = asdict(config.ppo)
     hidden, floor, _ = settings.pop("hidden"), settings.pop("advantage_floor"), settings.pop("n_envs")
     settings["learning_rate"] = settings["learning_rate"] or recipe.learning_rate
-    heads: dict[str, Any] = {"net_arch": [hidden, hidden]}
-    inside = not recipe.encoded_once
+    arguments: dict[str, Any] = {"net_arch": [hidden, hidden]}
+    if not recipe.encoded_once:
+        arguments |= policy_kwargs(encoder, **recipe.plug(config.ppo.updates(config.steps)))
     return PPO(
-        "CnnPolicy" if inside else "MlpPolicy",
+        "MlpPolicy" if recipe.encoded_once else "CnnPolicy",
         venv,
-        policy_kwargs=policy_kwargs(encoder, recipe.mode, augment=recipe.augment, **heads) if inside else heads,
+        policy_kwargs=arguments,
         seed=config.seed,
         device=device,
         tensorboard_log=str(out),
