@@ -134,6 +134,12 @@ def test_pretrained_recipes_start_from_the_encoder(agent: str, encoder: Path, el
     assert max(distances) < 0.1
 
 
+def test_a_share_of_the_run_in_gradient_steps() -> None:
+    ppo = PPOConfig(n_envs=4, n_steps=64, batch_size=100, n_epochs=2)
+    assert ppo.updates(513) == 3 * 2 * 3, "rollouts of 256 steps, passes, minibatches"
+    assert RECIPES["lp-ft"].plug(100)["warmup_updates"] == 25
+
+
 def test_an_agent_learns(tmp_path: Path) -> None:
     ppo = PPOConfig(n_envs=8, n_steps=64, batch_size=128)
     config = TrainConfig("MiniGrid-Empty-5x5-v0", "random-frozen", steps=8192, eval_episodes=16, device="cpu", ppo=ppo)
