@@ -185,7 +185,9 @@ def _follow(
     )
     try:
         while pending:
-            ended, pending = wait(pending, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
+            wait(pending, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
+            ended = {future for future in pending if future.done()}  # wait() overlooks those cancelled by an executor
+            pending -= ended
             for future in ended:
                 # not kept: dask would run a cell again whose result was on a worker that is lost later
                 cell, error = futures.pop(future), _outcome(future)

@@ -38,6 +38,14 @@ def work(cell: Cell, run: Path, report: Callable[[int], None]) -> None:
     with (study / f"attempts-{cell.arm}-{cell.seed}").open("a") as attempts:
         attempts.write(".")
     (run / "threads").write_text(str(torch.get_num_threads()))
+    if cell.arm == "resumes":
+        assert not {path.name for path in run.iterdir()} & {"failed.json", "traceback.txt", "progress"}
+        state = run / "state"
+        done = int(state.read_text()) if state.exists() else 0
+        state.write_text(str(done + 50))
+        report(done + 50)
+        if done == 0:
+            raise RuntimeError("half-way")
     if cell.arm == "raises":
         raise RuntimeError("no such\nluck")
     if cell.arm == "exits" or (cell.arm == "exits-once" and attempts_of(study, cell) == 1):
@@ -73,7 +81,7 @@ def test_processes_give_the_results_of_this_process(tmp_path):
     cells = [Cell("CartPole-v1", "scratch", seed) for seed in (0, 1)]
     with ThreadPoolExecutor(1) as here:
         run_study(tmp_path / "here", cells, train, {}, {"CartPole-v1": 256}, executor=here)
-    result = run_study(tmp_path / "there", cells, train, {}, {"CartPole-v1": 256}, workers=1)
+    result = run_study(tmp_path / "there", cells, train, {}, {"CartPole-v1": 256}, workers=2)
     assert (result.done, result.failed) == (tuple(cells), {})
     results = []
     for cell in cells:
@@ -113,7 +121,6 @@ def test_killed_study_redoes_only_the_cells_in_flight(tmp_path, kind):
 def test_failures_do_not_lose_other_cells(tmp_path, capsys, monkeypatch):
     screen = io.BytesIO()
     monkeypatch.setattr(sys, "stderr", Terminal(screen, write_through=True))
-    monkeypatch.setattr("rlpre.study._cores", lambda: 6)
     raises, exits, once, quick = cells = cells_of("raises", "exits", "exits-once", "quick")
     result = run_study(tmp_path, cells, work, {}, STEPS, workers=2)
     assert result.done == (once, quick)
@@ -123,7 +130,6 @@ def test_failures_do_not_lose_other_cells(tmp_path, capsys, monkeypatch):
         assert read_json(tmp_path / cell.path / "failed.json") == {"error": error}
     assert "luck" in (tmp_path / raises.path / "traceback.txt").read_text()
     assert [attempts_of(tmp_path, cell) for cell in cells] == [1, 2, 2, 1]
-    assert (tmp_path / quick.path / "threads").read_text() == "3"  # 6 cores for 2 workers
     assert "2/4 cells, 2 failed" in screen.getvalue().decode()
     assert f"{raises} failed: RuntimeError: no such luck" in capsys.readouterr().out
 
@@ -147,6 +153,72 @@ def test_failed_cell_is_tried_again_in_an_empty_directory(tmp_path):
         run_study(tmp_path, [cell], work, {}, STEPS, executor=executor)
     assert attempts_of(tmp_path, cell) == 2
     assert not (tmp_path / cell.path / "left-over").exists()
+
+
+@pytest.mark.parametrize(("workers", "threads"), [(None, 1), (2, 3), (4, 1), (7, 1)])
+def test_cells_share_the_cores_of_the_machine_that_they_run_on(tmp_path, monkeypatch, workers, threads):
+    (cell,) = cells_of("quick")
+    monkeypatch.setattr("rlpre.study._cores", lambda: 6)
+    with ThreadPoolExecutor(1) as executor:
+        run_study(tmp_path, [cell], work, {}, STEPS, executor=executor, workers=workers)
+    assert (tmp_path / cell.path / "threads").read_text() == str(threads)
+    assert read_json(tmp_path / cell.path / "done.json")["threads"] == threads
+
+
+def test_work_that_resumes_keeps_its_state_and_no_trace_of_the_failure(tmp_path):
+    (cell,) = cells_of("resumes")
+    with ThreadPoolExecutor(1) as executor:
+        for attempt in ("fails", "ends"):
+            result = run_study(tmp_path, [cell], work, {}, STEPS, executor=executor, keep=True)
+            assert bool(result.failed) == (attempt == "fails")
+            assert (tmp_path / cell.path / "failed.json").exists() == (attempt == "fails")
+    assert (tmp_path / cell.path / "state").read_text() == "100"
+
+
+class Twice(ThreadPoolExecutor):
+    """Calls twice, as a cluster does that loses the machine which holds the outcome."""
+
+    def submit(self, fn, /, *args, **kwargs):
+        super().submit(fn, *args, **kwargs)
+        return super().submit(fn, *args, **kwargs)
+
+
+def test_cell_that_is_done_is_not_run_again_by_its_executor(tmp_path):
+    (cell,) = cells_of("quick")
+    with Twice(1) as executor:
+        assert run_study(tmp_path, [cell], work, {}, STEPS, executor=executor).done == (cell,)
+    assert attempts_of(tmp_path, cell) == 1
+
+
+def test_cancelled_cells_are_reported(tmp_path):
+    holds, waits = cells_of("holds", "quick")
+    with ThreadPoolExecutor(1) as executor, ThreadPoolExecutor(1) as thread:
+        study = thread.submit(run_study, tmp_path, [holds, waits], work, {}, STEPS, executor=executor)
+        wait_until((tmp_path / "beat").exists)
+        executor.shutdown(wait=False, cancel_futures=True)
+        (tmp_path / "release").touch()
+        result = study.result()
+    assert result.done == (holds,)
+    assert result.failed == {waits: "it was cancelled, or the scheduler is gone: run the study again"}
+
+
+def test_second_process_is_refused_until_the_first_is_gone(tmp_path):
+    with (tmp_path / "stderr").open("w") as stream:
+        first = subprocess.Popen([sys.executable, __file__, tmp_path / "study"], stderr=stream)
+    wait_until((tmp_path / "study/beat").exists)
+    with ThreadPoolExecutor(1) as executor:
+        with pytest.raises(RlpreError, match=rf"study is in use by process {first.pid} on .+: wait for it"):
+            run_study(tmp_path / "study", [], work, {}, STEPS, executor=executor)
+        first.kill()
+        first.wait()
+        run_study(tmp_path / "study", [], work, {}, STEPS, executor=executor)
+    assert f"process {os.getpid()} " in (tmp_path / "study/lock").read_text()
+
+
+def test_directory_that_cannot_be_written_is_one_sentence(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(RlpreError, match=r"cannot write .*lock"):
+        run_study(tmp_path / "file/study", [], work, {}, STEPS)
 
 
 def test_pool_of_the_caller_that_breaks_is_reported(tmp_path):
