@@ -145,6 +145,13 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     assert len(list((tmp_path / "film").iterdir())) == 7
 
 
+def test_what_a_killed_import_left_is_no_hindrance(tmp_path: Path) -> None:
+    (tmp_path / ".s.part").mkdir()
+    (tmp_path / ".s.part" / "manifest.json").write_text("{}")
+    np.testing.assert_array_equal(everything(rlpre.from_arrays(CHW, tmp_path / "s")), CHW)
+    assert [path.name for path in tmp_path.iterdir()] == ["s"]
+
+
 @pytest.mark.parametrize(
     "array", [CHW, HWC, CHW[:, 0], CHW[:, :1], np.repeat(CHW, 4, 1)[:, :, :, [0] * 30].repeat(3, 2)]
 )
