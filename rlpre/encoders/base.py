@@ -221,6 +221,6 @@ def _listed(architecture: str, built: nn.Module | Sequence[nn.Module]) -> list[n
     for stage in stages:
         if not isinstance(stage, nn.Module):
             raise RlpreError(
-                f"encoder {architecture!r} was built as a {type(stage).__name__}: return an nn.Module or a list of them"
+                f"encoder {architecture!r} gave {type(stage).__name__}: return an nn.Module or a list of them"
             )
     return stages

@@ -1,0 +1,211 @@
+"""torchvision's networks: its own features and weights, stages that compose to them, and no download when loading."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from pixel_world import same
+from torch import Tensor, nn
+from torchvision import models
+from torchvision.transforms import functional as transforms
+
+from rlpre import Encoder, InputSpec, RlpreError, policy_kwargs
+
+SPEC = InputSpec((3, 56, 56))
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where torch keeps weights, empty; whoever wants to download them is refused at once."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    return tmp_path
+
+
+def publish(home: Path, name: str, spoil: float = 1.0) -> Path:
+    """Writes a network that nobody trained as if it were torchvision's default one."""
+    torch.manual_seed(0)
+    network = models.get_model(name, weights=None, **({"init_weights": False} if name == "googlenet" else {}))
+    for module in network.eval().modules():
+        if isinstance(module, nn.BatchNorm2d):  # it is to have seen something, or all frames look alike
+            module.train().momentum = 1.0
+    with torch.no_grad():
+        network(transforms.resize(torch.randn(4, 3, 28, 28), [112, 112]))
+    next(network.parameters()).data.mul_(spoil)
+    path = home / "hub" / "checkpoints" / Path(models.get_model_weights(name).DEFAULT.url).name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(network.state_dict(), path)
+    return path
+
+
+def without_classifier(network: nn.Module) -> nn.Module:
+    """What a torchvision user does by hand."""
+    last = [name for name, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)][-1]
+    parent, _, name = last.rpartition(".")
+    setattr(network.get_submodule(parent), name, nn.Identity())
+    return network.eval()
+
+
+def frames(channels: int = 3) -> Tensor:
+    """Two random frames."""
+    generator = torch.Generator().manual_seed(channels)
+    return torch.randint(0, 256, (2, channels, 56, 56), dtype=torch.uint8, generator=generator)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("name", "stages", "side"),
+    [
+        ("resnet18", 9, 56),
+        ("squeezenet1_1", 9, 56),
+        ("densenet121", 8, 56),
+        ("googlenet", 12, 56),
+        ("shufflenet_v2_x0_5", 18, 56),
+        ("mobilenet_v3_small", 14, 56),
+        ("efficientnet_b0", 18, 56),
+        ("regnet_y_400mf", 5, 56),
+        ("convnext_tiny", 22, 56),
+        ("vit_b_32", 13, 64),
+    ],
+)
+def test_stages_are_torchvisions_network_without_its_classifier(name: str, stages: int, side: int) -> None:
+    encoder = Encoder(f"torchvision:{name}", InputSpec((3, side, side))).eval()
+    arguments = {"vit_b_32": {"image_size": side}, "googlenet": {"init_weights": False}}.get(name, {})
+    network = models.get_model(name, weights=None, **arguments)
+    tensors = {key: tensor for stage in encoder.stages for key, tensor in stage.state_dict().items()}
+    missing = network.load_state_dict(tensors, strict=False)
+    assert not missing.unexpected_keys
+    assert {key.split(".")[0] for key in missing.missing_keys} <= {"fc", "classifier", "heads", "head", "aux1", "aux2"}
+    pixels = torch.rand(2, 3, side, side)
+    assert torch.equal(encoder(pixels * 255), without_classifier(network)(pixels * 255 * encoder.scale))
+    assert len(encoder.stages) == stages
+
+
+def transformed(name: str) -> Tensor:
+    """The frames as torchvision prepares them, but for its crop."""
+    preset = models.get_model_weights(name).DEFAULT.transforms()
+    resized = transforms.resize(frames() / 255, preset.crop_size * 2, preset.interpolation, antialias=preset.antialias)
+    return transforms.normalize(resized, preset.mean, preset.std)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["resnet18", "googlenet"])
+def test_published_weights_give_torchvisions_features(name: str, home: Path) -> None:
+    publish(home, name)
+    encoder = Encoder(f"torchvision:{name}", SPEC, weights="DEFAULT").eval()
+    expected = without_classifier(models.get_model(name, weights="DEFAULT"))(transformed(name))
+    torch.testing.assert_close(encoder(frames()), expected, rtol=1e-5, atol=1e-5 * expected.abs().max().item())
+    assert expected.std(0).max() > 0.1
+
+
+@torch.no_grad()
+def test_frames_are_resized_as_the_weights_say(home: Path) -> None:
+    publish(home, "efficientnet_b0")
+    encoder = Encoder("torchvision:efficientnet_b0", SPEC, weights="DEFAULT").eval()
+    assert encoder.arguments == {"size": 224, "interpolation": "bicubic"}
+    network = models.get_model("efficientnet_b0", weights="DEFAULT").eval()
+    first = encoder.stages[0](frames() * encoder.scale + encoder.shift)
+    torch.testing.assert_close(first, network.features[0](transformed("efficientnet_b0")), rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_a_checkpoint_needs_neither_the_file_nor_the_network(home: Path, tmp_path: Path) -> None:
+    file = publish(home, "shufflenet_v2_x0_5")
+    encoder = Encoder("torchvision:shufflenet_v2_x0_5", SPEC, weights="IMAGENET1K_V1", size=64).eval()
+    assert encoder.pretraining["weights"] == "ShuffleNet_V2_X0_5_Weights.IMAGENET1K_V1"
+    assert encoder.input.mean == (0.485, 0.456, 0.406)
+    assert encoder.arguments == {"size": 64, "interpolation": "bilinear"}
+    encoder.save(tmp_path / "encoder")
+    file.unlink()
+    loaded = Encoder.load(tmp_path / "encoder").eval()
+    assert loaded.config == encoder.config
+    assert torch.equal(loaded(frames()), encoder(frames()))
+    fresh = policy_kwargs(encoder, "scratch")["features_extractor_kwargs"]["blueprint"].build()
+    assert fresh.input == encoder.input
+    assert not same(fresh, encoder)
+    assert not fresh.pretraining
+
+
+@torch.no_grad()
+def test_a_stack_of_equal_frames_has_the_features_of_the_one(home: Path) -> None:
+    publish(home, "shufflenet_v2_x0_5")
+
+    def encode(pixels: Tensor) -> Tensor:
+        spec = InputSpec(tuple(pixels.shape[1:]))
+        return Encoder("torchvision:shufflenet_v2_x0_5", spec, weights="DEFAULT", size=56).eval()(pixels)
+
+    torch.testing.assert_close(encode(frames().repeat(1, 4, 1, 1)), encode(frames()), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(encode(frames(1).repeat(1, 4, 1, 1)), encode(frames(1)), rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(encode(frames(4)), encode(frames(1)), rtol=1e-2)
+
+
+@torch.no_grad()
+def test_a_gray_frame_has_the_features_of_its_colours(home: Path) -> None:
+    publish(home, "shufflenet_v2_x0_5")
+    gray, colours = (
+        Encoder("torchvision:shufflenet_v2_x0_5", InputSpec((channels, 56, 56)), weights="DEFAULT", size=56).eval()
+        for channels in (1, 3)
+    )
+    assert gray.input.mean == pytest.approx((0.485 + 0.456 + 0.406) / 3)
+    assert gray.input.std == pytest.approx((0.229 + 0.224 + 0.225) / 3)
+    alike = {**colours.config["input"], "mean": gray.input.mean, "std": gray.input.std}
+    twin = Encoder.from_config({**colours.config, "input": alike}).eval()
+    twin.load_state_dict(colours.state_dict())
+    torch.testing.assert_close(gray(frames(1)), twin(frames(1).repeat(1, 3, 1, 1)), rtol=1e-4, atol=1e-4)
+
+
+def test_weights_that_are_not_there_are_one_sentence(home: Path) -> None:
+    with pytest.raises(RlpreError, match=r"resnet18-\w+\.pth in .*checkpoints.* put an intact copy there") as caught:
+        Encoder("torchvision:resnet18", SPEC, weights="DEFAULT")
+    assert "\n" not in str(caught.value)
+    assert str(home / "hub" / "checkpoints") in str(caught.value)
+    assert not list(home.rglob("*.pth"))
+
+
+@pytest.mark.parametrize("size", [0, 1000, 200_000])
+def test_a_damaged_file_is_one_sentence(size: int, home: Path) -> None:
+    file = publish(home, "shufflenet_v2_x0_5")
+    file.write_bytes(file.read_bytes()[:size])
+    with pytest.raises(RlpreError, match="put an intact copy there") as caught:
+        Encoder("torchvision:shufflenet_v2_x0_5", SPEC, weights="DEFAULT")
+    assert "\n" not in str(caught.value)
+
+
+def test_another_networks_file_and_weights_that_are_no_numbers_are_refused(home: Path) -> None:
+    publish(home, "squeezenet1_1").rename(publish(home, "shufflenet_v2_x0_5"))
+    with pytest.raises(RlpreError, match="put an intact copy there"):
+        Encoder("torchvision:shufflenet_v2_x0_5", SPEC, weights="DEFAULT")
+    publish(home, "shufflenet_v2_x0_5", spoil=torch.nan)
+    with pytest.raises(RlpreError, match=r"no numbers in 'conv1.0.weight'"):
+        Encoder("torchvision:shufflenet_v2_x0_5", SPEC, weights="DEFAULT")
+
+
+@pytest.mark.parametrize(
+    ("name", "spec", "arguments", "sentence"),
+    [
+        ("torchvision:resnet81", SPEC, {}, "unknown torchvision network 'resnet81': did you mean 'resnet"),
+        ("torchvision:", SPEC, {}, "unknown encoder 'torchvision:': did you mean 'torchvision:NAME'"),
+        ("torchvision:resnet18", SPEC, {"weights": "IMAGENET1K_V2"}, "unknown weights of resnet18 'IMAGENET1K_V2'"),
+        ("cnn", SPEC, {"weights": "DEFAULT"}, "published for 'torchvision:NAME' encoders alone"),
+        ("torchvision:resnet18", InputSpec((3, 56, 56), mean=0.3), {"weights": "DEFAULT"}, "bring their own mean"),
+        ("torchvision:alexnet", InputSpec((3, 36, 36)), {}, r"does not fit frames \(3, 36, 36\)"),
+        ("torchvision:vit_b_32", SPEC, {}, "does not fit frames .* indivisible by patch size"),
+        ("torchvision:squeezenet1_1", SPEC, {"size": [64, 64, 64]}, "does not fit frames"),
+        ("torchvision:squeezenet1_1", SPEC, {"size": 64, "interpolation": "cubic"}, "does not fit frames"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(
+    name: str, spec: InputSpec, arguments: dict, sentence: str, home: Path
+) -> None:
+    with pytest.raises(RlpreError, match=sentence) as caught:
+        Encoder(name, spec, **arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_configuration_cannot_ask_for_a_download(home: Path) -> None:
+    publish(home, "shufflenet_v2_x0_5")
+    config = Encoder("torchvision:shufflenet_v2_x0_5", SPEC).config
+    with pytest.raises(RlpreError, match="'weights': it was not written by rlpre"):
+        Encoder.from_config({**config, "arguments": {"weights": "DEFAULT"}})
