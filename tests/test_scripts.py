@@ -150,6 +150,9 @@ def test_compare_killed_and_resumed_answers(tmp_path: Path, call: Call) -> None:
         assert EventAccumulator(str(out / "runs" / "compare" / name)).Reload().Tags()["scalars"]
     assert (out / "runs" / "curves.png").read_bytes().startswith(b"\x89PNG")
     assert (out / "runs" / "table.md").exists()
+    page = (out / "runs" / "report.html").read_text()
+    assert page.count("data:image/gif") == len(ARMS) == len(list((out / "runs").rglob("policy.gif")))
+    assert page.count('alt="offline frame"') > 3
 
     code, again, complaints = call("compare", "--out", out, *QUICK)
     assert (code, again, complaints) == (0, printed, "")

@@ -16,7 +16,7 @@ from rlpre.measure.stats import Floats, StepsRatio
 from rlpre.report.curves import draw_against_baseline, draw_overview, style
 from rlpre.report.results import Figures, Metric
 
-WIDE, SMALL = (6.4, 3.3), (3.5, 2.3)  # inches
+WIDE, HALF, SMALL = (6.4, 3.3), (4.6, 2.7), (3.5, 2.3)  # inches
 WIDTH, ARROW = 140, 5  # pixels of a ratio's strip
 
 
@@ -34,7 +34,7 @@ def against_baseline(arm: str, arms: dict[str, Figures], metric: Metric) -> Mark
 
 def profile(scores: dict[str, Floats], score: str, metric: Metric) -> Markup:
     """Performance profiles: by arm, scores (runs, tasks) of what ``score`` names."""
-    return _svg(SMALL, f"performance profile of the {score}", lambda axes: _draw_profile(axes, scores, score, metric))
+    return _svg(HALF, f"performance profile of the {score}", lambda axes: _draw_profile(axes, scores, score, metric))
 
 
 def swatch(arm: str, metric: Metric) -> Markup:

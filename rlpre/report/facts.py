@@ -90,7 +90,7 @@ def read_pretrained(directory: Path) -> list[Pretrained]:
     found = []
     for cell, run in finished_runs(directory).items():
         facts = read_json(run / CHECKPOINT).get("pretraining", {})
-        if not facts:
+        if not {"steps", "batch"} <= facts.keys():
             raise RlpreError(f"{run / CHECKPOINT} does not say how the encoder was pretrained: pretrain it again")
         scores = [facts.get(kind, {}) for kind in ("probes", "control")]
         found.append(Pretrained(cell.arm, facts["steps"], facts["batch"], read_json(run / DONE)["seconds"], *scores))

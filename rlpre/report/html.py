@@ -20,16 +20,17 @@ from rlpre.report.results import Figures, Metric, Results, short_names
 from rlpre.study import Cell
 
 T = TypeVar("T")
-MOST_BYTES = 500_000  # of a film; a larger one is left out
+MOST_BYTES = 500_000  # of a film
 
 
 @dataclass(frozen=True)
 class Film:
-    """The film of a run's final policy, and the return of that run's last evaluation."""
+    """The film of a run's final policy, empty if it is too large, and the return of that run's last evaluation."""
 
     arm: str
     seed: int
     final: float
+    megabytes: float
     content: bytes
 
 
@@ -68,6 +69,7 @@ def write_html(
         "unfinished": facts.count_unfinished(directory),
         "data": data,
         "data_problem": data_problem,
+        "offline_names": short_names(data.environments if data else ()),
         "pretrained": pretrained,
         "pretrained_problem": pretrained_problem or f"{home / 'encoders'} holds no finished encoder",
         "labels": list(dict.fromkeys(label for of in pretrained or [] for label in (*of.probes, *of.control))),
@@ -93,8 +95,10 @@ def _films(directory: Path, arms: dict[str, Figures]) -> list[Film]:
         runs = figures.runs
         for seed, final in zip(runs.seeds, runs.finals, strict=True):
             path = directory / Cell(runs.environment, arm, seed).path / facts.FILM
-            if path.exists() and path.stat().st_size <= MOST_BYTES:
-                films.append(Film(arm, seed, float(final), path.read_bytes()))
+            if path.exists():
+                size = path.stat().st_size
+                content = path.read_bytes() if size <= MOST_BYTES else b""
+                films.append(Film(arm, seed, float(final), size / 1e6, content))
                 break
     return films
 

@@ -14,7 +14,7 @@ STYLE = """
 }
 * { box-sizing: border-box; }
 body {
-  margin: 0 auto; max-width: 1120px; padding: clamp(1.5rem, 5vw, 4rem) clamp(1rem, 4vw, 2.5rem);
+  margin: 0 auto; max-width: 1140px; padding: clamp(1.5rem, 5vw, 4rem) clamp(1rem, 4vw, 2.5rem);
   background: var(--paper); color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif;
   font-variant-numeric: tabular-nums;
@@ -36,8 +36,8 @@ section { margin-top: 4.5rem; padding-top: 1.5rem; border-top: 1px solid var(--l
 .notice p:last-child, .notice ul { margin: 0; }
 .notice ul { padding-left: 1.1rem; }
 .wide { overflow-x: auto; }
-table { width: 100%; border-collapse: collapse; font-size: .92rem; line-height: 1.35; }
-th, td { padding: .55rem .8rem .55rem 0; text-align: left; vertical-align: top; }
+table { width: 100%; border-collapse: collapse; font-size: .88rem; line-height: 1.35; }
+th, td { padding: .55rem .7rem .55rem 0; text-align: left; vertical-align: top; }
 th { border-bottom: 1px solid var(--line); font-size: .82rem; font-weight: 500; white-space: nowrap; }
 td { border-bottom: 1px solid var(--line); white-space: nowrap; }
 td.words { min-width: 22rem; white-space: normal; }
@@ -45,14 +45,15 @@ td small { display: block; font-size: .8rem; }
 tr.asked td:first-child { font-weight: 650; }
 .swatch { width: 24px; height: 4px; margin-right: .6rem; vertical-align: middle; }
 .forest { padding-left: 0; text-align: center; }
-td.forest { background: linear-gradient(var(--soft), var(--soft)) calc(50% - .4rem) / 1px 100% no-repeat; }
+td.forest { background: linear-gradient(var(--soft), var(--soft)) calc(50% - .35rem) / 1px 100% no-repeat; }
 .strip { display: block; width: 142px; height: 1.25rem; margin: 0 auto; fill: currentColor; stroke: currentColor; }
 .strip path { fill: none; stroke-width: 2; }
 .chart { display: block; width: 100%; height: auto; fill: currentColor; }
 .overview { display: grid; grid-template-columns: minmax(0, 1fr) max-content; gap: 1rem 2rem; align-items: center; }
 .legend { margin: 0; padding: 0; list-style: none; font-size: .9rem; line-height: 2; }
 .panels { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 19rem), 1fr)); gap: 1.5rem 2rem; }
-.films { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: 1.25rem; }
+.profiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 24rem), 1fr)); gap: 1.5rem 3rem; }
+.films { display: grid; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)); gap: 1.25rem; align-items: end; }
 figure { margin: 0; }
 figcaption { margin-bottom: .3rem; font-size: .85rem; line-height: 1.4; overflow-wrap: anywhere; }
 figcaption b { color: var(--ink); font-weight: 600; }
@@ -66,7 +67,7 @@ summary { cursor: pointer; }
 details dl { font-size: .85rem; }
 @media (max-width: 760px) {
   .overview { grid-template-columns: 1fr; }
-  .legend { columns: 2; line-height: 1.8; font-size: .8rem; }
+  .legend { columns: 2 15rem; line-height: 1.8; font-size: .8rem; }
   dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .6rem; }
 }
 @media print { section { break-inside: avoid; } }
@@ -96,7 +97,7 @@ PAGE = """\
   <h3>Performance profile</h3>
   <p class="soft">Which share of an arm's runs{% if results | length > 1 %}, over all tasks,{% endif %} scores above a
     value? Higher is better. Bands: 95 % intervals, of {{ metric.baseline }} and {{ metric.answer }}.</p>
-  <div class="panels">{% for svg in profile_charts %}<figure>{{ svg }}</figure>{% endfor %}</div>
+  <div class="profiles">{% for svg in profile_charts %}<figure>{{ svg }}</figure>{% endfor %}</div>
   {% endif %}
 {%- endmacro -%}
 
@@ -204,7 +205,8 @@ PAGE = """\
     {% for film in films[environment] %}
     <figure>
       <figcaption><b>{{ film.arm }}</b><br>seed {{ film.seed }}, return {{ "%.2f" | format(film.final) }}</figcaption>
-      {{ image("gif", film.content, film.arm) }}
+      {% if film.content %}{{ image("gif", film.content, film.arm) }}
+      {% else %}<p class="soft">{{ "%.1f" | format(film.megabytes) }} MB, too large for this page</p>{% endif %}
     </figure>
     {% endfor %}
   </div>
@@ -219,11 +221,11 @@ PAGE = """\
     <dt>Offline frames<dd>{{ "{:,}".format(data.frames) }}, of which {{ "{:,}".format(data.distinct) }} are distinct;
       {{ "%.0f" | format(100 * data.unchanged) }} % of the transitions change nothing
     <dt>Behaviour<dd>{{ data.behaviour or "not recorded" }}
-    <dt>Environments<dd>{% for environment, frames in data.environments.items() %}{{ environment }}
+    <dt>Environments<dd>{% for environment, frames in data.environments.items() %}{{ offline_names[environment] }}
       ({{ thousands(frames) }}){% if not loop.last %}, {% endif %}{% endfor %}
   </dl>
   {% for environment, strip in data.strips.items() %}
-  <figure><figcaption>{{ environment }}</figcaption>
+  <figure><figcaption>{{ offline_names[environment] }}</figcaption>
     <div class="frames">{% for frame in strip %}{{ image("png", frame, "offline frame") }}{% endfor %}</div></figure>
   {% endfor %}
   {% else %}<p>The offline frames are not known: {{ data_problem }}.</p>{% endif %}
