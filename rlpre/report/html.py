@@ -47,10 +47,10 @@ def write_html(
         answers: the sentence to begin with, then one per environment.
         metric: what the study asks.
     """
-    home = directory.parent
+    home = directory.resolve().parent
     data, data_problem = _attempt(lambda: facts.read_data(home / "frames"))
     pretrained, pretrained_problem = _attempt(lambda: facts.read_pretrained(home / "encoders"))
-    failed = {kind: facts.read_failed(home / kind) for kind in ("encoders", directory.name)}
+    failed = {"encoders": facts.read_failed(home / "encoders"), "runs": facts.read_failed(directory)}
     content = {
         "results": results,
         "overall": overall,
