@@ -36,7 +36,7 @@ def main(
         raise RlpreError(f"gpus={gpus:g} are asked of dask workers: give --dask ADDRESS, or leave gpus out")
     with nullcontext() if dask is None else cluster(dask, gpus=gpus) as executor:
         print(compare(comparison, out, workers, executor))
-    print(f"curves: {out}/runs/curves.png   figures: {out}/runs/results.json   tensorboard --logdir {out}")
+    print(f"page: {out}/runs/report.html   figures: {out}/runs/results.json   tensorboard --logdir {out}")
 
 
 if __name__ == "__main__":
