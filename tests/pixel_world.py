@@ -21,8 +21,8 @@ FRAME = InputSpec((3, 36, 36))
 OFF_POLICY = {"buffer_size": 200, "learning_starts": 4, "train_freq": 2, "batch_size": 8, "tau": 0.005}
 TINY: dict[type[BaseAlgorithm], dict[str, Any]] = {
     PPO: {"n_steps": 8, "batch_size": 8, "n_epochs": 2},
-    A2C: {"n_steps": 8},
-    DQN: {**OFF_POLICY, "batch_size": 32, "target_update_interval": 4},
+    A2C: {"n_steps": 4},
+    DQN: {**OFF_POLICY, "target_update_interval": 4},
     SAC: OFF_POLICY,
     RecurrentPPO: {"n_steps": 8, "batch_size": 8, "n_epochs": 2},
     QRDQN: {**OFF_POLICY, "target_update_interval": 4},

@@ -46,7 +46,7 @@ def test_learns_saves_and_loads_in_every_mode(
 ) -> None:
     model = build(algorithm, policy_kwargs(encoder, **WAYS[way]))
     start = [{name: tensor.clone() for name, tensor in inside.state_dict().items()} for inside in encoders_in(model)]
-    model.learn(48)
+    model.learn(32)
     for inside, old in zip(encoders_in(model), start, strict=True):
         assert same(inside, encoder) is (way == "frozen")
         state, trained = inside.state_dict(), {name for name, _ in inside.named_parameters()}
@@ -60,7 +60,7 @@ def test_learns_saves_and_loads_in_every_mode(
     assert same(again.policy, model.policy)
     assert np.array_equal(again.predict(frames, deterministic=True)[0], model.predict(frames, deterministic=True)[0])
     assert paces(again) == paces(model)
-    again.learn(16)
+    again.learn(8)
     if algorithm is not RecurrentPPO:  # its policies forget the size of their LSTM when they are saved alone
         model.policy.save(str(tmp_path / "policy"))
         assert same(type(model.policy).load(str(tmp_path / "policy"), device="cpu"), model.policy)
@@ -113,7 +113,7 @@ def test_fused_policies_act_on_pixels_as_the_trained_ones_on_features(
     algorithm: type[BaseAlgorithm], encoder: Encoder, tmp_path: Path
 ) -> None:
     venv = EncodedVecEnv(worlds_for(algorithm, 8), encoder, "cpu")
-    model = build(algorithm, {}, venv=venv, policy="Mlp").learn(48)
+    model = build(algorithm, {}, venv=venv, policy="Mlp").learn(32)
     fused = fuse(model, encoder)
     assert type(fused) is type(model.policy)
     agree(model.policy, fused, encoder, venv)
@@ -161,11 +161,11 @@ class Strict(Quadrant):
 def test_action_masks_reach_the_policy(encoded: bool, encoder: Encoder) -> None:
     venv = DummyVecEnv([Strict] * 2)
     if not encoded:
-        build(MaskablePPO, policy_kwargs(encoder), venv=venv).learn(48)
+        build(MaskablePPO, policy_kwargs(encoder), venv=venv).learn(32)
         return
     venv = EncodedVecEnv(venv, encoder, "cpu")
     assert is_masking_supported(venv)
-    model = build(MaskablePPO, {}, venv=venv, policy="Mlp").learn(48)
+    model = build(MaskablePPO, {}, venv=venv, policy="Mlp").learn(32)
     venv.reset()
     assert np.array_equal(get_action_masks(venv), np.arange(4) != (np.array([[e.quadrant] for e in venv.envs]) + 1) % 4)
     only = np.eye(4, dtype=bool)[[2, 1]]

@@ -49,11 +49,11 @@ def test_the_other_keys_stand_beside_the_features_as_in_sb3(encoder: Encoder) ->
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_every_algorithm_reads_a_dict(algorithm: type[BaseAlgorithm], encoder: Encoder, tmp_path: Path) -> None:
     venv = worlds_for(algorithm, parts=True)
-    inside = build(algorithm, policy_kwargs(encoder, "finetuned"), venv=venv, policy="MultiInput").learn(32)
+    inside = build(algorithm, policy_kwargs(encoder, "finetuned"), venv=venv, policy="MultiInput").learn(16)
     inside.save(tmp_path / "inside")
     assert same(algorithm.load(tmp_path / "inside", env=venv, device="cpu").policy, inside.policy)
     encoded = EncodedVecEnv(worlds_for(algorithm, parts=True), encoder, "cpu")
-    model = build(algorithm, {}, venv=encoded, policy="MultiInput").learn(32)
+    model = build(algorithm, {}, venv=encoded, policy="MultiInput").learn(16)
     fused = fuse(model, encoder)
     assert fused.observation_space == venv.observation_space
     fused.save(str(tmp_path / "fused"))
@@ -101,7 +101,7 @@ def test_an_order_of_keys_that_is_not_the_alphabet(encoder: Encoder) -> None:
             self.observation_space = spaces.Dict(OrderedDict((name, space[name]) for name in names))
 
     venv = EncodedVecEnv(DummyVecEnv([Ordered] * 2), encoder, "cpu")
-    model = build(PPO, {}, venv=venv, policy="MultiInput").learn(32)
+    model = build(PPO, {}, venv=venv, policy="MultiInput").learn(16)
     observations, fused = venv.reset(), fuse(model, encoder)
     assert list(fused.observation_space) == list(venv.observation_space) == list(Ordered().observation_space)
     wanted = model.policy.predict_values(tensors(observations))
