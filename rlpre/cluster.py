@@ -20,7 +20,7 @@ T = TypeVar("T")
 ANSWER_SECONDS = 10.0
 POLL_SECONDS = 0.5
 WATCH_SECONDS = 10.0
-WAITING = "waiting for workers: start some with `dask worker {}`{}, or interrupt; nothing already written is lost"
+WAITING = "waiting for workers: start some with `dask worker {}{}`, or interrupt; nothing already written is lost"
 
 
 @contextmanager

@@ -108,7 +108,7 @@ def test_worker_killed_mid_study_changes_no_result(dask: Dask, tmp_path: Path) -
     expected = run_study(tmp_path / "pool", cells, work, {}, STEPS, **alone)
     dask.start_worker("--no-nanny")
     study = tmp_path / "dask"
-    with cluster(dask.address) as executor, ThreadPoolExecutor(1) as thread:
+    with ThreadPoolExecutor(1) as thread, cluster(dask.address) as executor:
         future = thread.submit(run_study, study, cells, work, {}, STEPS, executor=executor, **alone)
         wait_until(lambda: (study / cells[1].path / "done.json").exists() and (study / "beat").exists())
         killed = int((study / "worker-holds").read_text())
@@ -159,7 +159,7 @@ def test_cell_that_loses_every_worker_fails_alone(
         return words in said
 
     quick, kills = cells = [Cell(CARTPOLE, arm, 0) for arm in ("quick", "kills")]
-    with cluster(dask.address, gpus=2) as executor, ThreadPoolExecutor(1) as thread:
+    with ThreadPoolExecutor(1) as thread, cluster(dask.address, gpus=2) as executor:
         future = thread.submit(run_study, tmp_path, cells, work, {}, STEPS, executor=executor)
         wait_until(lambda: says(f"waiting for workers: start some with `dask worker {dask.address} --resources GPU=2`"))
         dask.start_worker("--resources", "GPU=2")  # with a nanny, which starts it again
