@@ -14,10 +14,10 @@ from agents.train import TrainConfig, train
 from rlpre import FrameStore, PretrainConfig, RlpreError, pretrain
 from rlpre.device import resolve_device
 from rlpre.encoders import find_architecture
-from rlpre.errors import at_least
+from rlpre.errors import at_least, lookup
 from rlpre.objectives import parse_objective
 from rlpre.report.compare import report
-from rlpre.report.facts import FILM
+from rlpre.report.facts import FILM, FRAMES
 from rlpre.report.results import Metric
 from rlpre.study import Cell, StudyResult, run_study
 
@@ -26,11 +26,21 @@ DECIDED = ("env", "agent", "encoder", "seed", "steps")  # settings of a run that
 
 
 @dataclass(frozen=True)
+class Offline:
+    """Frames to pretrain on."""
+
+    sources: tuple[str, ...]  # environments
+    steps: int  # transitions to collect
+    behaviour: str = "0.5*random + 0.5*expert:0.3"  # who collects them, see envs.collect
+
+
+@dataclass(frozen=True)
 class Arm:
-    """An agent of a comparison: a recipe, and the objective that pretrained its encoder."""
+    """An agent of a comparison: a recipe, and how its encoder was pretrained."""
 
     agent: str  # a name in RECIPES
     objective: str = ""  # empty for agents that start from fresh weights
+    data: str = ""  # a name in the comparison's data; empty for its first
 
 
 @dataclass(frozen=True)
@@ -39,9 +49,7 @@ class Comparison:
 
     environments: tuple[str, ...]  # where agents are trained
     steps: tuple[int, ...]  # environment steps of a run in each of them, or one number for all
-    sources: tuple[str, ...]  # where offline frames are collected
-    frames: int  # transitions to collect
-    behaviour: str  # who collects them, see envs.collect
+    data: dict[str, Offline]  # offline frames by name
     arms: dict[str, Arm]  # by name, in reading order; "scratch" among them
     answer: str  # the arm that "how many steps did pretraining save?" is about, named before the run
     seeds: int = 3  # runs of every arm in every environment
@@ -56,7 +64,7 @@ def compare(comparison: Comparison, out: Path, workers: int | None = None, execu
 
     Args:
         comparison: what to run.
-        out: receives ``frames/``, ``encoders/<objective>/`` and ``runs/`` (the study with its report).
+        out: receives ``frames/<data>/``, ``encoders/<objective>@<data>/`` and ``runs/`` (the study with its report).
         workers: runs at a time on one machine; default one per core.
         executor: where encoders and runs are trained, such as `rlpre.cluster.cluster`; default processes of this
             machine. Machines must see ``out`` under the same path: workers write there and read each other's encoders.
@@ -70,33 +78,28 @@ def compare(comparison: Comparison, out: Path, workers: int | None = None, execu
     check(comparison)
     out = out.resolve()  # workers may have been started elsewhere
     settings = configuration(comparison)
-    frames = envs.collect(
-        comparison.sources,
-        out / "frames",
-        comparison.frames,
-        seed=comparison.pretrain.seed,
-        behaviour=comparison.behaviour,
-        view=comparison.train.view,
-        tile_size=comparison.train.tile_size,
-        palette=comparison.train.palette,
-    )
-    objectives = dict.fromkeys(arm.objective for arm in comparison.arms.values() if arm.objective)
-    cells = [encoder_cell(comparison, objective) for objective in objectives]
-    work = partial(pretrain_cell, frames.path, comparison.pretrain)
+    stores = {name: collect(comparison, name, out) for name in comparison.data}
+    cells = list(dict.fromkeys(encoder_cell(comparison, arm) for arm in comparison.arms.values() if arm.objective))
+    work = partial(pretrain_cell, out, comparison.pretrain)
     where: dict[str, Any] = {"executor": executor, "workers": workers}
     _succeed(run_study(out, cells, work, settings, {"encoders": comparison.pretrain.steps}, keep=True, **where))
     seeds = range(comparison.first_seed, comparison.first_seed + comparison.seeds)
     # trainable arms take longest: started first, they leave no core idle at the end
-    arms = sorted(comparison.arms, key=lambda name: RECIPES[comparison.arms[name].agent].encoded_once)
+    arms_of = comparison.arms
+    arms = sorted(arms_of, key=lambda name: RECIPES[arms_of[name].agent].encoded_once)
     cells = [Cell(env, name, seed) for env in comparison.environments for name in arms for seed in seeds]
-    offline = {name: len(frames) if arm.objective else 0 for name, arm in comparison.arms.items()}
+    offline = {name: len(stores[data_of(comparison, arm)]) if arm.objective else 0 for name, arm in arms_of.items()}
     metric = Metric(offline, comparison.answer, threshold=comparison.threshold)
     settings["metric"] = asdict(metric)
     work = partial(train_cell, comparison, out)
     result = run_study(out / "runs", cells, work, settings, budgets(comparison), **where)
     text = report(out / "runs") if result.done else ""
     _succeed(result)
-    return f"{text}\noffline: {len(frames):,} frames, {frames.distinct:,} distinct, of {', '.join(frames.tasks)}"
+    lines = (
+        f"offline, {name}: {len(s):,} frames, {s.distinct:,} distinct, of {', '.join(s.tasks)}"
+        for name, s in stores.items()
+    )
+    return "\n".join([text, *lines])
 
 
 def check(comparison: Comparison) -> None:
@@ -121,6 +124,7 @@ def check(comparison: Comparison) -> None:
     for name, arm in comparison.arms.items():
         if arm.objective:
             parse_objective(arm.objective)
+            lookup("data", data_of(comparison, arm), comparison.data)
         for environment in comparison.environments:
             train_config(comparison, Path(), Cell(environment, name, comparison.first_seed)).check()
 
@@ -145,9 +149,25 @@ def configuration(comparison: Comparison) -> dict[str, Any]:
     return settings
 
 
-def pretrain_cell(frames: Path, config: PretrainConfig, cell: Cell, out: Path, report: Report) -> None:
-    """Pretrains the encoder that ``cell.arm`` names as an objective."""
-    pretrain(FrameStore.open(frames), out=out, config=replace(config, objective=cell.arm), report=report)
+def collect(comparison: Comparison, name: str, out: Path) -> FrameStore:
+    """Collects the offline frames of that name, or what is missing of them."""
+    data, look = comparison.data[name], comparison.train
+    return envs.collect(
+        data.sources,
+        out / FRAMES / name,
+        data.steps,
+        seed=comparison.pretrain.seed,
+        behaviour=data.behaviour,
+        view=look.view,
+        tile_size=look.tile_size,
+        palette=look.palette,
+    )
+
+
+def pretrain_cell(home: Path, config: PretrainConfig, cell: Cell, out: Path, report: Report) -> None:
+    """Pretrains the encoder that ``cell.arm`` names as objective and data."""
+    objective, _, data = cell.arm.partition("@")
+    pretrain(FrameStore.open(home / FRAMES / data), out=out, config=replace(config, objective=objective), report=report)
 
 
 def train_cell(comparison: Comparison, home: Path, cell: Cell, out: Path, report: Report) -> None:
@@ -161,16 +181,21 @@ def train_cell(comparison: Comparison, home: Path, cell: Cell, out: Path, report
 def train_config(comparison: Comparison, home: Path, cell: Cell) -> TrainConfig:
     """The configuration of one run of a comparison whose results directory is ``home``."""
     arm = comparison.arms[cell.arm]
-    encoder = str(home / encoder_cell(comparison, arm.objective).path) if arm.objective else ""
+    encoder = str(home / encoder_cell(comparison, arm).path) if arm.objective else ""
     steps = budgets(comparison)[cell.environment]
     return replace(
         comparison.train, env=cell.environment, agent=arm.agent, encoder=encoder, seed=cell.seed, steps=steps
     )
 
 
-def encoder_cell(comparison: Comparison, objective: str) -> Cell:
-    """The cell whose run directory holds the encoder that ``objective`` pretrained."""
-    return Cell("encoders", objective, comparison.pretrain.seed)
+def data_of(comparison: Comparison, arm: Arm) -> str:
+    """The name of the frames that an arm's encoder is pretrained on."""
+    return arm.data or next(iter(comparison.data))
+
+
+def encoder_cell(comparison: Comparison, arm: Arm) -> Cell:
+    """The cell whose run directory holds the encoder of an arm."""
+    return Cell("encoders", f"{arm.objective}@{data_of(comparison, arm)}", comparison.pretrain.seed)
 
 
 def _succeed(result: StudyResult) -> None:

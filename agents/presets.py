@@ -1,6 +1,6 @@
 """Comparisons with a name."""
 
-from agents.compare import Arm, Comparison
+from agents.compare import Arm, Comparison, Offline
 from rlpre import PretrainConfig
 
 EMPTY = "MiniGrid-Empty-Random-6x6-v0"
@@ -10,9 +10,7 @@ PRESETS = {
     "quick": Comparison(
         environments=(EMPTY,),
         steps=(40_960,),
-        sources=(EMPTY,),
-        frames=20_000,
-        behaviour="0.5*random + 0.5*expert:0.3",
+        data={"mixed": Offline((EMPTY,), 20_000)},
         arms={
             "scratch": Arm("scratch"),
             "scratch-shift": Arm("scratch-shift"),

@@ -74,7 +74,7 @@ def look(page: Path, width: int = 1200, scheme: int = LIGHT) -> dict[str, Any]:
 
 def make_home(home: Path, doorkey: FrameStore) -> Path:
     """A comparison on two tasks with frames, an encoder and films."""
-    shutil.copytree(doorkey.path, home / "frames")
+    shutil.copytree(doorkey.path, home / "frames" / "mixed")
     encoder = home / "encoders/inverse/seed-0"
     pretrain(doorkey, out=encoder, objective="inverse", steps=2, batch=16, features=16)
     write_json(encoder / "done.json", {**asdict(Cell("encoders", "inverse", 0)), "seconds": 12.0, "threads": 1})
@@ -157,7 +157,7 @@ def test_page_without_facts_says_so(tmp_path: Path) -> None:
     report(runs)
     source = (runs / "report.html").read_text()
     assert "The offline frames are not known" in source
-    assert "frames/manifest.json is missing" in source
+    assert "frames holds no frame store" in source
     assert "encoders holds no finished encoder" in source
     assert "Final policies" not in source
     assert source.count("not recorded") == 2
@@ -167,14 +167,14 @@ def test_page_without_facts_says_so(tmp_path: Path) -> None:
 def test_damaged_facts_do_not_withhold_the_answer(page: Path, tmp_path: Path) -> None:
     home = tmp_path / "copy"
     shutil.copytree(page.parents[1], home)
-    (home / "frames/manifest.json").write_text("{")
+    (home / "frames/mixed/manifest.json").write_text("{")
     (home / "encoders/inverse/seed-0/config.json").write_text("half")
     (home / "runs" / DOOR / "best/seed-0/policy.gif").write_bytes(bytes(MOST_BYTES + 1))
     report(home / "runs")
     source = html.unescape((home / "runs/report.html").read_text())
     for words in (
         "The offline frames are not known",
-        "frames/manifest.json is damaged",
+        "frames/mixed/manifest.json is damaged",
         "What pretraining cost is not known",
         "config.json is damaged",
         "0.5 MB, too large for this page",

@@ -29,7 +29,7 @@ STEPS = "--steps=256"
 RUN = {"features": 16, "eval-every": 128, "eval-episodes": 2}
 TRAIN = ["--env", WORLD, STEPS, *(f"--{name}={value}" for name, value in (RUN | PPO).items())]
 QUICK = [
-    *f"quick --frames 400 --seeds 1 --environments {WORLD} --sources {WORLD}".split(),
+    *f"quick --data.mixed.steps 400 --seeds 1 --environments {WORLD} --data.mixed.sources {WORLD}".split(),
     STEPS,
     *(setting.replace("--", "--pretrain.") for setting in PRETRAIN),
     *(f"--train.{name}={value}" for name, value in RUN.items()),

@@ -13,10 +13,11 @@ from torch import Tensor
 from rlpre.errors import RlpreError
 from rlpre.files import read_json
 from rlpre.frames import FrameStore
+from rlpre.framewriter import MANIFEST
 from rlpre.report.pictures import rgb
 from rlpre.study import DONE, FAILED, STUDY, finished_runs, flat
 
-RUN, CHECKPOINT, FILM = "run.json", "config.json", "policy.gif"
+RUN, CHECKPOINT, FILM, FRAMES = "run.json", "config.json", "policy.gif", "frames"
 STRIP = 12  # frames of a strip
 
 
@@ -62,12 +63,19 @@ class Provenance:
     commits: dict[str, int]
 
 
-def read_data(path: Path) -> Data:
-    """The facts of a frame store.
+def read_data(directory: Path) -> dict[str, Data]:
+    """The facts of the frame stores in a directory, by name.
 
     Raises:
-        RlpreError: if there is none, or it is damaged.
+        RlpreError: if there is none, or one is damaged.
     """
+    stores = sorted(manifest.parent for manifest in directory.glob(f"*/{MANIFEST}"))
+    if not stores:
+        raise RlpreError(f"{directory} holds no frame store")
+    return {path.name: _read_store(path) for path in stores}
+
+
+def _read_store(path: Path) -> Data:
     store = FrameStore.open(path)
     tasks = store.column("task")
     rows = {name: np.flatnonzero(tasks == number) for number, name in enumerate(store.tasks)}

@@ -40,7 +40,7 @@ def write_html(
     """Writes ``report.html``, which loads nothing: what it shows of other files it holds.
 
     Args:
-        directory: the study. Beside it ``frames`` (a FrameStore) and ``encoders`` (a study of pretraining) are looked
+        directory: the study. Beside it ``frames`` (frame stores) and ``encoders`` (a study of pretraining) are looked
             for; without them the page says so. A run may hold ``run.json`` and the film ``policy.gif``.
         results: the figures by environment.
         overall: the figures over all environments.
@@ -48,7 +48,7 @@ def write_html(
         metric: what the study asks.
     """
     home = directory.resolve().parent
-    data, data_problem = _attempt(lambda: facts.read_data(home / "frames"))
+    data, data_problem = _attempt(lambda: facts.read_data(home / facts.FRAMES))
     pretrained, pretrained_problem = _attempt(lambda: facts.read_pretrained(home / "encoders"))
     failed = {"encoders": facts.read_failed(home / "encoders"), "runs": facts.read_failed(directory)}
     content = {
@@ -68,8 +68,8 @@ def write_html(
         "failed": {f"{kind}/{run}": error for kind, runs in failed.items() for run, error in runs.items()},
         "unfinished": facts.count_unfinished(directory),
         "data": data,
+        "seen": {environment for of in (data or {}).values() for environment in of.environments},
         "data_problem": data_problem,
-        "offline_names": short_names(data.environments if data else ()),
         "pretrained": pretrained,
         "pretrained_problem": pretrained_problem or f"{home / 'encoders'} holds no finished encoder",
         "labels": list(dict.fromkeys(label for of in pretrained or [] for label in (*of.probes, *of.control))),
@@ -128,6 +128,7 @@ _TOOLS: dict[str, Any] = {
     "sentence": _sentence,
     "base64": lambda content: base64.b64encode(content).decode(),
     "verdict": verdict,
+    "short_names": short_names,
     "reached": reached,
     "show_ratio": show_ratio,
     "show_interval": show_interval,

@@ -136,7 +136,7 @@ PAGE = """\
     {% for environment, arms in results.items() %}{% set of = arms.get(metric.answer) %}
     <tr>
       <td><a href="#{{ environment }}">{{ names[environment] }}</a>
-        {% if data and environment not in data.environments %}<small>not in the offline frames</small>{% endif %}
+        {% if data and environment not in seen %}<small>not in the offline frames</small>{% endif %}
       {{ ratio(of.ratio if of, metric.answer) }}
       <td>{% if of %}{{ reached(of.reached_at) }}{% else %}-{% endif %}
       <td class="words {{ tone(answers[environment].verdict) }}">{{ sentence(answers[environment].claim) }}
@@ -167,7 +167,7 @@ PAGE = """\
 <section id="{{ environment }}">
   <h2>{{ names[environment] }}</h2>
   <p class="soft">{{ environment }}, {{ thousands(budgets[environment]) }} steps a run
-    {%- if data and environment not in data.environments %}; the encoder has never seen it{% endif %}.</p>
+    {%- if data and environment not in seen %}; the encoder has never seen it{% endif %}.</p>
   {% if results | length > 1 %}<p>{{ sentence(answers[environment] | string) }}</p>{% endif %}
   <div class="overview">
     <figure>{{ overview(arms, metric) }}</figure>
@@ -216,18 +216,19 @@ PAGE = """\
 
 <section id="pretraining">
   <h2>Pretraining</h2>
-  {% if data %}
+  {% if data %}{% for name, of in data.items() %}{% set short = short_names(of.environments) %}
+  <h3>Offline frames: {{ name }}</h3>
   <dl>
-    <dt>Offline frames<dd>{{ "{:,}".format(data.frames) }}, of which {{ "{:,}".format(data.distinct) }} are distinct;
-      {{ "%.0f" | format(100 * data.unchanged) }} % of the transitions change nothing
-    <dt>Behaviour<dd>{{ data.behaviour or "not recorded" }}
-    <dt>Environments<dd>{% for environment, frames in data.environments.items() %}{{ offline_names[environment] }}
+    <dt>Frames<dd>{{ "{:,}".format(of.frames) }}, of which {{ "{:,}".format(of.distinct) }} are distinct;
+      {{ "%.0f" | format(100 * of.unchanged) }} % of the transitions change nothing
+    <dt>Behaviour<dd>{{ of.behaviour or "not recorded" }}
+    <dt>Environments<dd>{% for environment, frames in of.environments.items() %}{{ short[environment] }}
       ({{ thousands(frames) }}){% if not loop.last %}, {% endif %}{% endfor %}
   </dl>
-  {% for environment, strip in data.strips.items() %}
-  <figure><figcaption>{{ offline_names[environment] }}</figcaption>
+  {% for environment, strip in of.strips.items() %}
+  <figure><figcaption>{{ short[environment] }}</figcaption>
     <div class="frames">{% for frame in strip %}{{ image("png", frame, "offline frame") }}{% endfor %}</div></figure>
-  {% endfor %}
+  {% endfor %}{% endfor %}
   {% else %}<p>The offline frames are not known: {{ data_problem }}.</p>{% endif %}
   <h3>Encoders</h3>
   {% if pretrained %}
