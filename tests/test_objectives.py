@@ -1,16 +1,21 @@
 """Objectives: reference formulas, invariants, and that each can be learned."""
 
+import dataclasses
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 from torch.nn import functional as F
 
 from rlpre import Encoder, FrameStore, InputSpec, RlpreError
 from rlpre.augment import random_shift
 from rlpre.measure.health import alignment, effective_rank, uniformity
 from rlpre.objectives import OBJECTIVES, Batch, Views, draw_batch, make_objective, parse_objective
+from rlpre.objectives.base import Slow
+from rlpre.objectives.forward import Forward, decorrelation
 from rlpre.objectives.info_nce import info_nce
 from rlpre.objectives.jigsaw import Jigsaw, far_permutations
 
@@ -26,6 +31,60 @@ def encoder(doorkey: FrameStore) -> Encoder:
 @pytest.fixture
 def batch(doorkey: FrameStore) -> Batch:
     return draw_batch(doorkey, doorkey.pairs(5), 64, np.random.default_rng(0), CPU)
+
+
+def dot_world(path: Path, action_space: spaces.Space | None) -> FrameStore:
+    """A walk of a dot on a 4 x 4 torus: by four moves, by vectors (then it stays inside), or by nobody knows what."""
+    rng = np.random.default_rng(0)
+    rows = 1500
+    moves = np.array([(0, 1), (0, -1), (1, 0), (-1, 0)])
+    action = rng.integers(4, size=rows)
+    place = 9 * (np.cumsum([(0, 0), *moves[action[:-1]]], axis=0) % 4)
+    action[-1] = -1
+    if isinstance(action_space, spaces.Box):
+        place = rng.integers(0, 28, (rows, 2))
+        action = np.vstack([np.diff(place, axis=0) * (10, 0.1), [np.nan] * 2]).astype(np.float32)
+    frames = np.zeros((rows, 1, 36, 36), np.uint8)
+    for frame, (top, left) in zip(frames, place, strict=True):
+        frame[0, top : top + 9, left : left + 9] = 255
+    space = spaces.Box(0, 255, (1, 36, 36), np.uint8)
+    columns = {"reward": 0.0, "terminated": False, "truncated": False, "task": 0}
+    with FrameStore.create(path, space=space, action_space=action_space, spec={}) as writer:
+        chosen = -1 if action_space is None else action
+        writer.append(frames, action=chosen, episode_start=np.arange(rows) == 0, **columns)
+    return FrameStore.open(path)
+
+
+def image_store(path: Path) -> FrameStore:
+    """Twenty images that have nothing to do with each other."""
+    frames = np.random.default_rng(0).integers(0, 256, (20, 1, 36, 36), np.uint8)
+    columns = {"reward": 0.0, "terminated": False, "truncated": False, "task": 0, "action": -1, "episode_start": True}
+    space = spaces.Box(0, 255, (1, 36, 36), np.uint8)
+    with FrameStore.create(path, space=space, action_space=None, spec={}) as writer:
+        writer.append(frames, **columns)
+    return FrameStore.open(path)
+
+
+def learn(objective: str, frames: FrameStore, steps: int, k: int, **settings: float) -> tuple[Encoder, Forward, Batch]:
+    """Trains one objective for some steps; returns encoder, objective and the last batch."""
+    torch.manual_seed(0)
+    encoder = Encoder("cnn", InputSpec(frames.space.shape), features=32)
+    objectives = make_objective(objective, encoder, frames)
+    part = objectives.objectives[objective]
+    for name, value in settings.items():
+        setattr(part, name, value)
+    optimizer = torch.optim.Adam(
+        [weight for weight in [*encoder.parameters(), *part.parameters()] if weight.requires_grad], lr=3e-3
+    )
+    rng, pairs = np.random.default_rng(0), frames.pairs(k)
+    for _ in range(steps):
+        batch = draw_batch(frames, pairs, 64, rng, CPU)
+        loss, _ = objectives(Views(encoder, batch))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        objectives.after_step(encoder)
+    return encoder, part, batch
 
 
 def test_random_shift_moves_each_frame_by_its_own_whole_pixels() -> None:
@@ -123,6 +182,93 @@ def test_combinations_are_weighted_sums_on_views_encoded_once(doorkey, encoder, 
     assert len(calls) == 2  # anchor and later, shared
     temporal, inverse = float(metrics["temporal/loss"]), float(metrics["inverse/loss"])
     assert float(loss.detach()) == pytest.approx(2 * temporal + 0.5 * inverse)
+
+
+def test_forward_learns_where_actions_lead_and_does_not_collapse(tmp_path: Path) -> None:
+    frames = dot_world(tmp_path, spaces.Discrete(4))
+    encoder, forward, batch = learn("forward", frames, 110, k=2)
+    with torch.no_grad():
+        _, own = forward(Views(encoder, batch))
+        _, shuffled = forward(Views(encoder, dataclasses.replace(batch, actions=batch.actions.roll(1, 0))))
+        spread = effective_rank(forward.projector(encoder(batch.anchor)))
+    assert own["accuracy"] > 0.7  # of 16 places
+    assert shuffled["accuracy"] < 0.4
+    encoder, alone, batch = learn("forward", frames, 110, k=2, weight=0.0)
+    with torch.no_grad():
+        collapsed = effective_rank(alone.projector(encoder(batch.anchor)))
+    assert spread > 1.4 * collapsed  # 16 places span 15 dimensions
+
+
+def test_forward_stops_at_the_gap(doorkey: FrameStore, encoder: Encoder, batch: Batch) -> None:
+    torch.manual_seed(0)
+    forward = Forward(encoder, doorkey)
+    latent = torch.randn(64, 64)
+    ahead = forward.unroll(latent, batch.actions, batch.gap)
+    beyond = torch.where(batch.actions < 0, 1, batch.actions)  # what stands beyond the gap is not looked at
+    torch.testing.assert_close(forward.unroll(latent, beyond, batch.gap), ahead)
+    assert torch.equal(forward.unroll(latent, batch.actions, 0 * batch.gap), latent)
+    first = batch.gap == 1
+    expected = latent + forward.move(F.relu(forward.look(latent) * forward.act(F.one_hot(batch.action, 7).float())))
+    torch.testing.assert_close(ahead[first], expected[first])
+    assert first.any()
+    assert not first.all()
+
+
+def test_decorrelation_by_hand() -> None:
+    axis = torch.tensor([1.0, -1.0, 1.0, -1.0])
+    other = torch.tensor([1.0, 1.0, -1.0, -1.0])
+    assert float(decorrelation(torch.stack([3 * axis, other + 7], 1))) == pytest.approx(0, abs=1e-6)
+    assert float(decorrelation(torch.stack([axis, -2 * axis], 1))) == pytest.approx(1)  # two pairs at -1, two columns
+    assert float(decorrelation(torch.stack([axis, axis, axis, other], 1))) == pytest.approx(6 / 4)
+
+
+def test_slow_copies_follow_and_are_never_optimised() -> None:
+    fast = torch.nn.BatchNorm1d(2)
+    slow = Slow(fast)
+    assert not [weight for weight in slow.parameters() if weight.requires_grad]
+    with torch.no_grad():
+        fast.weight.fill_(2.0)
+    fast(torch.tensor([[0.0, 4.0], [2.0, 4.0]]))
+    slow.follow(fast)
+    (copied,) = slow.copies
+    torch.testing.assert_close(copied.weight, torch.full((2,), 1.01))
+    assert torch.equal(copied.running_mean, fast.running_mean)
+    assert torch.equal(fast.weight, torch.full((2,), 2.0))
+
+
+def test_vectors_as_actions_are_regressed_whatever_their_scale(tmp_path: Path) -> None:
+    frames = dot_world(tmp_path, spaces.Box(-400, 400, (2,), np.float32))
+    encoder, inverse, batch = learn("inverse", frames, 50, k=1)
+    assert batch.action.shape == (64, 2)
+    with torch.no_grad():
+        _, metrics = inverse(Views(encoder, batch))
+        answer = inverse.code(batch.actions)
+    assert metrics["r2"] > 0.5
+    assert 0.7 < float(answer.std()) < 1.3  # standardised, though one axis is 100 times the other
+    _, forward, _ = learn("forward", frames, 2, k=3)
+    assert forward.code.size == 2
+
+
+def test_what_frames_lack_is_refused_by_name(tmp_path: Path) -> None:
+    film = dot_world(tmp_path / "film", None)
+    images = image_store(tmp_path / "images")
+    encoder = Encoder("cnn", InputSpec((1, 36, 36)), features=16)
+    make_objective("temporal+contrastive+jigsaw", encoder, film)
+    assert make_objective("contrastive+jigsaw", encoder, images).single
+    for objective in ("inverse", "forward"):
+        with pytest.raises(RlpreError, match=f"'{objective}' learns from actions, but .*film holds frames without act"):
+            make_objective(f"temporal+{objective}", encoder, film)
+    with pytest.raises(RlpreError, match=r"'temporal' learns from pairs, but .*images holds single images: use con"):
+        make_objective("contrastive+temporal", encoder, images)
+
+
+def test_single_frames_are_pairs_with_themselves(tmp_path: Path) -> None:
+    images = image_store(tmp_path)
+    batch = draw_batch(images, None, 16, np.random.default_rng(0), CPU)
+    assert batch.anchor is batch.later
+    assert batch.actions.shape == (16, 0)
+    assert not batch.gap.any()
+    assert torch.equal(batch.anchor_id, batch.later_id)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Pretraining: it learns, resumes bit for bit, and keeps what it has when it must stop."""
 
+import math
 import signal
 import subprocess
 import sys
@@ -10,12 +11,14 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import rlpre
 from rlpre import Encoder, FrameStore, RlpreError
 from rlpre.loop import rate
 from rlpre.measure.probe import linear_probe
+from rlpre.watch import POINTS
 
 SHORT = {"objective": "temporal+inverse", "steps": 8, "batch": 16, "features": 32, "checkpoint_every": 4}
 
@@ -28,6 +31,12 @@ def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.fixture(scope="module")
+def done(doorkey: FrameStore, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pretraining with the settings SHORT, complete."""
+    return rlpre.pretrain(doorkey, out=tmp_path_factory.mktemp("done"), **SHORT).path
+
+
 def test_rate_rises_then_falls_to_zero() -> None:
     rates = [rate(step, 100, 0.1) for step in range(101)]
     assert rates[0] == pytest.approx(0.1)
@@ -36,17 +45,16 @@ def test_rate_rises_then_falls_to_zero() -> None:
     assert rates[100] == pytest.approx(0.0)
 
 
-def test_same_seed_same_weights_and_another_seed_others(doorkey: FrameStore, tmp_path: Path) -> None:
-    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+def test_same_seed_same_weights_and_another_seed_others(doorkey: FrameStore, done: Path, tmp_path: Path) -> None:
+    for seed in (0, 1):
         state = torch.get_rng_state()
-        rlpre.pretrain(doorkey, out=tmp_path / name, seed=seed, **SHORT)
+        rlpre.pretrain(doorkey, out=tmp_path / str(seed), seed=seed, **SHORT)
         assert torch.equal(state, torch.get_rng_state())  # the caller's random numbers are left alone
-    assert equal(weights(tmp_path / "a"), weights(tmp_path / "b"))
-    assert not equal(weights(tmp_path / "a"), weights(tmp_path / "c"))
+        assert equal(weights(done), weights(tmp_path / str(seed))) == (seed == 0)
 
 
 def test_killed_and_resumed_ends_with_the_same_weights(doorkey: FrameStore, tmp_path: Path) -> None:
-    settings = {**SHORT, "steps": 40}
+    settings = {**SHORT, "objective": "temporal+inverse+forward", "steps": 12}
     rlpre.pretrain(doorkey, out=tmp_path / "whole", **settings)
     code = (
         f"import rlpre, torch; torch.set_num_threads(1); "
@@ -58,7 +66,7 @@ def test_killed_and_resumed_ends_with_the_same_weights(doorkey: FrameStore, tmp_
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert Encoder.load(tmp_path / "cut").pretraining["step"] < 40
+    assert Encoder.load(tmp_path / "cut").pretraining["step"] < 12
     rlpre.pretrain(doorkey, out=tmp_path / "cut", **settings)
     assert equal(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
 
@@ -78,6 +86,17 @@ def test_tensorboard_and_checkpoint_say_everything(doorkey: FrameStore, tmp_path
     assert history["objective"] == "jigsaw+temporal"
     assert history["probes"] == result.probes
     assert (tmp_path / "run.json").exists()
+    projector = tmp_path / "00060" / "features"
+    assert 'tensor_path: "00060/features/tensors.tsv"' in (tmp_path / "projector_config.pbtxt").read_text()
+    features = np.loadtxt(projector / "tensors.tsv", delimiter="\t")
+    header, *labels = (projector / "metadata.tsv").read_text().splitlines()
+    count = min(POINTS, doorkey.distinct)
+    assert features.shape == (count, 32)
+    assert 0.5 < features.std() < 2  # standardised over the frames
+    assert header.split("\t") == doorkey.labels
+    assert len(labels) == count
+    with Image.open(projector / "sprite.png") as sprite:
+        assert sprite.size == (56 * math.ceil(count**0.5),) * 2
     again = rlpre.pretrain(doorkey, out=tmp_path, **settings)
     assert again.probes == result.probes
 
@@ -108,12 +127,10 @@ def test_probe_reads_what_is_there_and_nothing_else(tmp_path: Path) -> None:
     assert 0.3 < scores["coin"] < 0.7
 
 
-def test_nan_stops_names_the_objective_and_keeps_the_last_checkpoint(doorkey: FrameStore, tmp_path: Path) -> None:
-    rlpre.pretrain(doorkey, out=tmp_path, **SHORT)
+def test_nan_stops_names_the_objective_and_saves_nothing_broken(doorkey: FrameStore, tmp_path: Path) -> None:
     with pytest.raises(RlpreError, match=r"loss of objective 'temporal' is not finite near step \d+: lower lr=1e\+30"):
-        rlpre.pretrain(doorkey, out=tmp_path / "b", **{**SHORT, "steps": 40, "lr": 1e30, "clip": 1e30})
-    assert not (tmp_path / "b" / "model.safetensors").exists()
-    assert all(torch.isfinite(tensor).all() for tensor in weights(tmp_path).values())
+        rlpre.pretrain(doorkey, out=tmp_path, **{**SHORT, "steps": 40, "lr": 1e30, "clip": 1e30})
+    assert not (tmp_path / "model.safetensors").exists()
 
 
 @pytest.mark.parametrize(
@@ -125,25 +142,81 @@ def test_nan_stops_names_the_objective_and_keeps_the_last_checkpoint(doorkey: Fr
         ({"device": "gpu"}, "device 'gpu' cannot be used here"),
         ({"stepz": 9}, "no setting 'stepz'"),
         ({"encoder": "cn"}, "did you mean 'cnn'"),
+        ({"features": 0}, "features is 0: it must be at least 1"),
+        ({"devices": 0}, "devices is 0: it must be at least 1"),
+        ({"devices": 3}, "a batch of 16 cannot be shared out to 3 devices"),
+        ({"devices": 2, "report": lambda step: None}, "report cannot travel to other processes"),
     ],
 )
-def test_bad_input(change: dict, sentence: str, doorkey: FrameStore, tmp_path: Path) -> None:
-    rlpre.pretrain(doorkey, out=tmp_path, **SHORT)
-    before = weights(tmp_path)
+def test_bad_input(change: dict, sentence: str, doorkey: FrameStore, done: Path) -> None:
+    before = weights(done)
     with pytest.raises(RlpreError, match=sentence):
-        rlpre.pretrain(doorkey, out=tmp_path, **{**SHORT, **change})
-    assert equal(before, weights(tmp_path))
+        rlpre.pretrain(doorkey, out=done, **{**SHORT, **change})
+    assert equal(before, weights(done))
 
 
-def test_full_disk_keeps_the_last_checkpoint(doorkey: FrameStore, tmp_path: Path, monkeypatch) -> None:
-    rlpre.pretrain(doorkey, out=tmp_path, **SHORT)
-    before = weights(tmp_path)
+def test_goes_on_from_an_encoder_and_leaves_it_as_it_is(doorkey: FrameStore, done: Path, tmp_path: Path) -> None:
+    before = weights(done)
+    start = Encoder.load(done).requires_grad_(False)
+    settings = {**SHORT, "features": None}
+    second = rlpre.pretrain(doorkey, encoder=start, out=tmp_path / "b", **settings)
+    assert equal(before, start.state_dict())
+    assert not any(weight.requires_grad for weight in start.parameters())
+    assert second.control == start.pretraining["probes"]
+    assert second.encoder.num_features == 32
+    assert all(not torch.equal(weight, before[name]) for name, weight in second.encoder.named_parameters())
+    with pytest.raises(RlpreError, match=r"holds a pretraining with start='[0-9a-f]{64}', asked for None"):
+        rlpre.pretrain(doorkey, out=tmp_path / "b", **SHORT)
+    with pytest.raises(RlpreError, match=r"start='[0-9a-f]{64}', asked for '[0-9a-f]{64}'"):
+        rlpre.pretrain(doorkey, encoder=second.encoder, out=tmp_path / "b", **settings)
+
+
+@pytest.mark.parametrize(
+    ("shape", "features", "sentence"),
+    [
+        ((3, 64, 64), None, r"to start from does not fit .*doorkey: the observation shape is \(3, 56, 56\)"),
+        ((3, 56, 56), 33, "to start from has 32 features, asked for 33"),
+    ],
+)
+def test_encoders_that_do_not_fit_are_refused(
+    shape: tuple[int, int, int], features: int | None, sentence: str, doorkey: FrameStore, tmp_path: Path
+) -> None:
+    start = Encoder("cnn", rlpre.InputSpec(shape), features=32)
+    with pytest.raises(RlpreError, match=sentence):
+        rlpre.pretrain(doorkey, encoder=start, out=tmp_path, **{**SHORT, "features": features})
+    assert not list(tmp_path.iterdir())
+
+
+def test_features_are_the_architectures_own_unless_given(doorkey: FrameStore, tmp_path: Path) -> None:
+    result = rlpre.pretrain(doorkey, out=tmp_path, objective="contrastive", steps=1, batch=8)
+    assert result.encoder.num_features == result.encoder.pretraining["features"] == 128
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_single_images_without_labels_are_enough(channels: int, tmp_path: Path) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (50, channels, 80, 72), np.uint8)
+    space = spaces.Box(0, 255, frames.shape[1:], np.uint8)
+    columns = {"reward": 0.0, "terminated": False, "truncated": False, "task": 0, "action": -1, "episode_start": True}
+    with FrameStore.create(tmp_path / "frames", space=space, action_space=None, spec={}) as writer:
+        writer.append(frames, **columns)
+    store = FrameStore.open(tmp_path / "frames")
+    settings = {**SHORT, "objective": "contrastive+jigsaw"}
+    result = rlpre.pretrain(store, out=tmp_path / "out", **settings)
+    assert result.probes == {}
+    assert (tmp_path / "out" / "00008" / "features" / "sprite.png").exists()
+    assert not (tmp_path / "out" / "00008" / "features" / "metadata.tsv").exists()
+    with pytest.raises(RlpreError, match=r"'temporal' learns from pairs, but .*frames holds single images"):
+        rlpre.pretrain(store, out=tmp_path / "no", **SHORT)
+
+
+def test_full_disk_keeps_the_last_checkpoint(done: Path, monkeypatch) -> None:
+    before = weights(done)
 
     def full(self: Path, data: object) -> int:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(RlpreError, match="No space left on device"):
-        Encoder.load(tmp_path).save(tmp_path)
+        Encoder.load(done).save(done)
     monkeypatch.undo()
-    assert equal(before, weights(tmp_path))
+    assert equal(before, weights(done))
