@@ -240,7 +240,7 @@ class Forgetful(EncodedVecEnv):
 def make_ppo(bench: Bench, venv: VecEnv, policy: str, arguments: dict[str, Any]) -> PPO:
     """PPO with the settings that all our agents share; a small bench has shorter rollouts."""
     rollout = bench.count(PPOConfig.n_steps, least=PPOConfig.batch_size // N_ENVS)
-    settings = asdict(PPOConfig(n_steps=rollout, learning_rate=3e-4))
+    settings = asdict(PPOConfig(n_steps=rollout, learning_rate=3e-4, n_epochs=4))
     for ours in ("hidden", "n_envs", "advantage_floor"):
         del settings[ours]
     return PPO(policy, venv, policy_kwargs=arguments, seed=0, device=bench.device, **settings)

@@ -1,26 +1,77 @@
 """Comparisons with a name."""
 
 from agents.compare import Arm, Comparison, Offline
+from agents.train import TrainConfig
 from rlpre import PretrainConfig
 
 EMPTY = "MiniGrid-Empty-Random-6x6-v0"
-BEST = "contrastive+inverse"
+DOORKEY = "MiniGrid-DoorKey-5x5-v0"
+TASKS = {  # and environment steps of a run
+    DOORKEY: 80_000,
+    "MiniGrid-DoorKey-6x6-v0": 120_000,
+    "MiniGrid-MultiRoom-N2-S4-v0": 100_000,
+    "MiniGrid-KeyCorridorS3R1-v0": 160_000,  # no encoder has seen it
+}
+SOURCES = (
+    DOORKEY,
+    "MiniGrid-DoorKey-6x6-v0",
+    "MiniGrid-Unlock-v0",
+    "MiniGrid-MultiRoom-N2-S4-v0",
+    "MiniGrid-LavaCrossingS9N1-v0",
+)
+MIXED = Offline(SOURCES, 60_000)
+QUICK, BEST = "contrastive+inverse", "temporal+inverse"
+CONTROLS = {name: Arm(name) for name in ("scratch", "scratch-shift", "random-frozen")}
+LONG = {
+    "pretrain": PretrainConfig(steps=1000, checkpoint_every=500),
+    "train": TrainConfig(eval_every=4096, eval_episodes=16),
+}
+
+
+def arms(best: str) -> dict[str, Arm]:
+    """The controls, encoders frozen, and the best one fine-tuned."""
+    objectives = ("jigsaw", "contrastive", best)
+    frozen = {f"{objective}-frozen": Arm("frozen", objective) for objective in objectives}
+    return {**CONTROLS, **frozen, f"{best}-finetuned": Arm("finetuned", best)}
+
 
 PRESETS = {
     "quick": Comparison(
         environments=(EMPTY,),
         steps=(40_960,),
         data={"mixed": Offline((EMPTY,), 20_000)},
+        arms=arms(QUICK),
+        answer=f"{QUICK}-frozen",
+        pretrain=PretrainConfig(steps=250, checkpoint_every=125),
+    ),
+    "full": Comparison(
+        environments=tuple(TASKS),
+        steps=tuple(TASKS.values()),
+        data={"mixed": MIXED},
+        arms=arms(BEST),
+        answer=f"{BEST}-frozen",
+        seeds=5,
+        **LONG,
+    ),
+    # what matters: the data, how much of it, the objective, and what is trained
+    "ablation": Comparison(
+        environments=(DOORKEY,),
+        steps=(60_000,),
+        data={
+            "mixed": MIXED,
+            "random": Offline(SOURCES, 60_000, "random"),
+            "expert": Offline(SOURCES, 60_000, "expert"),
+            "few": Offline(SOURCES, 3_000),
+        },
         arms={
             "scratch": Arm("scratch"),
-            "scratch-shift": Arm("scratch-shift"),
-            "random-frozen": Arm("random-frozen"),
-            "jigsaw-frozen": Arm("frozen", "jigsaw"),
-            "contrastive-frozen": Arm("frozen", "contrastive"),
             f"{BEST}-frozen": Arm("frozen", BEST),
-            f"{BEST}-finetuned": Arm("finetuned", BEST),
+            **{f"{BEST}@{data}-frozen": Arm("frozen", BEST, data) for data in ("random", "expert", "few")},
+            **{f"{name}-frozen": Arm("frozen", name) for name in ("temporal", "inverse", "forward", "forward+inverse")},
+            **{f"{BEST}-{agent}": Arm(agent, BEST) for agent in ("finetuned", "partial", "lp-ft")},
         },
         answer=f"{BEST}-frozen",
-        pretrain=PretrainConfig(steps=250, checkpoint_every=125),
+        seeds=5,
+        **LONG,
     ),
 }

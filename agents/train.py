@@ -27,12 +27,12 @@ EVALUATION_SEED = 1_000_000  # evaluation episodes share no seed with training o
 
 @dataclass(frozen=True)
 class PPOConfig:
-    """PPO's settings, the same for every agent but for the learning rate."""
+    """PPO's settings, the same for every agent but for the learning rate and the passes."""
 
     n_envs: int = 16  # copies of the environment
     n_steps: int = 64  # steps per copy and rollout
     batch_size: int = 256  # transitions a gradient step
-    n_epochs: int = 4  # passes over a rollout; rl-starter-files
+    n_epochs: int | None = None  # passes over a rollout; None: the recipe's
     learning_rate: float | None = None  # Adam; None: the recipe's
     gamma: float = 0.99  # discount; rl-starter-files
     gae_lambda: float = 0.95  # advantage estimation; rl-starter-files
@@ -43,8 +43,14 @@ class PPOConfig:
     advantage_floor: float = 0.05  # least divisor of advantages, see rlpre.sb3.advantages
     hidden: int = 64  # width of the two hidden layers of each head; SB3's MlpPolicy
 
+    def suited(self, recipe: Recipe) -> "PPOConfig":
+        """These settings with the recipe's where none were given."""
+        missing = [name for name in ("learning_rate", "n_epochs") if getattr(self, name) is None]
+        return replace(self, **{name: getattr(recipe, name) for name in missing})
+
     def updates(self, steps: int) -> int:
         """Gradient steps in a run of ``steps`` environment steps."""
+        assert self.n_epochs is not None, "settings are suited to a recipe first"
         rollout = self.n_envs * self.n_steps
         return -(-steps // rollout) * self.n_epochs * -(-rollout // self.batch_size)
 
@@ -82,7 +88,9 @@ class TrainConfig:
             raise RlpreError(f"agent {self.agent!r} starts from fresh weights: leave out the encoder, or use frozen")
         find_architecture(self.architecture)
         at_least(self, features=1, seed=0, eval_every=1, eval_episodes=1)
-        at_least(self.ppo, n_envs=1, n_steps=2, batch_size=2, n_epochs=1, hidden=1)
+        at_least(self.ppo, n_envs=1, n_steps=2, batch_size=2, hidden=1)
+        if self.ppo.n_epochs is not None:
+            at_least(self.ppo, n_epochs=1)
         if self.steps < self.eval_every:
             raise RlpreError(f"steps={self.steps} end before the first evaluation: lower eval_every={self.eval_every}")
         resolve_device(self.device)
@@ -106,6 +114,7 @@ def train(config: TrainConfig, out: Path, report: Callable[[int], None] = lambda
     """
     config.check()
     recipe, device = RECIPES[config.agent], resolve_device(config.device)
+    config = replace(config, ppo=config.ppo.suited(recipe))
     start = time.perf_counter()
     venv, evaluation = (worlds(config, seed) for seed in (config.seed, EVALUATION_SEED + config.seed))
     encoder = starting_encoder(config, recipe, venv)
@@ -154,7 +163,6 @@ def make_ppo(
     """PPO on pixels with the encoder in its policy, or on features if they were encoded outside."""
     settings = asdict(config.ppo)
     hidden, floor, _ = settings.pop("hidden"), settings.pop("advantage_floor"), settings.pop("n_envs")
-    settings["learning_rate"] = settings["learning_rate"] or recipe.learning_rate
     arguments: dict[str, Any] = {"net_arch": [hidden, hidden]}
     if not recipe.encoded_once:
         arguments |= policy_kwargs(encoder, **recipe.plug(config.ppo.updates(config.steps)))

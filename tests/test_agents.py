@@ -108,9 +108,11 @@ def acts_on_pixels(policy: ActorCriticPolicy, run: Path) -> None:
 def says_everything(run: Path, config: TrainConfig) -> None:
     """A run directory repeats its configuration and holds curves, models and TensorBoard events."""
     said = json.loads((run / "run.json").read_text())
-    assert said["configuration"] == asdict(config)
+    suited = replace(config, ppo=config.ppo.suited(RECIPES[config.agent]))
+    assert said["configuration"] == asdict(suited)
+    assert suited.ppo.learning_rate == RECIPES[config.agent].learning_rate
     assert said["versions"]["stable-baselines3"]
-    assert len(said["commit"]) == 40 or said["commit"] is None
+    assert said["commit"] is None or len(said["commit"]) == 40
     assert said["encoder"]["num_features"] == 32
     evaluations = np.load(run / "evaluations.npz")
     assert evaluations["timesteps"].tolist() == [256, 512]
