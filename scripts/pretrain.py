@@ -1,4 +1,7 @@
-"""Pretrain an encoder on stored frames: ``python scripts/pretrain.py runs/frames/doorkey runs/encoders/a``."""
+"""Pretrain an encoder on stored frames: ``python scripts/pretrain.py runs/frames/doorkey runs/encoders/a``.
+
+On two GPUs with ``--devices 2``; also under Slurm, or ``torchrun --nproc-per-node 2 -- scripts/pretrain.py ...``.
+"""
 
 from pathlib import Path
 from typing import Annotated

@@ -85,7 +85,7 @@ def test_a_lost_process_is_named_and_torchrun_goes_on_to_the_weights_of_one_proc
     assert process.returncode == 2
     assert f"\nerror: {LOST}" in complaint
     assert Encoder.load(tmp_path / "two").pretraining["step"] < 40
-    process = script(*given, launcher=("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"))
+    process = script(*given, launcher=("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--"))
     _, complaint = process.communicate()
     assert process.returncode == 0, complaint
     one = rlpre.pretrain(doorkey, out=tmp_path / "one", encoder=start, device="cpu", **SHORT).encoder
