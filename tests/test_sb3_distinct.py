@@ -6,10 +6,10 @@ import pytest
 import torch
 from pixel_world import odd_encoder, worlds
 from stable_baselines3 import PPO
-from torch import Tensor, nn
+from torch import Tensor
 
 from rlpre.sb3 import policy_kwargs
-from rlpre.sb3.distinct import encode_distinct, independent
+from rlpre.sb3.distinct import encode_distinct
 
 
 def frames(distinct: int, order: list[int]) -> Tensor:
@@ -47,12 +47,6 @@ def test_frames_with_the_same_key_are_not_merged(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("rlpre.sb3.distinct._weights", lambda size, dtype: torch.zeros(size, 2, dtype=dtype))
     batch = frames(3, [0, 1, 2, 1])
     assert encode_distinct(lambda x: x.flatten(1), batch).equal(batch.flatten(1))
-
-
-def test_batch_norm_in_training_needs_every_frame() -> None:
-    norm = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
-    assert not independent(norm.train())
-    assert independent(norm.eval())
 
 
 def test_a_policy_encodes_repeats_once() -> None:

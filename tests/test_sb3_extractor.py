@@ -74,7 +74,7 @@ def test_heads_keep_their_orthogonal_start(algorithm: type[BaseAlgorithm], encod
         assert not layer.bias.any()
 
 
-# Trap 2: a frozen encoder's batch norm and dropout drift while SB3 trains.
+# Trap 2: batch norm and dropout drift while SB3 trains, and play another policy than they update.
 
 
 @pytest.mark.parametrize("algorithm", CORE)
@@ -82,6 +82,14 @@ def test_plain_sb3_moves_a_frozen_batch_norm(algorithm: type[BaseAlgorithm], nor
     model = build(algorithm, plain(normed))
     before = copy.deepcopy(encoders_in(model)[0])
     assert not same(encoders_in(model.learn(32))[0], before)
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_the_policy_that_is_updated_is_the_one_that_acted(ours: bool, normed: Encoder) -> None:
+    arguments = policy_kwargs(normed, "finetuned") if ours else plain(normed)
+    model = build(PPO, arguments, learning_rate=0.0, n_steps=64).learn(128)
+    moved = model.logger.name_to_value["train/approx_kl"]
+    assert moved < 1e-6 if ours else moved > 1e-6
 
 
 @pytest.mark.parametrize("algorithm", CORE)

@@ -8,8 +8,7 @@ from collections.abc import Callable
 from functools import lru_cache
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor
 
 
 def encode_distinct(encode: Callable[[Tensor], Tensor], frames: Tensor) -> Tensor:
@@ -19,7 +18,7 @@ def encode_distinct(encode: Callable[[Tensor], Tensor], frames: Tensor) -> Tenso
     encoded, since waiting to hear how many are distinct takes longer than that.
 
     Args:
-        encode: maps each frame to its features, without regard to the others (see `independent`).
+        encode: maps each frame to its features, without regard to the others: batch norm in evaluation mode.
         frames: (batch, C, H, W), floating.
     """
     if frames.device.type != "cpu":
@@ -33,11 +32,6 @@ def encode_distinct(encode: Callable[[Tensor], Tensor], frames: Tensor) -> Tenso
     if not len(repeats) or not torch.equal(flat[repeats], flat[original[repeats]]):  # equal keys, unequal frames
         return encode(frames)
     return encode(frames[first[: int(group.max()) + 1]])[group]
-
-
-def independent(encoder: nn.Module) -> bool:
-    """Whether a frame's features depend on that frame alone: batch norm in training averages over the repeats too."""
-    return not any(isinstance(module, _BatchNorm) and module.training for module in encoder.modules())
 
 
 @lru_cache

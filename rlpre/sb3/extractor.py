@@ -13,7 +13,7 @@ from torch import Tensor, cat, is_grad_enabled, nan, nn
 from rlpre.augment import random_shift
 from rlpre.encoders import Encoder
 from rlpre.errors import RlpreError
-from rlpre.sb3.distinct import encode_distinct, independent
+from rlpre.sb3.distinct import encode_distinct
 from rlpre.sb3.observation import find_image
 from rlpre.sb3.optim import pace
 
@@ -66,7 +66,7 @@ class EncoderExtractor(BaseFeaturesExtractor):
     Args:
         observation_space: frames as the encoder's input specification describes them, or a Dict with such an image.
         blueprint: the encoder.
-        frozen: so many of its first stages never train: they stay in evaluation mode and away from every optimiser.
+        frozen: so many of its first stages never train, away from every optimiser.
         lr_scale: learning rate of the other stages relative to the heads'.
         warmup_updates: gradient steps for which those stages wait.
         augment: shift frames at random while the encoder trains, all frames of a stack alike.
@@ -93,7 +93,7 @@ class EncoderExtractor(BaseFeaturesExtractor):
         parts = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {}
         beside = sum(int(get_flattened_obs_dim(part)) for name, part in parts.items() if name != key)
         super().__init__(observation_space, stack * encoder.num_features + beside)
-        self.encoder, self.frozen, self.augment = encoder, frozen, augment
+        self.encoder, self.augment = encoder, augment
         self.keys, self.image_key = list(parts), key
         self.ready = not has_nan(encoder)
         self.register_load_state_dict_post_hook(_loaded)  # type: ignore[no-untyped-call]
@@ -122,20 +122,21 @@ class EncoderExtractor(BaseFeaturesExtractor):
     def _encode(self, images: Tensor) -> Tensor:
         shifted = self.augment and self.training and is_grad_enabled()
         frames = (random_shift(images) if shifted else images).reshape(-1, *self.encoder.input.shape)
-        if shifted or not independent(self.encoder):
-            features = self.encoder(frames)
-        else:
-            features = encode_distinct(self.encoder, frames)
-        return features.reshape(len(images), -1)  # type: ignore[no-any-return]
+        features = self.encoder(frames) if shifted else encode_distinct(self.encoder, frames)
+        return features.reshape(len(images), -1)
 
     def apply(self, fn: Callable[[nn.Module], None]) -> Self:
         """Does nothing: SB3 calls this with its orthogonal initialisation, which would erase the weights."""
         return self
 
     def train(self, mode: bool = True) -> Self:
-        """As in torch, but what does not train now stays in evaluation mode (batch norm, dropout)."""
+        """As in torch, but the encoder stays in evaluation mode, whether its weights train or not.
+
+        SB3 plays in evaluation mode and updates in training mode: batch norm and dropout would make the policy that is
+        updated another one than the policy that acted, so that PPO's ratios are off before the first step.
+        """
         super().train(mode and any(parameter.requires_grad for parameter in self.encoder.parameters()))
-        self.encoder.stages[: self.frozen].eval()
+        self.encoder.eval()
         return self
 
 
