@@ -14,7 +14,7 @@ import torch
 from gymnasium import spaces
 from minigrid.wrappers import ImgObsWrapper, RGBImgObsWrapper, RGBImgPartialObsWrapper
 from PIL import Image
-from stable_baselines3 import PPO
+from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor
 from torch import Tensor
@@ -158,7 +158,7 @@ def plug_frozen(bench: Bench) -> list[Row]:
     theirs, ours = seconds["stock"], seconds["ours"]
     row = partial(compare, work=work, unit="steps/s")
     return [
-        row("PPO frozen: EncodedVecEnv / encoder in SB3's policy, stock wrappers", theirs, ours, at_least=4),
+        row("PPO frozen: EncodedVecEnv / encoder in SB3's policy, stock wrappers", theirs, ours, at_least=6),
         row("  without the memory of seen frames / the same", theirs, seconds["no memory"]),
         row("  EncodedVecEnv / the same, both on our worlds", seconds["stock, our worlds"], ours),
     ]
@@ -170,23 +170,37 @@ def plug_finetuned(bench: Bench) -> list[Row]:
     agents = {
         "NatureCNN": make_ppo(bench, stock_vec(), "CnnPolicy", {}),
         "same encoder": make_ppo(bench, stock_vec(), "CnnPolicy", heads | by_hand(encoder, trainable=True)),
+        "every frame": make_ppo(bench, fast_vec(), "CnnPolicy", heads | by_hand(encoder, trainable=True)),
         "ours": make_ppo(bench, fast_vec(), "CnnPolicy", policy_kwargs(encoder, "finetuned", **heads)),
     }
     seconds, work = learn(agents, bench)
     row = partial(compare, ours=seconds["ours"], work=work, unit="steps/s")
     return [
-        row("PPO finetuned: rlpre / SB3's CnnPolicy, stock wrappers", seconds["NatureCNN"], at_least=1.5),
+        row("PPO finetuned: rlpre / SB3's CnnPolicy, stock wrappers", seconds["NatureCNN"], at_least=2),
         row("  rlpre / the same encoder in SB3's policy, stock wrappers", seconds["same encoder"]),
+        row("  rlpre / encoding repeated frames too, both on our worlds", seconds["every frame"]),
     ]
 
 
+def replay(bench: Bench) -> list[Row]:
+    """Bytes of a transition's two observations in DQN's replay buffer, with a frozen encoder."""
+    room = bench.count(1000, least=N_ENVS)
+    venvs = {"CnnPolicy": fast_vec(), "MlpPolicy": EncodedVecEnv(fast_vec(), fresh_encoder(), bench.device)}
+    buffers = [DQN(policy, venv, buffer_size=room).replay_buffer for policy, venv in venvs.items()]
+    sizes = [(of.observations.nbytes + of.next_observations.nbytes) / (of.buffer_size * N_ENVS) for of in buffers]
+    pixels, features = sizes
+    what, ratio = "DQN replay: features of a frozen encoder / frames", pixels / features
+    return [Row(what, pixels, features, "bytes", ratio, ratio, ratio)]
+
+
 MEASURES: dict[str, Callable[[Bench], list[Row]]] = {
-    "partial view": partial(worlds, "partial", 8),
-    "full view": partial(worlds, "full", 10),
+    "partial view": partial(worlds, "partial", 15),
+    "full view": partial(worlds, "full", 15),
     "frames": frames,
     "pretraining": pretraining,
     "frozen": plug_frozen,
     "finetuned": plug_finetuned,
+    "replay": replay,
 }
 
 
