@@ -2,6 +2,7 @@
 
 import io
 import os
+import runpy
 import signal
 import socket
 import subprocess
@@ -243,12 +244,20 @@ def test_cluster_without_dask(monkeypatch: pytest.MonkeyPatch) -> None:
         ("--dask tcp://127.0.0.1:1 --gpus -1", "gpus=-1.0 is no share of a GPU"),
     ],
 )
-def test_script_refuses(arguments: str, sentence: str, tmp_path: Path) -> None:
-    command = [sys.executable, ROOT / "scripts/compare.py", "--out", tmp_path / "out", *arguments.split(), "quick"]
-    answer = subprocess.run(command, capture_output=True, text=True)
-    assert answer.returncode == 2
-    assert answer.stderr.startswith(f"error: {sentence}")
-    assert answer.stderr.count("\n") == 1
+def test_script_refuses(
+    arguments: str,
+    sentence: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "scripts")
+    monkeypatch.setattr(sys, "argv", ["compare.py", "--out", str(tmp_path / "out"), *arguments.split(), "quick"])
+    with pytest.raises(SystemExit, match="2"):
+        runpy.run_path(str(ROOT / "scripts/compare.py"), run_name="__main__")
+    complaint = capfd.readouterr().err
+    assert complaint.startswith(f"error: {sentence}")
+    assert complaint.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
