@@ -21,7 +21,6 @@ from rlpre.frames import FrameStore
 from rlpre.measure.probe import encode, linear_probe
 from rlpre.objectives import Batch, Views, Weighted, draw_batch, make_objective
 from rlpre.provenance import provenance
-from rlpre.sb3.encoded import fingerprint
 from rlpre.watch import Watch
 
 if TYPE_CHECKING:
@@ -101,7 +100,7 @@ class Run:
         self.model, self.optimizer = fabric.setup(self.pretext, optimizer)
         self.identity = {name: value for name, value in asdict(config).items() if name not in UNRELATED}
         self.identity |= {"features": encoder.num_features, "frames": frames.hash}
-        self.identity["start"] = fingerprint(start) if start else None
+        self.identity["start"] = start.fingerprint() if start else None
         self.step = 0
         self.reports: Reports = {"probes": {}, "control": {}}
 

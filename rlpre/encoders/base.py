@@ -1,5 +1,6 @@
 """One encoder class: ordered stages, and a checkpoint without pickle."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, fields
@@ -148,6 +149,15 @@ class Encoder(nn.Module):
             raise RlpreError(
                 f"the encoder's configuration lacks or misstates {error}: it was not written by rlpre"
             ) from error
+
+    def fingerprint(self) -> str:
+        """SHA-256 over what decides the features: architecture, input specification and weights."""
+        config = {key: self.config[key] for key in ("architecture", "arguments", "input")}
+        digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.cpu().numpy().tobytes())
+        return digest.hexdigest()
 
     def save(self, path: str | Path) -> Path:
         """Writes ``config.json`` and ``model.safetensors`` into the directory ``path``, each atomically."""

@@ -2,7 +2,6 @@
 
 import copy
 import hashlib
-import json
 from collections.abc import Iterable
 from typing import Any, cast
 
@@ -29,23 +28,13 @@ class FeatureSpace(spaces.Box):
 
     def __init__(self, encoder: Encoder, stack: int = 1) -> None:
         super().__init__(-np.inf, np.inf, (stack * encoder.num_features,), np.float32)
-        self.encoder_hash = fingerprint(encoder)
+        self.encoder_hash = encoder.fingerprint()
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, FeatureSpace) and super().__eq__(other) and self.encoder_hash == other.encoder_hash
 
     def __repr__(self) -> str:
         return f"FeatureSpace({self.shape[0]}, encoder {self.encoder_hash[:12]})"
-
-
-def fingerprint(encoder: Encoder) -> str:
-    """SHA-256 over what decides the features: architecture, input specification and weights."""
-    config = {key: encoder.config[key] for key in ("architecture", "arguments", "input")}
-    digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-    for name, tensor in sorted(encoder.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().numpy().tobytes())
-    return digest.hexdigest()
 
 
 class History:
