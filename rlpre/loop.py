@@ -212,8 +212,11 @@ class Run:
                     f"{self.out} holds a pretraining with {name}={state['identity'].get(name)!r}, asked for {value!r}: "
                     "choose another directory"
                 )
-        self.pretext.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        try:
+            self.pretext.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            raise RlpreError(f"{self.out / STATE} is of another version of rlpre: choose another directory") from error
         self.step, self.reports = state["step"], state["reports"]
 
 

@@ -1,6 +1,7 @@
 """Pretraining: it learns, resumes bit for bit, and keeps what it has when it must stop."""
 
 import math
+import shutil
 import signal
 import subprocess
 import sys
@@ -206,6 +207,21 @@ def test_single_images_without_labels_are_enough(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "00008" / "features" / "metadata.tsv").exists()
     with pytest.raises(RlpreError, match=r"'temporal' learns from pairs, but .*frames holds single images"):
         rlpre.pretrain(store, out=tmp_path / "no", **SHORT)
+
+
+def test_states_that_are_damaged_or_of_another_version_are_named(
+    doorkey: FrameStore, done: Path, tmp_path: Path
+) -> None:
+    old = tmp_path / "old"
+    shutil.copytree(done, old)
+    state = torch.load(old / "state.ckpt")
+    state["model"]["another.name"] = state["model"].pop("encoder.feature_mean")
+    torch.save(state, old / "state.ckpt")
+    with pytest.raises(RlpreError, match=r"old/state.ckpt is of another version of rlpre: choose another directory"):
+        rlpre.pretrain(doorkey, out=old, **SHORT)
+    (old / "state.ckpt").write_bytes(b"half")
+    with pytest.raises(RlpreError, match=r"old/state.ckpt cannot be read"):
+        rlpre.pretrain(doorkey, out=old, **SHORT)
 
 
 def test_full_disk_keeps_the_last_checkpoint(done: Path, monkeypatch) -> None:

@@ -122,6 +122,15 @@ def test_plain_sb3_cannot_load_without_the_encoders_directory(encoder: Encoder, 
         PPO.load(tmp_path / "model")
 
 
+@pytest.mark.parametrize("mode", ["frozen", "finetuned"])
+def test_ours_loads_without_the_encoders_directory(mode: str, encoder: Encoder, tmp_path: Path) -> None:
+    pretrained = Encoder.load(encoder.save(tmp_path / "encoder"))
+    model = build(PPO, policy_kwargs(pretrained, mode)).learn(16)
+    model.save(tmp_path / "model")
+    shutil.rmtree(tmp_path / "encoder")
+    assert same(PPO.load(tmp_path / "model", device="cpu").policy, model.policy)
+
+
 @pytest.mark.parametrize("algorithm", CORE)
 def test_arguments_that_lost_their_weights_refuse_to_act(algorithm: type[BaseAlgorithm], encoder: Encoder) -> None:
     arguments = policy_kwargs(encoder, "frozen")
