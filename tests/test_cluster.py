@@ -175,7 +175,12 @@ def test_cell_that_loses_every_worker_fails_alone(
 def test_comparison_on_a_cluster_gives_the_figures_of_this_process(
     dask: Dask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from agents.compare import Arm, Comparison, compare  # here, because the workers of the other tests need no worlds
+    from agents.compare import (  # here, because the workers of the other tests need no worlds
+        Arm,
+        Comparison,
+        Offline,
+        compare,
+    )
     from agents.train import PPOConfig, TrainConfig
 
     monkeypatch.chdir(tmp_path)  # not where the workers are
@@ -183,9 +188,7 @@ def test_comparison_on_a_cluster_gives_the_figures_of_this_process(
     comparison = Comparison(
         environments=(WORLD,),
         steps=(256,),
-        sources=(WORLD,),
-        frames=400,
-        behaviour="0.5*random + 0.5*expert:0.3",
+        data={"mixed": Offline((WORLD,), 400)},
         arms={"scratch": Arm("scratch"), "frozen": Arm("frozen", "inverse")},
         answer="frozen",
         seeds=1,
@@ -196,7 +199,7 @@ def test_comparison_on_a_cluster_gives_the_figures_of_this_process(
         compare(comparison, Path("here"), 99, here)
     with cluster(dask.address) as executor:
         compare(comparison, Path("there"), 99, executor)
-    name = "encoders/inverse/seed-0/model.safetensors"
+    name = "encoders/inverse@mixed/seed-0/model.safetensors"
     assert Path("here", name).read_bytes() == Path("there", name).read_bytes()
     for arm in comparison.arms:
         one, other = (Path(side, "runs", WORLD, arm, "seed-0") for side in ("here", "there"))
