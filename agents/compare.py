@@ -22,6 +22,7 @@ from rlpre.report.results import Metric
 from rlpre.study import Cell, StudyResult, run_study
 
 Report = Callable[[int], None]
+RUNS = "runs"  # the study of agents, below a comparison's directory
 DECIDED = ("env", "agent", "encoder", "seed", "steps")  # settings of a run that differ from run to run
 
 
@@ -77,29 +78,44 @@ def compare(comparison: Comparison, out: Path, workers: int | None = None, execu
     """
     check(comparison)
     out = out.resolve()  # workers may have been started elsewhere
-    settings = configuration(comparison)
-    stores = {name: collect(comparison, name, out) for name in comparison.data}
-    cells = list(dict.fromkeys(encoder_cell(comparison, arm) for arm in comparison.arms.values() if arm.objective))
-    work = partial(pretrain_cell, out, comparison.pretrain)
     where: dict[str, Any] = {"executor": executor, "workers": workers}
-    _succeed(run_study(out, cells, work, settings, {"encoders": comparison.pretrain.steps}, keep=True, **where))
-    seeds = range(comparison.first_seed, comparison.first_seed + comparison.seeds)
-    # trainable arms take longest: started first, they leave no core idle at the end
-    arms_of = comparison.arms
-    arms = sorted(arms_of, key=lambda name: RECIPES[arms_of[name].agent].encoded_once)
-    cells = [Cell(env, name, seed) for env in comparison.environments for name in arms for seed in seeds]
-    offline = {name: len(stores[data_of(comparison, arm)]) if arm.objective else 0 for name, arm in arms_of.items()}
-    metric = Metric(offline, comparison.answer, threshold=comparison.threshold)
-    settings["metric"] = asdict(metric)
-    work = partial(train_cell, comparison, out)
-    result = run_study(out / "runs", cells, work, settings, budgets(comparison), **where)
-    text = report(out / "runs") if result.done else ""
+    stores = {name: collect(comparison, name, out) for name in comparison.data}
+    _succeed(pretrain_encoders(comparison, out, where))
+    result = train_arms(comparison, out, {name: len(store) for name, store in stores.items()}, where)
+    text = report(out / RUNS) if result.done else ""
     _succeed(result)
     lines = (
-        f"offline, {name}: {len(s):,} frames, {s.distinct:,} distinct, of {', '.join(s.tasks)}"
-        for name, s in stores.items()
+        f"offline, {name}: {len(store):,} frames, {store.distinct:,} distinct, of {', '.join(store.tasks)}"
+        for name, store in stores.items()
     )
     return "\n".join([text, *lines])
+
+
+def pretrain_encoders(comparison: Comparison, out: Path, where: dict[str, Any]) -> StudyResult:
+    """Pretrains every encoder that an arm starts from, once."""
+    cells = list(dict.fromkeys(encoder_cell(comparison, arm) for arm in comparison.arms.values() if arm.objective))
+    work, steps = partial(pretrain_cell, out, comparison.pretrain), {"encoders": comparison.pretrain.steps}
+    return run_study(out, cells, work, configuration(comparison), steps, keep=True, **where)
+
+
+def train_arms(comparison: Comparison, out: Path, frames: dict[str, int], where: dict[str, Any]) -> StudyResult:
+    """Trains every arm in every environment on every seed.
+
+    Args:
+        comparison: what to run.
+        out: of the comparison.
+        frames: how many each of its data sets holds.
+        where: the executor and the workers.
+    """
+    arms = comparison.arms
+    offline = {name: frames[data_of(comparison, arm)] if arm.objective else 0 for name, arm in arms.items()}
+    metric = Metric(offline, comparison.answer, threshold=comparison.threshold)
+    # trainable arms take longest: started first, they leave no core idle at the end
+    ordered = sorted(arms, key=lambda name: RECIPES[arms[name].agent].encoded_once)
+    seeds = range(comparison.first_seed, comparison.first_seed + comparison.seeds)
+    cells = [Cell(env, name, seed) for env in comparison.environments for name in ordered for seed in seeds]
+    settings = {**configuration(comparison), "metric": asdict(metric)}
+    return run_study(out / RUNS, cells, partial(train_cell, comparison, out), settings, budgets(comparison), **where)
 
 
 def check(comparison: Comparison) -> None:
