@@ -11,7 +11,7 @@ class Recipe:
     """One way to use an encoder in a policy; everything else is shared by all agents.
 
     Each kind of agent has the learning rate and the passes over a rollout that served it best on seeds that no result
-    reports, of 5e-4 to 4e-3 and 4 to 16: twice the passes let scratch learn where four failed, and did not help
+    reports, of 5e-4 to 4e-3 and 4 to 16: twice the passes let scratch learn where four failed, with no clear gain to
     encoders that are pretrained or frozen.
     """
 
