@@ -48,6 +48,7 @@ class FrameStore:
         palette: the palette that frames are decoded with.
         tasks: names of the values of column "task".
         labels: names of the integer label columns (-1 = unknown).
+        missions: texts of the values of column "mission" (-1 = none); empty if no episode was told anything.
     """
 
     def __init__(self, path: Path) -> None:
@@ -61,6 +62,7 @@ class FrameStore:
         self.palette: str = self.manifest["palette"]
         self.tasks: list[str] = self.manifest["tasks"]
         self.labels: list[str] = self.manifest["labels"]
+        self.missions: list[str] = self.manifest["missions"]
         self.atlas = TileAtlas.load(path / ATLAS) if self.manifest["atlas_sha256"] else None
         frames, rows = zip(
             *([path / file["name"] for file in s["files"]] for s in self.manifest["shards"]), strict=True
@@ -70,7 +72,8 @@ class FrameStore:
         self._starts = np.cumsum([0, *map(len, self._shards)])
         tables, row = [np.load(file) for file in rows], framewriter.row_type(self.manifest)
         self._columns = {
-            name: np.concatenate([table[name] for table in tables], dtype=row[name].base) for name in row.names or ()
+            name: np.concatenate([_read(table, name) for table in tables], dtype=row[name].base)
+            for name in row.names or ()
         }
 
     @classmethod
@@ -130,7 +133,7 @@ class FrameStore:
     def hash(self) -> str:
         """SHA-256 over the hashes of all shards and of what decodes them: the identity of the data."""
         shards = [file["sha256"] for shard in self.manifest["shards"] for file in shard["files"]]
-        decoding = [self.manifest[key] for key in ("space", "palette", "atlas_sha256")]
+        decoding = [self.manifest[key] for key in ("space", "palette", "atlas_sha256")] + self.missions
         return hashlib.sha256(json.dumps([shards, decoding]).encode()).hexdigest()
 
     def verify(self) -> None:
@@ -147,7 +150,9 @@ class FrameStore:
                 raise RlpreError(f"{self.path / file['name']} does not match its SHA-256: restore it or collect again")
 
     def column(self, name: str) -> npt.NDArray[Any]:
-        """One value per row, (N,): action int64, reward float64, three flags bool, task int32, labels int16.
+        """One value per row, (N,).
+
+        They are: action int64, reward float64, three flags bool, task and mission int32, labels int16.
 
         Where actions are vectors, "action" is (N, *action_space.shape) of the space's dtype.
         """
@@ -254,3 +259,10 @@ class FrameStore:
             RlpreError: if k < 1 or no frame of the store changes within k steps.
         """
         return Pairs(self.ids, self.episode, self.column("action"), k, where=str(self.path))
+
+
+def _read(table: npt.NDArray[np.void], name: str) -> npt.NDArray[Any]:
+    """A column of a shard; those of formats 1 and 2 have no missions."""
+    known = table.dtype.names or ()
+    column: npt.NDArray[Any] = table[name] if name in known else np.full(len(table), framewriter.NO_MISSION)
+    return column

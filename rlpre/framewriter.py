@@ -16,10 +16,11 @@ from rlpre.errors import RlpreError
 from rlpre.files import atomic, read_json, sha256, write_json
 from rlpre.tiles import TileAtlas
 
-FORMAT = 2
-READABLE = (1, 2)  # 1: discrete actions only, rewards in float32
+FORMAT = 3
+READABLE = (1, 2, 3)  # 1: discrete actions only, rewards in float32; 2: no missions
 MANIFEST, ATLAS = "manifest.json", "atlas.npz"
-COLUMNS = {"reward": "f8", "terminated": "?", "truncated": "?", "episode_start": "?", "task": "i4"}
+COLUMNS = {"reward": "f8", "terminated": "?", "truncated": "?", "episode_start": "?", "task": "i4", "mission": "i4"}
+NO_MISSION = -1
 SHARD_ROWS, SHARD_BYTES = 65_536, 128 * 2**20
 
 
@@ -51,6 +52,7 @@ class FrameWriter:
         self._dtype = row_type(self.manifest)
         self._frames: list[npt.NDArray[np.uint8]] = []
         self._rows: list[npt.NDArray[np.void]] = []
+        self._missions = {text: number for number, text in enumerate([None, *self.manifest["missions"]], NO_MISSION)}
         self.shard_rows = max(1, min(SHARD_ROWS, SHARD_BYTES // int(np.prod(self.frame_shape))))
 
     @property
@@ -66,7 +68,8 @@ class FrameWriter:
         Args:
             frames: (n, rows, columns, 3) uint8 codes for a tile store, else (n, C, H, W) uint8 pixels.
             **columns: one array (n,) or scalar per column: action (vectors: (n, ...)), reward, terminated, truncated,
-                episode_start, task, and every label of the store.
+                episode_start, task, and every label of the store; mission, if the agent was told one: texts, None in
+                rows without.
 
         Raises:
             RlpreError: if shapes, dtypes, names or the episode structure are wrong, or the disk is full.
@@ -76,14 +79,18 @@ class FrameWriter:
                 f"{self.path} holds frames (n, {', '.join(map(str, self.frame_shape))}) uint8 and got "
                 f"{frames.shape} {frames.dtype}: append the shape that the store was created with"
             )
-        names = self._dtype.names or ()
+        rows, told = np.empty(len(frames), self._dtype), np.empty(len(frames), object)
+        _fill(told, "mission", columns.pop("mission", np.array(None)))
+        names = [name for name in self._dtype.names or () if name != "mission"]
         if set(columns) != set(names):
             wrong = ", ".join(sorted(set(columns) ^ set(names)))
             raise RlpreError(f"columns of {self.path} are {', '.join(names)}: missing or unknown: {wrong}")
-        rows = np.empty(len(frames), self._dtype)
         for name, values in columns.items():
             _fill(rows[name], name, values)
         self._check_episodes(rows)
+        if not {type(text) for text in told} <= {str, type(None)}:
+            raise RlpreError(f"missions of {self.path} are texts: append str, or None where there is none")
+        rows["mission"] = [self._missions.setdefault(text, len(self._missions) - 1) for text in told]
         self._frames.append(frames.copy())
         self._rows.append(rows)
         if self.pending >= self.shard_rows:
@@ -119,7 +126,8 @@ class FrameWriter:
         shards, rows = self.manifest["shards"], self.pending
         parts: dict[str, Sequence[npt.NDArray[Any]]] = {"frames": self._frames, "rows": self._rows}
         files = [_write_array(self.path / f"{name}-{len(shards):05d}.npy", arrays) for name, arrays in parts.items()]
-        manifest = {**self.manifest, "format": FORMAT, "shards": [*shards, {"rows": rows, "files": files}]}
+        shards = [*shards, {"rows": rows, "files": files}]
+        manifest = {**self.manifest, "format": FORMAT, "missions": list(self._missions)[1:], "shards": shards}
         write_json(self.path / MANIFEST, manifest)
         self.manifest = manifest
         self._frames, self._rows = [], []
@@ -162,6 +170,7 @@ def create(
         "palette": palette,
         "tasks": list(tasks),
         "labels": list(labels),
+        "missions": [],
         "spec": dict(spec),
         "versions": {name: importlib.metadata.version(name) for name in ("rlpre", "numpy", "gymnasium")},
         "atlas_sha256": sha256(path / ATLAS) if atlas else None,
@@ -200,6 +209,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     content: dict[str, Any] = read_json(path / MANIFEST)
     if not isinstance(content, dict) or content.get("format") not in READABLE:
         raise RlpreError(f"{path / MANIFEST} is not a frame store of format 1 to {FORMAT}: collect the frames again")
+    content.setdefault("missions", [])
     for shard in content["shards"]:
         for file in shard["files"]:
             found = path / file["name"]

@@ -102,6 +102,20 @@ def test_rows_tell_the_story_of_each_step(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.flatnonzero(store.column("episode_start"))[1:], np.flatnonzero(~acted)[:-1] + 1)
 
 
+def test_missions_are_stored_with_their_episodes(tmp_path: Path) -> None:
+    store = collect("BabyAI-GoToLocal-v0", tmp_path / "s", 600, 0, "expert", 3)
+    mission, starts = store.column("mission"), np.flatnonzero(store.column("episode_start"))
+    assert mission.min() == 0
+    assert mission.max() == len(store.missions) - 1
+    assert len(starts) > len(store.missions) > 10
+    names = {"key": 5, "ball": 6, "box": 7}
+    for start, end in zip(starts, [*starts[1:], len(store)], strict=True):
+        assert len(set(mission[start:end])) == 1
+        kind = store.missions[mission[start]].split()[-1]
+        if store.column("terminated")[start:end].any():  # it stands before what it was told to go to
+            assert store.codes([end - 1])[0, 5, 3, 0] == names[kind]
+
+
 def test_the_seed_decides_everything(tmp_path: Path) -> None:
     behaviour = "0.3*random + 0.7*expert:0.5"
     first, again, other = (

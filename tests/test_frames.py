@@ -130,21 +130,47 @@ def test_any_channels_and_any_size(tmp_path: Path, shape: tuple[int, int, int]) 
     np.testing.assert_array_equal(FrameStore.open(tmp_path / "s").frames([2, 0, 1]), pixels[[2, 0, 1]])
 
 
-def test_a_store_of_format_1_opens_and_grows(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "reward"), [(1, "f4"), (2, "f8")])
+def test_a_store_of_an_older_format_opens_and_grows(tmp_path: Path, number: int, reward: str) -> None:
     frames = store(tmp_path / "s", (1, 2, 3))
-    old = [("action", "i8"), ("reward", "f4"), ("terminated", "?"), ("truncated", "?"), ("episode_start", "?")]
-    np.save(path := frames.path / "rows-00000.npy", np.load(path).astype([*old, ("task", "i2"), ("front", "i2")]))
-    manifest = {**frames.manifest, "format": 1}
+    old = [("action", "i8"), ("reward", reward), ("terminated", "?"), ("truncated", "?"), ("episode_start", "?")]
+    old += [("task", "i2" if number == 1 else "i4"), ("front", "i2")]
+    rows = np.load(path := frames.path / "rows-00000.npy")
+    np.save(path, rows[[name for name, _ in old]].astype(old))
+    manifest = {**frames.manifest, "format": number}
+    del manifest["missions"]
     manifest["shards"][0]["files"][1].update(bytes=path.stat().st_size, sha256=sha256(path))
     write_json(frames.path / "manifest.json", manifest)
     with FrameStore.extend(frames.path) as writer:
         assert len(FrameStore.open(frames.path)) == 3
-        add(writer, 4, 5, reward=[1 / 3, 0])
+        assert FrameStore.open(frames.path).missions == []
+        add(writer, 4, 5, reward=[1 / 3, 0], mission="go")
     grown = FrameStore.open(frames.path)
     grown.verify()
     assert grown.column("reward").dtype == np.float64
     np.testing.assert_array_equal(grown.column("reward"), [0, 0.25, 0.5, 1 / 3, 0])
+    np.testing.assert_array_equal(grown.column("mission"), [-1, -1, -1, 0, 0])
+    assert grown.missions == ["go"]
     np.testing.assert_array_equal(grown.frames(range(5)), frame(1, 2, 3, 4, 5))
+
+
+def test_missions_are_kept_once_and_numbered(tmp_path: Path) -> None:
+    with new(tmp_path / "s") as writer:
+        add(writer, 1, 2, mission="go to the key")
+        add(writer, 3, 4, 5, mission=["open the door", "open the door", None])
+        writer.flush()
+        with pytest.raises(RlpreError, match="whole episodes"):
+            add(writer, 6, 7, mission="never written", action=0)
+        add(writer, 6, 7)
+        add(writer, 8, 9, mission="go to the key")
+    frames = FrameStore.open(tmp_path / "s")
+    assert frames.missions == ["go to the key", "open the door"]
+    np.testing.assert_array_equal(frames.column("mission"), [0, 0, 1, 1, -1, -1, -1, 0, 0])
+    with FrameStore.extend(frames.path) as writer:
+        add(writer, 1, 2, mission="a third")
+    grown = FrameStore.open(frames.path)
+    assert grown.missions == ["go to the key", "open the door", "a third"]
+    assert grown.column("mission")[-1] == 2
 
 
 def test_unchanged_counts_transitions_not_rows(tmp_path: Path) -> None:
@@ -241,6 +267,8 @@ def test_a_store_without_changes_has_no_pairs(tmp_path: Path) -> None:
         ({"action": [0, 1.5, -1]}, "column 'action' is int64 and cannot hold"),
         ({"action": [0, np.nan, -1]}, "column 'action' is int64 and cannot hold"),
         ({"front": 40_000}, "column 'front' is int16 and cannot hold"),
+        ({"mission": ["go", "go"]}, r"column 'mission' has shape \(2,\)"),
+        ({"mission": 7}, "missions of .* are texts"),
     ],
 )
 def test_bad_rows_are_refused_and_the_writer_goes_on(tmp_path: Path, change: dict[str, object], message: str) -> None:
@@ -290,7 +318,7 @@ def test_missing_empty_and_foreign_stores(tmp_path: Path) -> None:
     foreign = tmp_path / "foreign"
     foreign.mkdir()
     (foreign / "manifest.json").write_text(json.dumps({"format": 99}))
-    with pytest.raises(RlpreError, match="not a frame store of format 1 to 2"):
+    with pytest.raises(RlpreError, match="not a frame store of format 1 to 3"):
         FrameStore.open(foreign)
 
 

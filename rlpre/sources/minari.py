@@ -194,7 +194,7 @@ def _labels(episode: "EpisodeData", where: str) -> list[str]:
             f"infos {', '.join(others)} of {where} are left out: labels are whole numbers within 16 bits, one a frame",
             stacklevel=3,
         )
-    return [name for name in fits if name != "task"]
+    return [name for name in fits if name not in ("task", "mission")]
 
 
 def _rows(episode: "EpisodeData", infos: Sequence[str], no_action: float, where: str) -> Columns:

@@ -141,9 +141,11 @@ class Recorder:
         known = np.empty((*steps, len(player.labels)), np.int16)
         action = np.empty(steps, actions.column_type(space))
         reward, done, truncated = np.empty(steps), np.zeros(steps, bool), np.zeros(steps, bool)
+        mission = np.empty(steps, object)
         ends: list[dict[int, Frames]] = [{} for _ in range(venv.num_envs)]
         for t in range(length):
             frames[t], known[t] = player.frames(observed), player.known()
+            mission[t] = _missions(venv)
             action[t] = player.act(observed, known[t])
             observed, reward[t], done[t], infos = venv.step(action[t])
             for env in np.flatnonzero(done[t]).tolist():
@@ -151,7 +153,7 @@ class Recorder:
                 ends[env][t] = player.end(env, infos[env])
             self.bar.update(venv.num_envs)
         columns = {"action": action, "reward": reward, "terminated": done & ~truncated, "truncated": truncated}
-        columns |= {label: known[..., i] for i, label in enumerate(player.labels)}
+        columns |= {label: known[..., i] for i, label in enumerate(player.labels)} | {"mission": mission}
         for env, frame in enumerate(player.frames(observed)):
             mine = {name: column[:, env] for name, column in columns.items()}
             whole = self._whole(env, frames[:, env], mine, ends[env], frame, last)
@@ -206,18 +208,25 @@ def episodes(frames: Frames, columns: Columns, ends: Mapping[int, Frames]) -> Ro
 
     Args:
         frames: (T, ...) at which actions were taken, the last of them just before an end.
-        columns: (T, ...) each: action, reward, terminated, truncated, and labels.
+        columns: (T, ...) each: action, reward, terminated, truncated, mission, and labels.
         ends: the frame that followed, by the number of the step that ended an episode.
     """
     after = np.array(list(ends)) + 1
     start = np.zeros(len(frames), bool)
     start[[0, *after[after < len(frames)]]] = True
-    blank = {"reward": 0.0, "terminated": False, "truncated": False}
+    blank = {"reward": 0.0, "terminated": False, "truncated": False, "mission": columns["mission"][after - 1]}
     rows = {
         name: np.insert(column, after, blank.get(name, _unknown(column)), axis=0) for name, column in columns.items()
     }
     rows["episode_start"] = np.insert(start, after, False)
     return np.insert(frames, after, list(ends.values()), axis=0), rows
+
+
+def _missions(venv: VecEnv) -> list[str | None]:
+    """What each environment's agent was told at its reset, if it was a text."""
+    # SB3's wrappers do not pass these infos on
+    told = (info.get("mission") for info in venv.unwrapped.reset_infos)
+    return [text if isinstance(text, str) else None for text in told]
 
 
 def _unknown(column: npt.NDArray[Any]) -> float:
