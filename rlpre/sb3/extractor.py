@@ -1,4 +1,4 @@
-"""The encoder as an SB3 features extractor."""
+"""Encoders as features extractors of SB3."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -57,8 +57,64 @@ class Blueprint:
         return self
 
 
-class EncoderExtractor(BaseFeaturesExtractor):
+class ProtectedExtractor(BaseFeaturesExtractor):
     """An encoder behind SB3's interface, safe from what SB3 does to a features extractor.
+
+    Args:
+        observation_space: what ``forward`` reads.
+        features_dim: length of what it gives.
+        encoder: taken as it is.
+        frozen: so many of its first stages never train, away from every optimiser.
+        lr_scale: learning rate of the other stages relative to the heads'.
+        warmup_updates: gradient steps for which those stages wait.
+    """
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        features_dim: int,
+        encoder: Encoder,
+        frozen: int,
+        lr_scale: float,
+        warmup_updates: int,
+    ) -> None:
+        super().__init__(observation_space, features_dim)
+        self.encoder = encoder
+        self.ready = not has_nan(encoder)
+        self.register_load_state_dict_post_hook(_loaded)  # type: ignore[no-untyped-call]
+        freeze(encoder.stages[:frozen])
+        pace(encoder, lr_scale, warmup_updates)
+        self.train(self.training)
+
+    def check_ready(self) -> None:
+        """Refuses to run without the weights.
+
+        Raises:
+            RlpreError: if the pretrained weights have not been loaded.
+        """
+        if not self.ready:
+            raise RlpreError(
+                "the encoder's weights were left behind when these policy_kwargs were pickled: "
+                "load the saved model, or call policy_kwargs again with the encoder"
+            )
+
+    def apply(self, fn: Callable[[nn.Module], None]) -> Self:
+        """Does nothing: SB3 calls this with its orthogonal initialisation, which would erase the weights."""
+        return self
+
+    def train(self, mode: bool = True) -> Self:
+        """As in torch, but the encoder stays in evaluation mode, whether its weights train or not.
+
+        SB3 plays in evaluation mode and updates in training mode: batch norm and dropout would make the policy that is
+        updated another one than the policy that acted, so that PPO's ratios are off before the first step.
+        """
+        super().train(mode and any(parameter.requires_grad for parameter in self.encoder.parameters()))
+        self.encoder.eval()
+        return self
+
+
+class EncoderExtractor(ProtectedExtractor):
+    """Gives a policy the features of frames.
 
     Of a Dict it reads the image; the other keys are flattened and stand beside the features in the order of the keys,
     as in SB3's ``CombinedExtractor``.
@@ -92,14 +148,9 @@ class EncoderExtractor(BaseFeaturesExtractor):
         key = find_image(observation_space, encoder.input, stack, image_key)
         parts = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {}
         beside = sum(int(get_flattened_obs_dim(part)) for name, part in parts.items() if name != key)
-        super().__init__(observation_space, stack * encoder.num_features + beside)
-        self.encoder, self.augment = encoder, augment
-        self.keys, self.image_key = list(parts), key
-        self.ready = not has_nan(encoder)
-        self.register_load_state_dict_post_hook(_loaded)  # type: ignore[no-untyped-call]
-        freeze(encoder.stages[:frozen])
-        pace(encoder, lr_scale, warmup_updates)
-        self.train(self.training)
+        features_dim = stack * encoder.num_features + beside
+        super().__init__(observation_space, features_dim, encoder, frozen, lr_scale, warmup_updates)
+        self.augment, self.keys, self.image_key = augment, list(parts), key
 
     def forward(self, observations: Tensor | Mapping[str, Tensor]) -> Tensor:
         """Encodes frames: (batch, stack * C, H, W) in the encoder's range -> (batch, stack * num_features).
@@ -109,11 +160,7 @@ class EncoderExtractor(BaseFeaturesExtractor):
         Raises:
             RlpreError: if the pretrained weights have not been loaded.
         """
-        if not self.ready:
-            raise RlpreError(
-                "the encoder's weights were left behind when these policy_kwargs were pickled: "
-                "load the saved model, or call policy_kwargs again with the encoder"
-            )
+        self.check_ready()
         if isinstance(observations, Tensor):
             return self._encode(observations)
         parts = ((key, observations[key]) for key in self.keys)
@@ -124,20 +171,6 @@ class EncoderExtractor(BaseFeaturesExtractor):
         frames = (random_shift(images) if shifted else images).reshape(-1, *self.encoder.input.shape)
         features = self.encoder(frames) if shifted else encode_distinct(self.encoder, frames)
         return features.reshape(len(images), -1)
-
-    def apply(self, fn: Callable[[nn.Module], None]) -> Self:
-        """Does nothing: SB3 calls this with its orthogonal initialisation, which would erase the weights."""
-        return self
-
-    def train(self, mode: bool = True) -> Self:
-        """As in torch, but the encoder stays in evaluation mode, whether its weights train or not.
-
-        SB3 plays in evaluation mode and updates in training mode: batch norm and dropout would make the policy that is
-        updated another one than the policy that acted, so that PPO's ratios are off before the first step.
-        """
-        super().train(mode and any(parameter.requires_grad for parameter in self.encoder.parameters()))
-        self.encoder.eval()
-        return self
 
 
 def freeze(module: nn.Module) -> None:
@@ -157,5 +190,5 @@ def has_nan(module: nn.Module) -> bool:
 
 
 def _loaded(extractor: nn.Module, _keys: object) -> None:
-    assert isinstance(extractor, EncoderExtractor)
+    assert isinstance(extractor, ProtectedExtractor)
     extractor.ready = not has_nan(extractor)
