@@ -1,6 +1,6 @@
 """Pretrained encoders for Stable-Baselines3: pretrain on offline frames, plug into any policy, measure the gain."""
 
-from rlpre.encoders import Encoder, InputSpec, register_encoder
+from rlpre.encoders import Encoder, InputSpec, SequenceEncoder, Vocabulary, register_encoder
 from rlpre.errors import RlpreError
 from rlpre.frames import FrameStore
 from rlpre.loop import PretrainConfig
@@ -16,6 +16,8 @@ __all__ = [
     "PretrainConfig",
     "PretrainResult",
     "RlpreError",
+    "SequenceEncoder",
+    "Vocabulary",
     "collect",
     "from_arrays",
     "from_images",

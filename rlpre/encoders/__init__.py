@@ -1,7 +1,18 @@
-"""Encoders: one architecture per file, one class around them."""
+"""Encoders: one architecture per file, one class around those of frames and one around those of sequences."""
 
 from rlpre.encoders.base import Encoder
 from rlpre.encoders.input import InputSpec
 from rlpre.encoders.registry import ARCHITECTURES, find_architecture, register_encoder
+from rlpre.encoders.sequence import BACKBONES, SequenceEncoder
+from rlpre.encoders.text import Vocabulary
 
-__all__ = ["ARCHITECTURES", "Encoder", "InputSpec", "find_architecture", "register_encoder"]
+__all__ = [
+    "ARCHITECTURES",
+    "BACKBONES",
+    "Encoder",
+    "InputSpec",
+    "SequenceEncoder",
+    "Vocabulary",
+    "find_architecture",
+    "register_encoder",
+]

@@ -1,30 +1,21 @@
-"""One encoder class: ordered stages, and a checkpoint without pickle."""
+"""One class around every architecture: ordered stages from frames to features."""
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, fields
-from itertools import chain
-from pathlib import Path
-from typing import Any, cast
+from typing import Any, Self, cast
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from rlpre.encoders.backbone import Published
+from rlpre.encoders.checkpoint import FORMAT, Checkpoint
 from rlpre.encoders.input import InputSpec
 from rlpre.encoders.registry import find_architecture
 from rlpre.errors import RlpreError
-from rlpre.files import read_json, write_bytes, write_json
-
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
-FORMAT = 1
-MIN_STD = 1e-3  # a feature that hardly varies is not blown up to noise
 
 
-class Encoder(nn.Module):
+class Encoder(Checkpoint):
     """Maps frames to feature vectors.
 
     Args:
@@ -40,16 +31,13 @@ class Encoder(nn.Module):
     Attributes:
         stages: the parts in order from pixels to features, the unit of partial freezing.
         num_features: length of the feature vector.
-        feature_mean: subtracted from the features, 0 until ``standardise``.
-        feature_std: divides the features, 1 until ``standardise``.
 
     Raises:
         RlpreError: for an unknown architecture, an argument it does not take, frames too small for it, a module that
             does not give vectors, or weights that cannot be had.
     """
 
-    feature_mean: Tensor
-    feature_std: Tensor
+    kind = "vision"
     scale: Tensor
     shift: Tensor
 
@@ -84,8 +72,7 @@ class Encoder(nn.Module):
         for name, tensor in zip(("scale", "shift"), input.affine(), strict=True):
             self.register_buffer(name, tensor, persistent=False)
         self.shifted = bool(self.shift.any())
-        self.register_buffer("feature_mean", torch.zeros(self.num_features))
-        self.register_buffer("feature_std", torch.ones(self.num_features))
+        self._begin_standard()
 
     def forward(self, frames: Tensor) -> Tensor:
         """Encodes ``frames`` (batch, C, H, W), any dtype, in [input.low, input.high], to (batch, num_features)."""
@@ -94,27 +81,7 @@ class Encoder(nn.Module):
             x = x.add_(self.shift)
         for stage in self.stages:
             x = stage(x)
-        return (x - self.feature_mean) / self.feature_std
-
-    @torch.no_grad()
-    def standardise(self, features: Tensor) -> None:
-        """Shifts and scales the output so that these features, (n, num_features) of this encoder, get mean 0, SD 1.
-
-        Heads then meet one scale whatever the objective left: features of SD 0.2 starve them, of SD 18 saturate them.
-        """
-        features = features.to(self.feature_mean)
-        self.feature_mean += self.feature_std * features.mean(0)
-        self.feature_std *= features.std(0).clamp_min(MIN_STD)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The floating type of the weights."""
-        return next(chain(self.parameters(), self.buffers())).dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(chain(self.parameters(), self.buffers())).device
+        return self._standard(x)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -129,60 +96,15 @@ class Encoder(nn.Module):
         }
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "Encoder":
-        """Builds an encoder with fresh weights from ``config`` (see ``config``).
+    def _built(cls, config: dict[str, Any]) -> Self:
+        known = {field.name for field in fields(InputSpec)}
+        given = {key: value for key, value in config["input"].items() if key in known}
+        given["shape"] = tuple(given["shape"])
+        input, pretraining = InputSpec(**given), config["pretraining"]
+        return cls(config["architecture"], input, pretraining, weights=None, **config["arguments"])
 
-        Raises:
-            RlpreError: if a field is missing or unknown.
-        """
-        try:
-            if config["format"] != FORMAT:
-                raise RlpreError(
-                    f"encoder format {config['format']} is not format {FORMAT}: install the rlpre that wrote it"
-                )
-            known = {field.name for field in fields(InputSpec)}
-            given = {key: value for key, value in config["input"].items() if key in known}
-            given["shape"] = tuple(given["shape"])
-            input, pretraining = InputSpec(**given), config["pretraining"]
-            return cls(config["architecture"], input, pretraining, weights=None, **config["arguments"])
-        except (KeyError, TypeError) as error:
-            raise RlpreError(
-                f"the encoder's configuration lacks or misstates {error}: it was not written by rlpre"
-            ) from error
-
-    def fingerprint(self) -> str:
-        """SHA-256 over what decides the features: architecture, input specification and weights."""
-        config = {key: self.config[key] for key in ("architecture", "arguments", "input")}
-        digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-        for name, tensor in sorted(self.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.cpu().numpy().tobytes())
-        return digest.hexdigest()
-
-    def save(self, path: str | Path) -> Path:
-        """Writes ``config.json`` and ``model.safetensors`` into the directory ``path``, each atomically."""
-        path = Path(path)
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in self.state_dict().items()}
-        write_bytes(path / WEIGHTS, save(tensors))  # serialised first, so that a full disk is reported as one
-        write_json(path / CONFIG, self.config)
-        return path
-
-    @classmethod
-    def load(cls, path: str | Path, device: str = "cpu") -> "Encoder":
-        """Loads a checkpoint directory, strictly.
-
-        Raises:
-            RlpreError: if a file is missing or damaged, or a tensor is missing, extra or of another shape.
-        """
-        path = Path(path)
-        encoder = cls.from_config(read_json(path / CONFIG))
-        try:
-            tensors = load_file(path / WEIGHTS)
-        except (OSError, SafetensorError) as error:
-            raise RlpreError(f"{path / WEIGHTS} cannot be read ({error}): restore it or pretrain again") from error
-        check_tensors(tensors, encoder.state_dict(), str(path / WEIGHTS))
-        encoder.load_state_dict(tensors, strict=True)
-        return encoder.to(device)
+    def _identity(self) -> dict[str, Any]:
+        return {key: self.config[key] for key in ("architecture", "arguments", "input")}
 
     def _count_features(self) -> int:
         with torch.no_grad():
@@ -196,23 +118,6 @@ class Encoder(nn.Module):
                 f"encoder {self.architecture!r} gives {found} per frame, not a vector: end it with Flatten"
             )
         return x.shape[1]
-
-
-def check_tensors(given: dict[str, Tensor], wanted: dict[str, Tensor], where: str) -> None:
-    """Compares two state dicts by name and shape.
-
-    Raises:
-        RlpreError: naming the first missing, extra or misshapen tensor in ``where``.
-    """
-    for name in wanted:
-        if name not in given:
-            raise RlpreError(f"{where} lacks tensor {name!r}: it belongs to another architecture")
-        if given[name].shape != wanted[name].shape:
-            found, expected = tuple(given[name].shape), tuple(wanted[name].shape)
-            raise RlpreError(f"{where}: tensor {name!r} has shape {found}, expected {expected}")
-    for name in given:
-        if name not in wanted:
-            raise RlpreError(f"{where} has extra tensor {name!r}: it belongs to another architecture")
 
 
 def _plain(architecture: str, arguments: dict[str, Any]) -> dict[str, Any]:

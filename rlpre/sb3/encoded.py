@@ -12,8 +12,8 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvObs, Vec
 
 from rlpre.device import resolve_device
 from rlpre.encoders import Encoder
+from rlpre.encoders.checkpoint import freeze
 from rlpre.errors import at_least
-from rlpre.sb3.extractor import freeze
 from rlpre.sb3.observation import find_image, with_image
 
 REMEMBERED = 1 << 16  # frames; 128 features each make 40 MB

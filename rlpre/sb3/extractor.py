@@ -12,6 +12,7 @@ from torch import Tensor, cat, is_grad_enabled, nan, nn
 
 from rlpre.augment import random_shift
 from rlpre.encoders import Encoder
+from rlpre.encoders.checkpoint import freeze
 from rlpre.errors import RlpreError
 from rlpre.sb3.distinct import encode_distinct
 from rlpre.sb3.observation import find_image
@@ -171,17 +172,6 @@ class EncoderExtractor(ProtectedExtractor):
         frames = (random_shift(images) if shifted else images).reshape(-1, *self.encoder.input.shape)
         features = self.encoder(frames) if shifted else encode_distinct(self.encoder, frames)
         return features.reshape(len(images), -1)
-
-
-def freeze(module: nn.Module) -> None:
-    """Turns every parameter into a buffer of the same name.
-
-    What is not a parameter cannot be optimised, decayed, clipped, or blended into a target network, whoever asks.
-    """
-    for part in module.modules():
-        for name, parameter in list(part.named_parameters(recurse=False)):
-            delattr(part, name)
-            part.register_buffer(name, parameter.detach())
 
 
 def has_nan(module: nn.Module) -> bool:

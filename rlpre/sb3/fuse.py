@@ -8,7 +8,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 
 from rlpre.encoders import Encoder
-from rlpre.encoders.base import check_tensors
+from rlpre.encoders.checkpoint import check_tensors
 from rlpre.errors import RlpreError
 from rlpre.sb3.encoded import FeatureSpace
 from rlpre.sb3.modes import extractor_kwargs
