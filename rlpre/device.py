@@ -1,6 +1,9 @@
 """Where tensors live."""
 
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from rlpre.errors import RlpreError
 
@@ -20,3 +23,9 @@ def resolve_device(name: str | torch.device = "auto") -> torch.device:
         reason = str(error).splitlines()[0]
         raise RlpreError(f"device {str(name)!r} cannot be used here ({reason}): use 'auto' or 'cpu'") from error
     return device
+
+
+def ship(array: Any, device: torch.device) -> Tensor:
+    """Sends an array, or a tensor of the CPU, to a device; a GPU goes on computing meanwhile."""
+    tensor = torch.as_tensor(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

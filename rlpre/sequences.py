@@ -1,0 +1,150 @@
+"""Trajectories of a frame store as a sequence encoder reads them: windows of rows, and what is known at each row."""
+
+from functools import cached_property
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from rlpre.device import ship
+from rlpre.encoders.sequence import SequenceEncoder
+from rlpre.errors import RlpreError
+from rlpre.frames import FrameStore
+from rlpre.sampling import Indices
+
+PADDING = -1  # stands for a row before the episode's first one
+NO_ACTION = -1  # before an episode's first step, and after its last
+CHUNK = 512  # frames encoded at a time
+
+
+class Windows:
+    """Stretches of ``length`` rows that never cross an episode; those of shorter episodes are padded on the left.
+
+    Args:
+        store: trajectories.
+        length: rows of a window.
+
+    Raises:
+        RlpreError: if the store holds no discrete actions, or the window is longer than every episode.
+    """
+
+    def __init__(self, store: FrameStore, length: int) -> None:
+        _check_actions(store)
+        starts = np.flatnonzero(store.column("episode_start"))
+        ends = np.append(starts[1:], len(store)) - 1
+        longest = int((ends - starts).max()) + 1
+        if not 1 <= length <= longest:
+            raise RlpreError(
+                f"a window of {length} steps does not fit {store.path}, whose longest episode has {longest} frames: "
+                f"give the encoder a window of at most {longest}"
+            )
+        self.store, self.length = store, length
+        self._first, self._last = starts[store.episode], ends[store.episode]
+
+    def sample(self, batch: int, rng: np.random.Generator) -> Indices:
+        """Draws windows: rows as `FrameStore.sample` draws them, each at a random place of its window.
+
+        Returns:
+            Rows (batch, length) int64 in order, ``PADDING`` on the left where the whole episode is shorter.
+        """
+        rows = self.store.sample(batch, rng)
+        last = self._last[rows]
+        full = np.minimum(self._first[rows] + self.length - 1, last)  # the first row at which a window is full
+        return self.ending(np.clip(rows + rng.integers(self.length, size=batch), full, last))
+
+    def ending(self, rows: Indices) -> Indices:
+        """The windows (batch, length) int64 up to and with ``rows`` (batch,), as a policy sees them there."""
+        window = rows[:, None] + np.arange(1 - self.length, 1)
+        return np.where(window < self._first[rows][:, None], PADDING, window)
+
+
+def previous_actions(store: FrameStore, rows: Indices) -> Indices:
+    """The action before each of ``rows`` (...), int64; ``NO_ACTION`` at an episode's first row and for ``PADDING``."""
+    first = (rows == PADDING) | store.column("episode_start")[rows]
+    return np.where(first, NO_ACTION, store.column("action")[rows - 1])
+
+
+class FrameFeatures:
+    """What the frozen vision encoder makes of every distinct frame of a store, computed once, when first asked for.
+
+    Args:
+        store: frames that ``encoder`` reads.
+        encoder: its ``frames`` encode.
+        device: where the features stay.
+    """
+
+    def __init__(self, store: FrameStore, encoder: SequenceEncoder, device: torch.device) -> None:
+        self.store, self.encoder, self.device = store, encoder, device
+
+    def of(self, rows: Indices) -> Tensor:
+        """Features (..., frames.num_features) float32 of ``rows`` (...); 0 for ``PADDING``."""
+        table, place = self._table
+        return table[ship(place[rows], self.device)]
+
+    @cached_property
+    def _table(self) -> tuple[Tensor, Indices]:
+        """The features, 0 in the last line, and the line of each row, that of ``PADDING`` last."""
+        store, encoder = self.store, self.encoder
+        _, first = np.unique(store.ids, return_index=True)
+        known = [
+            encoder.encode_frames(store.decode(store.read(first[at : at + CHUNK]).to(encoder.device))).float()
+            for at in range(0, len(first), CHUNK)
+        ]
+        return torch.cat([*known, torch.zeros_like(known[0][:1])]).to(self.device), np.append(store.ids, len(first))
+
+
+class Trajectories:
+    """What a sequence encoder is given at each row of a store.
+
+    Args:
+        store: trajectories.
+        encoder: what will read them.
+        device: where to put what is read.
+
+    Raises:
+        RlpreError: if the store's frames, actions or missions are not the encoder's.
+    """
+
+    def __init__(self, store: FrameStore, encoder: SequenceEncoder, device: torch.device) -> None:
+        _check_actions(store)
+        try:
+            encoder.frames.input.check(store.space)
+        except RlpreError as error:
+            raise RlpreError(f"the sequence encoder's vision does not fit {store.path}: {error}") from error
+        if store.num_actions != encoder.actions:
+            raise RlpreError(
+                f"{store.path} holds {store.num_actions} actions, the sequence encoder knows {encoder.actions}: "
+                "make an encoder for these trajectories"
+            )
+        self.store, self.device = store, device
+        self.features = FrameFeatures(store, encoder, device)
+        self._missions = None
+        if encoder.vocabulary:
+            if not store.missions or store.column("mission").min() < 0:
+                raise RlpreError(
+                    f"{store.path} has episodes without a mission, which the sequence encoder reads: give an encoder "
+                    "without a vocabulary, or trajectories with missions"
+                )
+            self._missions = ship(encoder.vocabulary.encode(store.missions), device)
+
+    def inputs(self, rows: Indices) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+        """The arguments of ``encoder.forward`` for windows of ``rows`` (batch, steps); the last is no ``PADDING``.
+
+        Returns:
+            Features (batch, steps, F) float32, previous actions (batch, steps) int64, missions (batch, length) int64
+            or None, and which steps are present (batch, steps) bool.
+        """
+        told = None
+        if self._missions is not None:
+            told = self._missions[ship(self.store.column("mission")[rows[:, -1]].astype(np.int64), self.device)]
+        before = ship(previous_actions(self.store, rows), self.device)
+        return self.features.of(rows), before, told, ship(rows != PADDING, self.device)
+
+
+def _check_actions(store: FrameStore) -> None:
+    if not isinstance(store.action_space, spaces.Discrete):
+        raise RlpreError(
+            f"{store.path} holds no discrete actions (its action space is {store.action_space}), of which the tokens "
+            "of a sequence encoder are made: use trajectories with discrete actions"
+        )
