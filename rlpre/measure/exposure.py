@@ -3,19 +3,19 @@
 A policy is asked for an action at every step of the same test episodes in four contexts, which cross whose states it
 sees with whose action tokens stand in its history; an expert labels every step:
 
-====================  =======================  ============================
-.                     expert's action tokens   learner's own action tokens
-====================  =======================  ============================
-expert's states       EE (teacher-forced)      EO (the history channel)
-learner's states      OE (the state channel)   OO (free-running)
-====================  =======================  ============================
+================  =======================  ============================
+.                 expert's action tokens   learner's own action tokens
+================  =======================  ============================
+expert's states   EE (teacher-forced)      EO (the history channel)
+learner's states  OE (the state channel)   OO (free-running)
+================  =======================  ============================
 
 In OE the tokens are those that the expert would have chosen in the learner's states.
 
-Everything that is said about them is a function of means over seeds and episodes, so that `rlpre.measure.crossed` can
-give it an interval. The functions here take such means: ``free`` (OO) and ``forced`` (EE) are errors per episode at
-each step, (..., T), where an episode that has ended counts as 0 (padded), or shares of the episodes that still run
-(alive only, `rates`).
+All that is said about them is a function of means over seeds and episodes (`tabulate`, `summary`), so that
+`rlpre.measure.crossed` can give it an interval. Errors are added up in two ways. Padded: an episode that has ended errs
+no more; these are errors per episode. Alive only: the share of the episodes that still run; late steps then speak of
+the hard episodes alone.
 
 References:
     [0] Ross and Bagnell 2010, Efficient reductions for imitation learning.
@@ -24,7 +24,7 @@ References:
 """
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -38,7 +38,11 @@ Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 
 CONTEXTS = ("EE", "EO", "OE", "OO")
-ERROR, REGRET, NLL = "error", "regret error", "nll"
+EE, EO, OE, OO = range(4)
+# What `tabulate` counts at each step.
+ERROR, REGRET, NLL, RUNNING, CHANCE, RECOVERED = range(6)
+SMALL = 0.3  # errors per episode up to which they can still grow: the slope is fitted there
+FEWEST_POINTS = 3  # of that fit
 
 
 @dataclass(frozen=True)
@@ -51,8 +55,9 @@ class Context:
     Attributes:
         wrong: (E, T) bool, the policy's action is not the expert's.
         nll: (E, T) -log p of the expert's action, in nats.
-        regret: (E, T) how much the policy's action raises the expert's cost to go, in steps; 0 if it is the expert's,
-            NaN if it was not measured. Above 0 it is a regret error: several actions can be as good as the expert's.
+        regret: (E, T) how much the policy's action raises the expert's cost to go, in steps; NaN where it was not
+            measured, and nothing is needed where the action is the expert's. Above 0 it is a regret error: several
+            actions can be as good as the expert's.
         alive: (E, T) bool, the episode still runs at this step; what the other arrays hold elsewhere does not count.
         success: (E,) bool, the episode whose states these are (the expert's in EE and EO) reached its goal.
 
@@ -82,20 +87,17 @@ class Context:
         """(E,) the episodes that were not dropped."""
         return np.asarray(self.alive.any(axis=1))
 
-    def per_step(self, measure: str, steps: int) -> Floats:
-        """(E, steps) one of `ERROR`, `REGRET` and `NLL` at each of the first steps; 0 after an episode's end.
+    @property
+    def counts(self) -> Floats:
+        """(6, E, T) at each step, 0 after an episode's end.
 
-        Raises:
-            RlpreError: if it is the regret, and was not measured at every step.
+        An error, a regret error, the nll, 1 if the episode runs, 1 if it runs and the step before was wrong, 1 if then
+        this step is right.
         """
-        if measure == REGRET and np.isnan(self.regret[self.alive]).any():
-            raise RlpreError("the regret was not measured at every step of a context: let the expert play it out")
-        values = {ERROR: self.wrong, REGRET: self.regret > 0, NLL: self.nll}[measure]
-        return _first(np.where(self.alive, values, 0.0), steps)
-
-    def running(self, steps: int) -> Floats:
-        """(E, steps) 1 where the episode still runs."""
-        return _first(self.alive.astype(np.float64), steps)
+        regret = np.where(np.isnan(self.regret), np.nan, self.regret > 0)
+        before = np.pad(self.wrong, ((0, 0), (1, 0)))[:, :-1]
+        every = (self.wrong, np.where(self.wrong, regret, 0.0), self.nll, self.alive, before, before & ~self.wrong)
+        return np.where(self.alive, np.array(every, dtype=np.float64), 0.0)
 
 
 @dataclass(frozen=True)
@@ -147,11 +149,128 @@ def load_contexts(path: Path) -> tuple[dict[str, Context], Switches | None]:
     return contexts, switches
 
 
+def tabulate(contexts: Mapping[str, Context], steps: int) -> Floats:
+    """(E, 4, 6, steps): for every episode and context what `Context.counts` says of its first steps."""
+    tables = [contexts[name].counts[..., :steps] for name in CONTEXTS]
+    padded = [np.pad(table, ((0, 0), (0, 0), (0, steps - table.shape[-1]))) for table in tables]
+    return np.stack(padded).transpose(2, 0, 1, 3)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The contexts of one policy, trained with several seeds.
+
+    Attributes:
+        seeds: (S,).
+        steps: (S, E, 4, 6, T) `tabulate` of each seed.
+        success: (S, E, 2) of EE and OO.
+        kept: (S, E) episodes that were dropped in no context.
+    """
+
+    seeds: tuple[int, ...]
+    steps: Floats
+    success: Floats
+    kept: Bools
+
+    @classmethod
+    def gather(cls, runs: Mapping[int, Mapping[str, Context]], steps: int) -> "Sample":
+        """The sample of the runs' contexts by seed, all with the same number of episodes, up to a horizon in steps."""
+        success = [np.stack([of[name].success for name in ("EE", "OO")], axis=-1) for of in runs.values()]
+        kept = [np.all([context.kept for context in of.values()], axis=0) for of in runs.values()]
+        table = np.stack([tabulate(of, steps) for of in runs.values()])
+        return cls(tuple(runs), table, np.stack(success).astype(np.float64), np.stack(kept))
+
+    def of(self, seeds: Sequence[int]) -> "Sample":
+        """The part of some of its seeds."""
+        rows = [self.seeds.index(seed) for seed in seeds]
+        return Sample(tuple(seeds), self.steps[rows], self.success[rows], self.kept[rows])
+
+
 def rates(errors: Floats, running: Floats) -> Floats:
     """Errors among the episodes that still run, (..., T); NaN where none does."""
-    return np.divide(errors, running, out=np.full_like(errors, np.nan), where=running > 0)
+    return _ratio(errors, running)
 
 
-def _first(values: Floats, steps: int) -> Floats:
-    """The first steps, filled with 0 if there are fewer."""
-    return np.pad(values[:, :steps], ((0, 0), (0, max(0, steps - values.shape[1]))))
+def accumulated(free: Floats, forced: Floats) -> Floats:
+    """AccErr(l) [1]: the errors of OO up to step l over the mean error of a step of EE, at every l.
+
+    It is l if errors do not accumulate, at most l^2 if every error ruins all that follows [0].
+
+    Args:
+        free: (..., T) errors of OO at each step, padded or alive only.
+        forced: (..., T) the same of EE.
+
+    Returns:
+        (..., T); NaN as long as EE made no error.
+    """
+    total = forced.cumsum(axis=-1)
+    ratio = np.divide(free.cumsum(axis=-1), total, out=np.full_like(total, np.nan), where=total > 0)
+    return np.asarray(ratio * np.arange(1, free.shape[-1] + 1))
+
+
+def slope(free: Floats, forced: Floats) -> Floats:
+    """The growth d log AccErr(l) / d log l, fitted by least squares while the errors of OO up to l are below `SMALL`.
+
+    1: errors do not grow with time, however many they are; 2: they grow as fast as they can.
+
+    Args:
+        free: (..., T) errors of OO at each step.
+        forced: (..., T) the same of EE.
+
+    Returns:
+        (...); NaN with fewer than `FEWEST_POINTS` points.
+    """
+    found = accumulated(free, forced)
+    used = (found > 0) & (free.cumsum(axis=-1) < SMALL)
+    x = np.where(used, np.log(np.arange(1, free.shape[-1] + 1)), 0.0)
+    y = np.log(found, out=np.zeros_like(found), where=used)
+    points = used.sum(axis=-1)
+    n = np.maximum(points, 1)
+    spread = (x * x).sum(axis=-1) - x.sum(axis=-1) ** 2 / n
+    together = (x * y).sum(axis=-1) - x.sum(axis=-1) * y.sum(axis=-1) / n
+    return np.asarray(np.where(points >= FEWEST_POINTS, _ratio(together, spread), np.nan))
+
+
+def summary(means: Floats, measure: int) -> dict[str, Floats]:
+    """The figures of one policy by one measure, `ERROR` or `REGRET`.
+
+    Args:
+        means: (..., 4, 6, T) means of `tabulate` over seeds and episodes.
+        measure: what counts as an error.
+
+    Returns:
+        Each (...), NaN where it is not known:
+        EE, EO, OE, OO: errors per episode up to step T, padded;
+        excess: OO - EE; excess percent: of EE (%ExAccErr [1]); the same alive only;
+        history: EO - EE; state: OE - EE; interaction: OO - EO - OE + EE;
+        slope: see `slope`.
+    """
+    errors, running = means[..., measure, :], means[..., RUNNING, :]
+    ee, eo, oe, oo = np.moveaxis(errors.sum(axis=-1), -1, 0)
+    common = (running > 0).all(axis=-2, keepdims=True)  # beyond it there is nothing to compare with
+    alive = np.where(common, rates(errors, running), 0.0).sum(axis=-1)
+    return {
+        **dict(zip(CONTEXTS, (ee, eo, oe, oo), strict=True)),
+        "excess": oo - ee,
+        "excess percent": 100 * _ratio(oo - ee, ee),
+        "excess alive": alive[..., OO] - alive[..., EE],
+        "excess percent alive": 100 * _ratio(alive[..., OO] - alive[..., EE], alive[..., EE]),
+        "history": eo - ee,
+        "state": oe - ee,
+        "interaction": oo - eo - oe + ee,
+        "slope": slope(errors[..., OO, :], errors[..., EE, :]),
+    }
+
+
+def recovery(means: Floats) -> Floats:
+    """(..., 4) by context P(right at t + 1 | wrong at t); means (..., 4, 6, T)."""
+    return _ratio(means[..., RECOVERED, :].sum(axis=-1), means[..., CHANCE, :].sum(axis=-1))
+
+
+def mean_nll(means: Floats) -> Floats:
+    """(..., 4) by context the mean nll of a step, in nats; means (..., 4, 6, T)."""
+    return _ratio(means[..., NLL, :].sum(axis=-1), means[..., RUNNING, :].sum(axis=-1))
+
+
+def _ratio(above: Floats, below: Floats) -> Floats:
+    return np.asarray(np.divide(above, below, out=np.full_like(above, np.nan), where=below > 0))

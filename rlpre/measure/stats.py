@@ -118,11 +118,11 @@ def interval(
     value = float(statistic(scores))
     if runs < FEWEST:
         return Interval(value, None, None, runs)
-    student = _student(tasks * (runs - 1))
+    quantile = student(tasks * (runs - 1))
     if logarithmic:
-        factor = float(np.exp(student * _standard_error(scores, lambda x: np.log(statistic(x)), rng)))
+        factor = float(np.exp(quantile * _standard_error(scores, lambda x: np.log(statistic(x)), rng)))
         return Interval(value, value / factor, value * factor, runs)
-    margin = student * _standard_error(scores, statistic, rng)
+    margin = float(quantile * _standard_error(scores, statistic, rng))
     return Interval(value, value - margin, value + margin, runs)
 
 
@@ -236,7 +236,7 @@ def _ratio_of_means(pairs: Sequence[Sequence[Floats]], rng: np.random.Generator)
     variances = [(_standard_error(arm, lambda x: np.log(mean(x)), rng) / len(pairs)) ** 2 for arm in arms]
     parts = [variance**2 / (len(arm) - 1) for variance, arm in zip(variances, arms, strict=True)]
     freedom = sum(variances) ** 2 / sum(parts) if sum(parts) > 0 else runs - 1  # Welch and Satterthwaite
-    factor = float(np.exp(_student(freedom) * np.sqrt(sum(variances))))
+    factor = float(np.exp(student(freedom) * np.sqrt(sum(variances))))
     return Interval(value, value / factor, value * factor, runs)
 
 
@@ -245,8 +245,9 @@ def _standard_error(scores: Floats, statistic: Statistic, rng: np.random.Generat
     return float(bootstrap(scores, statistic, rng).std() * np.sqrt(len(scores) / (len(scores) - 1)))
 
 
-def _student(freedom: float) -> float:
-    return float(scipy_stats.t.ppf(0.5 + CONFIDENCE / 2, freedom))
+def student(freedom: float | Floats) -> Floats:
+    """How many standard errors a `CONFIDENCE` interval reaches to each side."""
+    return np.asarray(scipy_stats.t.ppf(0.5 + CONFIDENCE / 2, freedom))
 
 
 def _pseudo_score_low(value: float, m: int, n: int, tasks: int) -> float:
