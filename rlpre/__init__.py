@@ -5,13 +5,14 @@ from rlpre.errors import RlpreError
 from rlpre.frames import FrameStore
 from rlpre.loop import PretrainConfig
 from rlpre.pretrain import PretrainResult, pretrain
-from rlpre.sb3 import EncodedVecEnv, fuse, policy_kwargs
+from rlpre.sb3 import EncodedVecEnv, HistoryVecEnv, fuse, policy_kwargs
 from rlpre.sources import collect, from_arrays, from_images, from_minari, to_minari
 
 __all__ = [
     "EncodedVecEnv",
     "Encoder",
     "FrameStore",
+    "HistoryVecEnv",
     "InputSpec",
     "PretrainConfig",
     "PretrainResult",

@@ -17,7 +17,7 @@ from torch import nn
 
 from rlpre.encoders import Encoder
 from rlpre.errors import RlpreError
-from rlpre.sb3 import EncodedVecEnv, encoded, fuse, policy_kwargs
+from rlpre.sb3 import EncodedVecEnv, features, fuse, policy_kwargs
 
 
 @pytest.fixture(scope="module")
@@ -60,15 +60,15 @@ def test_a_frame_seen_before_is_not_encoded_again(encoder: Encoder, monkeypatch:
     calls = counted(venv.encoder)
     venv.reset()
     for _ in range(40):
-        features, *_ = venv.step(np.zeros(2, int))
+        given, *_ = venv.step(np.zeros(2, int))
         with torch.no_grad():
-            assert features == pytest.approx(encoder(torch.from_numpy(venv.frames)).numpy(), abs=1e-5)
+            assert given == pytest.approx(encoder(torch.from_numpy(venv.frames)).numpy(), abs=1e-5)
     assert sum(calls) == 4, "one per quadrant"
-    monkeypatch.setattr(encoded, "REMEMBERED", 2)
+    monkeypatch.setattr(features, "REMEMBERED", 2)
     for _ in range(40):
-        features, *_ = venv.step(np.zeros(2, int))
+        given, *_ = venv.step(np.zeros(2, int))
         with torch.no_grad():
-            assert features == pytest.approx(encoder(torch.from_numpy(venv.frames)).numpy(), abs=1e-5)
+            assert given == pytest.approx(encoder(torch.from_numpy(venv.frames)).numpy(), abs=1e-5)
     assert sum(calls) > 4, "the memory is bounded"
 
 

@@ -10,7 +10,7 @@ from stable_baselines3.common.policies import BasePolicy
 from rlpre.encoders import Encoder
 from rlpre.encoders.checkpoint import check_tensors
 from rlpre.errors import RlpreError
-from rlpre.sb3.encoded import FeatureSpace
+from rlpre.sb3.features import FeatureSpace
 from rlpre.sb3.modes import extractor_kwargs
 from rlpre.sb3.observation import stacked, with_image
 
@@ -64,7 +64,7 @@ def _features(space: spaces.Space[Any], encoder: Encoder) -> tuple[str | None, i
     for key, part in parts.items():
         if isinstance(part, FeatureSpace):
             stack = part.shape[0] // encoder.num_features
-            if stack and part == FeatureSpace(encoder, stack):
+            if stack and part == FeatureSpace(encoder, (stack * encoder.num_features,)):
                 return key, stack
     raise RlpreError(
         f"the model was trained on {space}, this encoder gives {FeatureSpace(encoder)}: "

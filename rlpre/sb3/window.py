@@ -1,0 +1,72 @@
+"""Windows of the past as observations: what `HistoryVecEnv` gives and `SequenceExtractor` reads."""
+
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+
+from rlpre.encoders import SequenceEncoder
+from rlpre.errors import RlpreError
+from rlpre.sb3.features import FeatureSpace
+
+NO_ACTION = -1  # before an episode's first frame
+
+
+def window_space(encoder: SequenceEncoder, window: int, pixels: bool = False) -> spaces.Dict:
+    """The space of windows, oldest step first, padded on the left where an episode has had fewer steps.
+
+    - "features": (window, num_features) float32 of the frames, marked with the encoder that gave them; or, with
+      ``pixels``, "frames": (window, C, H, W).
+    - "actions": (window,) int64, the action before each frame, -1 at an episode's first and in padding.
+    - "present": (window,) int8, 0 in padding.
+    - "mission": (words,) int64, if the encoder has a vocabulary.
+    """
+    input, vocabulary = encoder.frames.input, encoder.vocabulary
+    parts: dict[str, spaces.Space[Any]] = {
+        "actions": spaces.Box(NO_ACTION, encoder.actions - 1, (window,), np.int64),
+        "present": spaces.MultiBinary(window),
+    }
+    if pixels:
+        parts["frames"] = spaces.Box(input.low, input.high, (window, *input.shape), np.dtype(input.dtype).type)
+    else:
+        parts["features"] = FeatureSpace(encoder.frames, (window, encoder.frames.num_features))
+    if vocabulary:
+        parts["mission"] = spaces.Box(0, len(vocabulary.words), (vocabulary.length,), np.int64)
+    return spaces.Dict(parts)
+
+
+def check_window(space: spaces.Space[Any], encoder: SequenceEncoder) -> None:
+    """Refuses observations that are not windows of what ``encoder`` reads.
+
+    Raises:
+        RlpreError: naming the part that differs.
+    """
+    parts = space.spaces if isinstance(space, spaces.Dict) else {}
+    actions = parts.get("actions")
+    if not isinstance(actions, spaces.Box):
+        raise RlpreError(
+            f"a SequenceEncoder reads windows of the past, the environment gives {space}: wrap it in "
+            "HistoryVecEnv(venv, encoder)"
+        )
+    wanted = window_space(encoder, actions.shape[0], pixels="frames" in parts)
+    for name, part in wanted.items():
+        if parts.get(name) != part:
+            raise RlpreError(
+                f"the window's {name!r} is {parts.get(name)}, this encoder reads {part}: give HistoryVecEnv and "
+                "policy_kwargs the same encoder"
+            )
+
+
+def check_actions(space: spaces.Space[Any], encoder: SequenceEncoder) -> None:
+    """Refuses actions that are not those of ``encoder``.
+
+    Raises:
+        RlpreError: if they are continuous, or of another number.
+    """
+    if not isinstance(space, spaces.Discrete):
+        raise RlpreError(f"a SequenceEncoder reads discrete actions, the environment takes {space}: discretise them")
+    if space != spaces.Discrete(encoder.actions):
+        raise RlpreError(
+            f"the environment takes {space}, the encoder was built for Discrete({encoder.actions}): build one with "
+            "its number of actions"
+        )
