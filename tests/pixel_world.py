@@ -40,6 +40,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "frozen": {"mode": "frozen"},
     "finetuned": {"mode": "finetuned"},
     "partial": {"mode": "partial", "stages": 2},
+    "anchored": {"mode": "anchored", "anchor": 0.5},
     "warmed up": {"mode": "finetuned", "warmup_updates": 2},
 }
 

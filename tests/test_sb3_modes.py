@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from pixel_world import WAYS, build, encoders_in, odd_encoder, same, worlds
+from pixel_world import FRAME, WAYS, build, encoders_in, odd_encoder, same, worlds
 from stable_baselines3 import PPO
 
 from rlpre.encoders import Encoder
@@ -69,6 +69,12 @@ def test_shifts_only_while_gradients_flow(mode: str, encoder: Encoder) -> None:
         ({"mode": "finetuned", "warmup_updates": -1}, "warmup_updates is -1"),
         ({"mode": "finetuned", "stages": 2}, "stages has no effect on mode 'finetuned'"),
         ({"stack": 0}, "stack is 0"),
+        ({"mode": "finetuned", "anchor": 0.1}, "anchor has no effect on mode 'finetuned'"),
+        ({"mode": "frozen", "parent": (odd_encoder(), 1.0)}, "parent has no effect on mode 'frozen'"),
+        ({"mode": "anchored", "anchor": -1.0}, "anchor is -1.0: it must be 0 or more"),
+        ({"mode": "anchored", "anchor": float("inf")}, "anchor is inf: .* mode 'frozen'"),
+        ({"mode": "anchored", "parent": (odd_encoder(), -1.0)}, "the parent's strength is -1.0"),
+        ({"mode": "anchored", "parent": (Encoder("cnn", FRAME, features=8), 1.0)}, "the parent encoder: tensor"),
         *[({"mode": "partial", "stages": count}, "'cnn' has 4") for count in (None, 0, 4, -1)],
         *[({"mode": mode, "warmup_updates": 5}, "warmup_updates has no effect") for mode in FROZEN],
         *[({"mode": mode, "augment": True}, "augment has no effect") for mode in FROZEN],

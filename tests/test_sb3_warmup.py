@@ -75,7 +75,7 @@ def test_a_warm_up_goes_on_after_loading(encoder: Encoder, tmp_path: Path) -> No
     model.save(tmp_path / "model")
     again = PPO.load(tmp_path / "model", env=worlds_for(PPO), device="cpu")
     assert not any(parameter.requires_grad for parameter in encoders_in(again)[0].parameters())
-    assert [group["warmup_updates"] for group in again.policy.optimizer.param_groups] == [2, 0]
+    assert [set(group["warmup_updates"]) for group in again.policy.optimizer.param_groups] == [{2}, {0}]
     again.learn(16)
     assert not same(encoders_in(again)[0], encoder)
     again.save(tmp_path / "model")

@@ -16,30 +16,33 @@ from rlpre.encoders.checkpoint import freeze
 from rlpre.errors import RlpreError
 from rlpre.sb3.distinct import encode_distinct
 from rlpre.sb3.observation import find_image
-from rlpre.sb3.optim import pace
+from rlpre.sb3.optim import pace, tie
 
 
 @dataclass(frozen=True)
 class Blueprint:
-    """An encoder as a keyword argument: its configuration and, in memory only, its weights.
+    """An encoder as a keyword argument: its configuration and, in memory only, its weights and what they stay near.
 
     SB3 keeps the arguments of a policy in every zip and calls the constructors again at load. Pickled, a blueprint
-    leaves its tensors behind, since the policy's state already has them.
+    leaves its tensors behind, since the state of policy and optimiser already has them.
     """
 
     config: dict[str, Any]
     pretrained: bool
     tensors: dict[str, Tensor] | None = field(default=None, repr=False, compare=False)
+    strength: float = 0.0  # of the pull toward the anchors, see rlpre.sb3.optim
+    anchors: dict[str, Tensor] | None = field(default=None, repr=False, compare=False)
 
     @classmethod
-    def of(cls, encoder: Encoder, pretrained: bool) -> Self:
+    def of(
+        cls, encoder: Encoder, pretrained: bool, strength: float = 0.0, anchors: dict[str, Tensor] | None = None
+    ) -> Self:
         """Copies what ``encoder`` is now; training it later changes nothing here."""
         config = copy.deepcopy(encoder.config)
         if not pretrained:
             return cls({**config, "pretraining": {}}, pretrained)
-        return cls(
-            config, pretrained, {name: tensor.detach().cpu().clone() for name, tensor in encoder.state_dict().items()}
-        )
+        tensors = {name: tensor.detach().cpu().clone() for name, tensor in encoder.state_dict().items()}
+        return cls(config, pretrained, tensors, strength, anchors)
 
     def build(self) -> Encoder:
         """Builds the encoder; every mode draws the same random numbers, so that heads start alike for a given seed."""
@@ -49,10 +52,12 @@ class Blueprint:
         elif self.pretrained:
             for parameter in encoder.parameters():
                 nn.init.constant_(parameter, nan)
+        if self.strength:
+            tie(encoder, self.strength, self.anchors)
         return encoder
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "tensors": None}
+        return {**self.__dict__, "tensors": None, "anchors": None}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self

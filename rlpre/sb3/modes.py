@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
+from torch import lerp
 from torch.optim import Adam, Optimizer
 
 from rlpre.encoders import Encoder
+from rlpre.encoders.checkpoint import check_tensors
 from rlpre.errors import RlpreError, lookup
 from rlpre.sb3.extractor import Blueprint, EncoderExtractor
 from rlpre.sb3.optim import paced
@@ -26,14 +28,18 @@ MODES = {
     "frozen": Mode(pretrained=True, trainable=False),
     "finetuned": Mode(pretrained=True, trainable=True, lr_scale=0.1),
     "partial": Mode(pretrained=True, trainable=True, lr_scale=0.1),
+    "anchored": Mode(pretrained=True, trainable=True, lr_scale=0.1),
 }
+STRENGTH = 0.01  # of the pull of mode "anchored"
 
 
-def extractor_kwargs(encoder: Encoder, pretrained: bool, **options: Any) -> dict[str, Any]:
+def extractor_kwargs(
+    encoder: Encoder, pretrained: bool, prior: dict[str, Any] | None = None, **options: Any
+) -> dict[str, Any]:
     """The part of ``policy_kwargs`` that concerns the extractor alone; options are `EncoderExtractor`'s."""
     return {
         "features_extractor_class": EncoderExtractor,
-        "features_extractor_kwargs": {"blueprint": Blueprint.of(encoder, pretrained), **options},
+        "features_extractor_kwargs": {"blueprint": Blueprint.of(encoder, pretrained, **prior or {}), **options},
         "normalize_images": False,  # the encoder scales by itself
     }
 
@@ -43,6 +49,8 @@ def policy_kwargs(
     mode: str = "frozen",
     *,
     stages: int | None = None,
+    anchor: float | None = None,
+    parent: tuple[Encoder, float] | None = None,
     encoder_lr_scale: float | None = None,
     warmup_updates: int = 0,
     augment: bool = False,
@@ -61,6 +69,7 @@ def policy_kwargs(
     - ``"frozen"``: the encoder's weights, never changed. `EncodedVecEnv` computes the same, several times faster.
     - ``"finetuned"``: the encoder's weights, trained at a smaller learning rate.
     - ``"partial"``: as ``"finetuned"``, but the first ``stages`` stages never change.
+    - ``"anchored"``: as ``"finetuned"``, but pulled back to the encoder's weights (L2-SP, see `rlpre.sb3.optim`).
 
     Some of SB3's defaults depend on what these arguments replace. Heads have the hidden layers (``net_arch``) of any
     extractor but SB3's own: two of 64 units, 256 for SAC. The optimiser is Adam for every algorithm, A2C too; pass
@@ -70,8 +79,11 @@ def policy_kwargs(
         encoder: copied now; training it later does not change the policy.
         mode: a name in ``MODES``.
         stages: for ``"partial"``, how many of ``encoder.stages`` are frozen.
-        encoder_lr_scale: the encoder's learning rate relative to the heads', default 0.1 for ``"finetuned"`` and
-            ``"partial"``, else 1.
+        anchor: for ``"anchored"``, the strength of the pull: 0 is ``"finetuned"``, a great number ``"frozen"``.
+        parent: for ``"anchored"``, a second encoder of the same architecture, such as that of a related task, and the
+            strength of the pull to its weights.
+        encoder_lr_scale: the encoder's learning rate relative to the heads', default 0.1 for ``"finetuned"``,
+            ``"partial"`` and ``"anchored"``, else 1.
         warmup_updates: gradient steps for which the heads learn alone, so that a poor start of theirs does not spoil
             the encoder (linear probing, then fine-tuning).
         augment: shift frames at random while the encoder trains.
@@ -95,7 +107,7 @@ def policy_kwargs(
         **_training(mode, encoder_lr_scale, warmup_updates, augment),
     }
     ours = {
-        **extractor_kwargs(encoder, chosen.pretrained, **options),
+        **extractor_kwargs(encoder, chosen.pretrained, _prior(encoder, mode, anchor, parent), **options),
         "optimizer_class": paced(optimizer_class),
         "optimizer_kwargs": {"eps": 1e-5} if optimizer_kwargs is None else optimizer_kwargs,
     }
@@ -134,3 +146,26 @@ def _frozen_stages(encoder: Encoder, mode: str, stages: int | None) -> int:
             "and not all of them, or use mode 'finetuned' or 'frozen'"
         )
     return stages
+
+
+def _prior(
+    encoder: Encoder, mode: str, anchor: float | None, parent: tuple[Encoder, float] | None
+) -> dict[str, Any] | None:
+    """Where the weights are pulled, and how strongly: of two Gaussian priors precisions add up and means average."""
+    if mode != "anchored":
+        for name, value in (("anchor", anchor), ("parent", parent)):
+            if value is not None:
+                raise RlpreError(f"{name} has no effect on mode {mode!r}: leave it out, or use mode 'anchored'")
+        return None
+    own = STRENGTH if anchor is None else anchor
+    other, theirs = (encoder, 0.0) if parent is None else parent
+    for name, strength in (("anchor", own), ("the parent's strength", theirs)):
+        if not 0 <= strength < float("inf"):
+            raise RlpreError(f"{name} is {strength}: it must be 0 or more, and finite: mode 'frozen' does not move")
+    weights, others = encoder.state_dict(), other.state_dict()
+    check_tensors(others, weights, "the parent encoder")
+    strength = own + theirs
+    share = theirs / strength if strength else 0.0
+    floating = {name: tensor.cpu() for name, tensor in weights.items() if tensor.is_floating_point()}
+    anchors = {name: lerp(tensor, others[name].to(tensor), share) for name, tensor in floating.items()}
+    return {"strength": strength, "anchors": anchors}
