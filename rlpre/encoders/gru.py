@@ -3,6 +3,8 @@
 [0] Cho et al. 2014, "Learning Phrase Representations using RNN Encoder-Decoder for Statistical Machine Translation".
 """
 
+from typing import Self
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
@@ -28,6 +30,12 @@ class GRU(nn.Module):
             raise RlpreError(f"a bidirectional GRU of width={width} cannot halve it: choose an even width")
         self.gru = nn.GRU(width, width if causal else width // 2, layers, batch_first=True, bidirectional=not causal)
         self.norm = nn.LayerNorm(width)
+
+    def train(self, mode: bool = True) -> Self:
+        """As in torch, but the GRU, which has no dropout, stays in training mode: cuDNN has no other backward pass."""
+        super().train(mode)
+        self.gru.train()
+        return self
 
     def forward(self, tokens: Tensor, present: Tensor) -> Tensor:
         """Mixes ``tokens`` (batch, steps, width), skipping those that are not ``present`` (batch, steps)."""
