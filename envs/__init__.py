@@ -2,6 +2,7 @@
 
 from envs.atlas import atlas
 from envs.collect import collect
+from envs.demos import demonstrations
 from envs.worlds import make, make_vec
 
-__all__ = ["atlas", "collect", "make", "make_vec"]
+__all__ = ["atlas", "collect", "demonstrations", "make", "make_vec"]
