@@ -4,6 +4,8 @@
 [1] Zhang et al. 2022, "Light-weight probing of unsupervised representations for reinforcement learning".
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 import torch
@@ -30,42 +32,52 @@ def encode(encoder: Encoder, store: FrameStore, rows: npt.NDArray[np.int64]) -> 
     return torch.cat(features)
 
 
-def linear_probe(encoder: Encoder, store: FrameStore, seed: int = 0) -> dict[str, float]:
+def linear_probe(
+    read: Callable[[npt.NDArray[np.int64]], torch.Tensor],
+    store: FrameStore,
+    seed: int = 0,
+    groups: npt.NDArray[np.int64] | None = None,
+) -> dict[str, float]:
     """Scores of ridge probes for every label of the store.
 
     Each distinct frame is used at most once and cross-validated, so no frame is both trained on and tested.
 
     Args:
-        encoder: frozen for the purpose; its mode is restored.
+        read: features (n, num_features), on the CPU, of rows (n,) of the store.
         store: frames with label columns.
         seed: draws the frames and their order.
+        groups: (N,), the same number for rows that must not be trained on and tested apart; None: all may.
 
     Returns:
         For a class label its balanced accuracy in [0, 1], for a quantity R² (at most 1). Labels with fewer than
-        ``MIN_ROWS`` known distinct frames, or fewer than two values that occur ``FOLDS`` times, are left out.
+        ``MIN_ROWS`` known distinct frames or ``FOLDS`` groups, or fewer than two values that occur ``FOLDS`` times,
+        are left out.
     """
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(store))
     _, first = np.unique(store.ids[order], return_index=True)
     rows = rng.permutation(order[first])[:ROWS]
-    features = encode(encoder, store, rows).numpy()
+    features = read(rows).numpy()
     scores: dict[str, float] = {}
     for name in store.labels:
         label = store.column(name)[rows]
         known = label >= 0
-        if known.sum() < MIN_ROWS:
+        apart = None if groups is None else groups[rows[known]]
+        if known.sum() < MIN_ROWS or (apart is not None and len(np.unique(apart)) < FOLDS):
             continue
-        score = _score(features[known], label[known], quantity=name in NUMBERS)
+        score = _score(features[known], label[known], apart, quantity=name in NUMBERS)
         if score is not None:
             scores[name] = score
     return scores
 
 
-def _score(x: npt.NDArray[np.float32], y: npt.NDArray[np.int16], quantity: bool) -> float | None:
+def _score(
+    x: npt.NDArray[np.float32], y: npt.NDArray[np.int16], groups: npt.NDArray[np.int64] | None, quantity: bool
+) -> float | None:
     # here, because scikit-learn takes more than a second to import
     from sklearn.linear_model import Ridge, RidgeClassifier
     from sklearn.metrics import r2_score, recall_score
-    from sklearn.model_selection import KFold, cross_val_predict
+    from sklearn.model_selection import GroupKFold, KFold, cross_val_predict
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
@@ -74,7 +86,8 @@ def _score(x: npt.NDArray[np.float32], y: npt.NDArray[np.int16], quantity: bool)
     if len(common) < 2:
         return None
     ridge = Ridge(RIDGE) if quantity else RidgeClassifier(RIDGE, class_weight="balanced")
-    answer = cross_val_predict(make_pipeline(StandardScaler(), ridge), x, y, cv=KFold(FOLDS))
+    folds = KFold(FOLDS) if groups is None else GroupKFold(FOLDS)
+    answer = cross_val_predict(make_pipeline(StandardScaler(), ridge), x, y, cv=folds, groups=groups)
     if quantity:
         return float(r2_score(y, answer))
     return float(recall_score(y, answer, labels=common, average="macro"))
