@@ -8,10 +8,10 @@ from typing import Any, Self
 from gymnasium import spaces
 from stable_baselines3.common.preprocessing import get_flattened_obs_dim
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
-from torch import Tensor, cat, is_grad_enabled, nan, nn
+from torch import Tensor, cat, full_like, is_grad_enabled, nan, nn
 
 from rlpre.augment import random_shift
-from rlpre.encoders import Encoder
+from rlpre.encoders import Encoder, SequenceEncoder
 from rlpre.encoders.checkpoint import freeze
 from rlpre.errors import RlpreError
 from rlpre.sb3.distinct import encode_distinct
@@ -35,23 +35,30 @@ class Blueprint:
 
     @classmethod
     def of(
-        cls, encoder: Encoder, pretrained: bool, strength: float = 0.0, anchors: dict[str, Tensor] | None = None
+        cls,
+        encoder: Encoder | SequenceEncoder,
+        pretrained: bool,
+        strength: float = 0.0,
+        anchors: dict[str, Tensor] | None = None,
     ) -> Self:
         """Copies what ``encoder`` is now; training it later changes nothing here."""
         config = copy.deepcopy(encoder.config)
         if not pretrained:
-            return cls({**config, "pretraining": {}}, pretrained)
-        tensors = {name: tensor.detach().cpu().clone() for name, tensor in encoder.state_dict().items()}
+            config["pretraining"] = {}
+        state = encoder.state_dict()
+        tensors = {name: state[name].detach().cpu().clone() for name in _kept(state, pretrained)}
         return cls(config, pretrained, tensors, strength, anchors)
 
-    def build(self) -> Encoder:
+    def build(self) -> Encoder | SequenceEncoder:
         """Builds the encoder; every mode draws the same random numbers, so that heads start alike for a given seed."""
-        encoder = Encoder.from_config(self.config)
-        if self.tensors is not None:
-            encoder.load_state_dict(self.tensors)
-        elif self.pretrained:
-            for parameter in encoder.parameters():
-                nn.init.constant_(parameter, nan)
+        kind = SequenceEncoder if self.config.get("kind") == SequenceEncoder.kind else Encoder
+        encoder = kind.from_config(self.config)
+        state = encoder.state_dict()
+        tensors = self.tensors
+        if tensors is None:
+            kept = {name: state[name] for name in _kept(state, self.pretrained)}
+            tensors = {name: full_like(tensor, nan) for name, tensor in kept.items() if tensor.is_floating_point()}
+        encoder.load_state_dict(state | tensors)
         if self.strength:
             tie(encoder, self.strength, self.anchors)
         return encoder
@@ -61,6 +68,11 @@ class Blueprint:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         return self
+
+
+def _kept(state: Mapping[str, Tensor], pretrained: bool) -> list[str]:
+    """Which weights stay as they are: all, or those of a sequence encoder's frames, which no mode starts afresh."""
+    return [name for name in state if pretrained or name.startswith("frames.")]
 
 
 class ProtectedExtractor(BaseFeaturesExtractor):
@@ -79,7 +91,7 @@ class ProtectedExtractor(BaseFeaturesExtractor):
         self,
         observation_space: spaces.Space[Any],
         features_dim: int,
-        encoder: Encoder,
+        encoder: Encoder | SequenceEncoder,
         frozen: int,
         lr_scale: float,
         warmup_updates: int,
@@ -139,6 +151,8 @@ class EncoderExtractor(ProtectedExtractor):
         RlpreError: if the observation space is not one that the encoder reads.
     """
 
+    encoder: Encoder
+
     def __init__(
         self,
         observation_space: spaces.Space[Any],
@@ -151,6 +165,7 @@ class EncoderExtractor(ProtectedExtractor):
         image_key: str | None = None,
     ) -> None:
         encoder = blueprint.build()
+        assert isinstance(encoder, Encoder)
         key = find_image(observation_space, encoder.input, stack, image_key)
         parts = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {}
         beside = sum(int(get_flattened_obs_dim(part)) for name, part in parts.items() if name != key)

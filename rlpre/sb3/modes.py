@@ -6,11 +6,12 @@ from typing import Any
 from torch import lerp
 from torch.optim import Adam, Optimizer
 
-from rlpre.encoders import Encoder
+from rlpre.encoders import Encoder, SequenceEncoder
 from rlpre.encoders.checkpoint import check_tensors
 from rlpre.errors import RlpreError, lookup
 from rlpre.sb3.extractor import Blueprint, EncoderExtractor
 from rlpre.sb3.optim import paced
+from rlpre.sb3.sequence import SequenceExtractor
 
 
 @dataclass(frozen=True)
@@ -34,23 +35,23 @@ STRENGTH = 0.01  # of the pull of mode "anchored"
 
 
 def extractor_kwargs(
-    encoder: Encoder, pretrained: bool, prior: dict[str, Any] | None = None, **options: Any
+    encoder: Encoder | SequenceEncoder, pretrained: bool, prior: dict[str, Any] | None = None, **options: Any
 ) -> dict[str, Any]:
-    """The part of ``policy_kwargs`` that concerns the extractor alone; options are `EncoderExtractor`'s."""
+    """The part of ``policy_kwargs`` that concerns the extractor alone; options are the extractor's."""
     return {
-        "features_extractor_class": EncoderExtractor,
+        "features_extractor_class": SequenceExtractor if isinstance(encoder, SequenceEncoder) else EncoderExtractor,
         "features_extractor_kwargs": {"blueprint": Blueprint.of(encoder, pretrained, **prior or {}), **options},
         "normalize_images": False,  # the encoder scales by itself
     }
 
 
 def policy_kwargs(
-    encoder: Encoder,
+    encoder: Encoder | SequenceEncoder,
     mode: str = "frozen",
     *,
     stages: int | None = None,
     anchor: float | None = None,
-    parent: tuple[Encoder, float] | None = None,
+    parent: tuple[Encoder | SequenceEncoder, float] | None = None,
     encoder_lr_scale: float | None = None,
     warmup_updates: int = 0,
     augment: bool = False,
@@ -61,6 +62,9 @@ def policy_kwargs(
     **others: Any,
 ) -> dict[str, Any]:
     """Keyword arguments that put ``encoder`` into a ``CnnPolicy`` or ``MultiInputPolicy`` of SB3 or sb3-contrib.
+
+    A `SequenceEncoder` goes into a ``MultiInputPolicy`` on `HistoryVecEnv`; modes concern what mixes the steps, the
+    encoder of frames inside stays as it is in all of them.
 
     All modes share architecture, heads and optimiser, so that a comparison compares only the weights:
 
@@ -98,13 +102,10 @@ def policy_kwargs(
         RlpreError: for an unknown mode or optimiser, or an option that the mode does not use.
     """
     chosen = lookup("mode", mode, MODES)
-    if stack < 1:
-        raise RlpreError(f"stack is {stack}: give the number of frames in an observation, 1 or more")
     options = {
         "frozen": _frozen_stages(encoder, mode, stages),
-        "stack": stack,
-        "image_key": image_key,
         **_training(mode, encoder_lr_scale, warmup_updates, augment),
+        **_reading(encoder, augment, stack, image_key),
     }
     ours = {
         **extractor_kwargs(encoder, chosen.pretrained, _prior(encoder, mode, anchor, parent), **options),
@@ -130,10 +131,22 @@ def _training(mode: str, lr_scale: float | None, warmup: int, augment: bool) -> 
     if warmup < 0:
         raise RlpreError(f"warmup_updates is {warmup}: give the number of gradient steps for which the encoder waits")
     scale = MODES[mode].lr_scale if lr_scale is None else lr_scale
-    return {"lr_scale": scale, "warmup_updates": warmup, "augment": augment}
+    return {"lr_scale": scale, "warmup_updates": warmup}
 
 
-def _frozen_stages(encoder: Encoder, mode: str, stages: int | None) -> int:
+def _reading(encoder: Encoder | SequenceEncoder, augment: bool, stack: int, image_key: str | None) -> dict[str, Any]:
+    """The extractor's options on how it reads frames; one that reads windows has none."""
+    if stack < 1:
+        raise RlpreError(f"stack is {stack}: give the number of frames in an observation, 1 or more")
+    if not isinstance(encoder, SequenceEncoder):
+        return {"augment": augment, "stack": stack, "image_key": image_key}
+    given = {"augment": augment, "stack": stack > 1, "image_key": image_key is not None}
+    if unused := [name for name, value in given.items() if value]:
+        raise RlpreError(f"{unused[0]} has no effect on a SequenceEncoder, which reads windows: leave it out")
+    return {}
+
+
+def _frozen_stages(encoder: Encoder | SequenceEncoder, mode: str, stages: int | None) -> int:
     """How many of the first stages never train."""
     total = len(encoder.stages)
     if mode != "partial":
@@ -141,15 +154,19 @@ def _frozen_stages(encoder: Encoder, mode: str, stages: int | None) -> int:
             raise RlpreError(f"stages has no effect on mode {mode!r}: leave it out, or use mode 'partial'")
         return 0 if MODES[mode].trainable else total
     if stages is None or not 0 < stages < total:
+        name = encoder.backbone if isinstance(encoder, SequenceEncoder) else encoder.architecture
         raise RlpreError(
-            f"mode 'partial' with stages={stages}: encoder {encoder.architecture!r} has {total}, freeze at least one "
+            f"mode 'partial' with stages={stages}: encoder {name!r} has {total}, freeze at least one "
             "and not all of them, or use mode 'finetuned' or 'frozen'"
         )
     return stages
 
 
 def _prior(
-    encoder: Encoder, mode: str, anchor: float | None, parent: tuple[Encoder, float] | None
+    encoder: Encoder | SequenceEncoder,
+    mode: str,
+    anchor: float | None,
+    parent: tuple[Encoder | SequenceEncoder, float] | None,
 ) -> dict[str, Any] | None:
     """Where the weights are pulled, and how strongly: of two Gaussian priors precisions add up and means average."""
     if mode != "anchored":

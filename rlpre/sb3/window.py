@@ -35,25 +35,30 @@ def window_space(encoder: SequenceEncoder, window: int, pixels: bool = False) ->
     return spaces.Dict(parts)
 
 
+def window_length(space: spaces.Space[Any]) -> int | None:
+    """How many steps windows hold, None if these observations are none."""
+    actions = space.spaces.get("actions") if isinstance(space, spaces.Dict) else None
+    return actions.shape[0] if isinstance(actions, spaces.Box) and len(actions.shape) == 1 else None
+
+
 def check_window(space: spaces.Space[Any], encoder: SequenceEncoder) -> None:
     """Refuses observations that are not windows of what ``encoder`` reads.
 
     Raises:
         RlpreError: naming the part that differs.
     """
-    parts = space.spaces if isinstance(space, spaces.Dict) else {}
-    actions = parts.get("actions")
-    if not isinstance(actions, spaces.Box):
+    window = window_length(space)
+    if not isinstance(space, spaces.Dict) or window is None:
         raise RlpreError(
             f"a SequenceEncoder reads windows of the past, the environment gives {space}: wrap it in "
             "HistoryVecEnv(venv, encoder)"
         )
-    wanted = window_space(encoder, actions.shape[0], pixels="frames" in parts)
-    for name, part in wanted.items():
-        if parts.get(name) != part:
+    for name, part in window_space(encoder, window, pixels="frames" in space.spaces).items():
+        found = space.spaces.get(name)
+        if found != part:
             raise RlpreError(
-                f"the window's {name!r} is {parts.get(name)}, this encoder reads {part}: give HistoryVecEnv and "
-                "policy_kwargs the same encoder"
+                f"the window's {name!r} is {found}, this encoder reads {part}: give HistoryVecEnv and policy_kwargs "
+                "the same encoder"
             )
 
 
