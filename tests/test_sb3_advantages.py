@@ -11,7 +11,7 @@ from gymnasium import spaces
 from pixel_world import odd_encoder, worlds
 from stable_baselines3 import PPO
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.vec_env.base_vec_env import VecEnvStepReturn, VecEnvWrapper
+from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvStepReturn, VecEnvWrapper
 
 from rlpre import RlpreError
 from rlpre.sb3 import EncodedVecEnv, floored_advantages
@@ -72,6 +72,36 @@ def test_before_the_first_reward_the_policy_stays_random(tmp_path: Path) -> None
     assert steady < 0.2 * drifted()[1]
     model.save(tmp_path / "model")
     assert PPO.load(tmp_path / "model", env=model.env).rollout_buffer.floor == 0.05
+
+
+def test_dicts_are_floored_as_arrays_are() -> None:
+    """The same task, bare and as the only key of a Dict, gives the same advantages."""
+    buffers = []
+    for policy, wrap in (("MlpPolicy", lambda venv: venv), ("MultiInputPolicy", OneKey)):
+        venv = wrap(EncodedVecEnv(worlds(), odd_encoder()))
+        model = PPO(policy, venv, n_steps=16, batch_size=16, seed=0, device="cpu", **floored_advantages(5))
+        buffers.append(model.learn(64).rollout_buffer)
+    assert isinstance(buffers[1].observations, dict)
+    assert np.array_equal(buffers[0].advantages, buffers[1].advantages)
+    assert abs(buffers[1].advantages.mean()) < 1e-6
+    assert 0 < buffers[1].advantages.std() < 0.5
+
+
+class OneKey(VecEnvWrapper):
+    """Observations in a Dict."""
+
+    def __init__(self, venv: VecEnv) -> None:
+        super().__init__(venv, spaces.Dict({"features": venv.observation_space}))
+
+    def reset(self) -> dict[str, np.ndarray]:
+        return {"features": self.venv.reset()}
+
+    def step_wait(self) -> VecEnvStepReturn:
+        observations, rewards, dones, infos = self.venv.step_wait()
+        for info in infos:
+            if "terminal_observation" in info:
+                info["terminal_observation"] = {"features": info["terminal_observation"]}
+        return {"features": observations}, rewards, dones, infos
 
 
 def test_a_floor_is_positive() -> None:

@@ -11,10 +11,13 @@ References:
     [1] ``stable_baselines3.ppo.PPO.train``, ``normalize_advantage``.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
-from stable_baselines3.common.buffers import RolloutBuffer
+from gymnasium import spaces
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from torch import Tensor
 
 from rlpre.errors import RlpreError
@@ -36,6 +39,10 @@ class FlooredRolloutBuffer(RolloutBuffer):
         self.advantages /= max(float(self.advantages.std()), self.floor)
 
 
+class FlooredDictRolloutBuffer(FlooredRolloutBuffer, DictRolloutBuffer):
+    """The same for Dict observations."""
+
+
 def floored_advantages(floor: float = FLOOR) -> dict[str, Any]:
     """Arguments for ``PPO`` or ``A2C`` that replace their normalisation: ``PPO(..., **floored_advantages())``.
 
@@ -49,6 +56,22 @@ def floored_advantages(floor: float = FLOOR) -> dict[str, Any]:
         raise RlpreError(f"floor is {floor}: it must be a positive number of units of return, such as {FLOOR}")
     return {
         "normalize_advantage": False,  # the minibatches would be normalised again
-        "rollout_buffer_class": FlooredRolloutBuffer,
+        "rollout_buffer_class": either(FlooredRolloutBuffer, FlooredDictRolloutBuffer),
         "rollout_buffer_kwargs": {"floor": floor},
     }
+
+
+def either(plain: type[RolloutBuffer], of_dicts: type[DictRolloutBuffer]) -> Callable[..., RolloutBuffer]:
+    """A stand-in for ``rollout_buffer_class`` that makes the buffer that suits the observations."""
+    return partial(_suited, plain, of_dicts)
+
+
+def _suited(
+    plain: type[RolloutBuffer],
+    of_dicts: type[DictRolloutBuffer],
+    size: int,
+    observations: spaces.Space[Any],
+    *args: Any,
+    **kwargs: Any,
+) -> RolloutBuffer:
+    return (of_dicts if isinstance(observations, spaces.Dict) else plain)(size, observations, *args, **kwargs)

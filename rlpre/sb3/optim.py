@@ -30,6 +30,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
+from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer, RMSprop
@@ -58,6 +59,36 @@ def tie(module: nn.Module, strength: float, anchors: Mapping[str, Tensor] | None
     for name, parameter in module.named_parameters():
         setattr(parameter, STRENGTH, strength)
         setattr(parameter, ANCHOR, None if anchors is None else anchors[name])
+
+
+def value_first(policy: ActorCriticPolicy, updates: int) -> None:
+    """Lets the value head learn alone for so many gradient steps: until then the policy acts as it does now.
+
+    A cloned policy meets PPO with a value head that knows nothing, whose advantages would undo the clone. Encoder,
+    action head and exploration noise wait; they go on waiting in a model that is saved and loaded.
+
+    Args:
+        policy: of PPO or A2C, before it learns, with an optimiser of ``rlpre.policy_kwargs``.
+        updates: gradient steps, not rollouts.
+
+    Raises:
+        RlpreError: for another optimiser, or a number below 0.
+    """
+    if not isinstance(policy.optimizer, _Paced):
+        name = type(policy.optimizer).__name__
+        raise RlpreError(
+            f"optimizer {name!r} cannot let parameters wait: give PPO optimizer_class=rlpre.sb3.paced(Adam) in its "
+            "policy_kwargs, or those of rlpre.policy_kwargs"
+        )
+    if updates < 0:
+        raise RlpreError(
+            f"updates is {updates}: give the number of gradient steps in which the value head learns alone"
+        )
+    learning = [policy.value_net, policy.mlp_extractor.value_net]
+    if not policy.share_features_extractor:
+        learning.append(policy.vf_features_extractor)
+    free = {id(parameter) for part in learning for parameter in part.parameters()}
+    policy.optimizer.wait([parameter for parameter in policy.parameters() if id(parameter) not in free], updates)
 
 
 class _Paced(Optimizer):

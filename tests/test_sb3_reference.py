@@ -1,0 +1,245 @@
+"""The cost of leaving a reference policy, by hand and in PPO; and the value head that learns alone first."""
+
+import copy
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from pixel_world import TINY, build, encoders_in, odd_encoder, same, worlds
+from stable_baselines3 import A2C, PPO
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from torch import Tensor
+
+from rlpre import RlpreError
+from rlpre.sb3 import EncodedVecEnv, kl_to, paced, policy_kwargs, value_first
+from rlpre.sb3.reference import detached
+
+LINE, TWO = spaces.Box(-1, 1, (1,)), spaces.Discrete(2)
+
+
+class Still(gym.Env[Any, Any]):
+    """Nothing happens for ever: the same observation, no reward, in a space of any kind."""
+
+    def __init__(self, observations: spaces.Space[Any] = LINE, actions: spaces.Space[Any] = TWO) -> None:
+        self.observation_space, self.action_space = observations, actions
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.observation_space.seed(0)
+        self.same = self.observation_space.sample()
+        return self.same, {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return self.same, 0.0, False, False, {}
+
+
+def coin(probability: float) -> ActorCriticPolicy:
+    """A policy that takes action 1 with that probability, whatever it sees, and expects nothing."""
+    policy = ActorCriticPolicy(LINE, TWO, lambda _: 1e-3, net_arch=[])
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.zero_()
+        policy.action_net.bias[1] = math.log(probability / (1 - probability))
+    return policy
+
+
+def play(buffer: Any, policy: ActorCriticPolicy, actions: list[int], rewards: list[float]) -> None:
+    """A rollout of one environment whose value is always 0; its episode goes on."""
+    for step, (action, reward) in enumerate(zip(actions, rewards, strict=True)):
+        chosen = torch.tensor([action])
+        _, log_prob, _ = policy.evaluate_actions(torch.zeros(1, 1), chosen)
+        start = np.full(1, step == 0)
+        seen = np.zeros((1, 1), np.float32)
+        buffer.add(seen, chosen.numpy()[:, None], np.array([reward]), start, torch.zeros(1), log_prob.detach())
+    buffer.compute_returns_and_advantage(torch.zeros(1), np.zeros(1))
+
+
+def test_rewards_and_advantages_by_hand() -> None:
+    """The policy takes action 1 three times in four, its reference every second time."""
+    arguments = kl_to(coin(0.5), beta=0.2, decay=0.5, floor=1e-6)
+    model = PPO("MlpPolicy", DummyVecEnv([Still]), n_steps=3, batch_size=3, gamma=0.5, gae_lambda=1.0, **arguments)
+    buffer = model.rollout_buffer
+    play(buffer, coin(0.75), [1, 0, 1], [0.0, 1.0, 2.0])
+    more, less = math.log(0.75 / 0.5), math.log(0.25 / 0.5)
+    np.testing.assert_allclose(buffer.kl[:, 0], [more, less, more], rtol=1e-5)
+    rewards = [0 - 0.2 * more, 1 - 0.2 * less, 2 - 0.2 * more]
+    np.testing.assert_allclose(buffer.rewards[:, 0], rewards, rtol=1e-5)
+    returns = [rewards[0] + rewards[1] / 2 + rewards[2] / 4, rewards[1] + rewards[2] / 2, rewards[2]]
+    np.testing.assert_allclose(buffer.returns[:, 0], returns, rtol=1e-5)
+    advantages = (np.array(returns) - np.mean(returns)) / np.std(returns)
+    np.testing.assert_allclose(buffer.advantages[:, 0], advantages, rtol=1e-4)
+    assert buffer.beta == 0.1, "halved after the rollout"
+    buffer.reset()
+    play(buffer, coin(0.75), [0, 0, 1], [0.0, 0.0, 0.0])
+    np.testing.assert_allclose(buffer.rewards[:, 0], [-0.1 * less, -0.1 * less, -0.1 * more], rtol=1e-5)
+    assert buffer.beta == 0.05
+
+
+def test_the_cost_is_an_estimate_of_the_divergence() -> None:
+    """Over actions as the policy takes them."""
+    model = PPO("MlpPolicy", DummyVecEnv([Still]), n_steps=4, batch_size=4, **kl_to(coin(0.5)))
+    play(model.rollout_buffer, coin(0.75), [1, 1, 1, 0], [0.0] * 4)
+    exact = torch.distributions.kl_divergence(*(torch.distributions.Bernoulli(p) for p in (0.75, 0.5)))
+    assert model.rollout_buffer.kl.mean() == pytest.approx(float(exact), rel=1e-5)
+
+
+SPACES: dict[str, tuple[str, spaces.Space[Any], spaces.Space[Any], dict[str, Any]]] = {
+    "discrete": ("MlpPolicy", LINE, TWO, {}),
+    "continuous": ("MlpPolicy", LINE, spaces.Box(-1, 1, (2,)), {}),
+    "several": ("MlpPolicy", LINE, spaces.MultiDiscrete([2, 3]), {}),
+    "dict": ("MultiInputPolicy", spaces.Dict({"a": LINE, "b": TWO}), TWO, {}),
+    "noise of the state": ("MlpPolicy", LINE, spaces.Box(-1, 1, (2,)), {"use_sde": True}),
+}
+
+
+@pytest.mark.parametrize("case", SPACES)
+@pytest.mark.parametrize("algorithm", [PPO, A2C])
+def test_the_reference_itself_pays_nothing_and_who_leaves_it_pays(algorithm: type[BaseAlgorithm], case: str) -> None:
+    policy, observations, actions, options = SPACES[case]
+    venv = DummyVecEnv([lambda: Still(observations, actions)] * 2)
+    settings = {**TINY[algorithm], "seed": 0, "device": "cpu", "learning_rate": 0.01, **options}
+    start = algorithm(policy, venv, **settings)
+    start.learn(8)  # leaves a graph behind
+    model = algorithm(policy, venv, **settings, **kl_to(start.policy))
+    model.policy.load_state_dict(start.policy.state_dict())
+    costs: list[float] = []
+    model.learn(48, callback=lambda local, _: costs.append(float(np.abs(local["rollout_buffer"].kl).max())) or True)
+    assert costs[model.n_steps - 1] == 0, "the first rollout, but for its last step"
+    assert costs[-1] > 0
+
+
+@pytest.fixture
+def features() -> VecEnv:
+    return EncodedVecEnv(worlds(), odd_encoder())
+
+
+def test_the_reference_stays_is_saved_and_loaded(features: VecEnv, tmp_path: Path) -> None:
+    start = PPO("MlpPolicy", features, seed=3, device="cpu")
+    arguments = kl_to(start.policy, beta=0.2, decay=0.5)
+    reference = arguments["rollout_buffer_kwargs"]["leash"].policy
+    before = copy.deepcopy(reference.state_dict())
+    assert reference.optimizer is None
+    assert not any(parameter.requires_grad for parameter in reference.parameters())
+    model = PPO("MlpPolicy", features, seed=0, device="cpu", **TINY[PPO], **arguments).learn(32)
+    assert model.rollout_buffer.beta == 0.2 * 0.5**2
+    for name, tensor in reference.state_dict().items():
+        assert tensor.equal(before[name]), "training moved it"
+    model.save(tmp_path / "model")
+    again = PPO.load(tmp_path / "model", env=features, device="cpu")
+    assert again.rollout_buffer.beta == model.rollout_buffer.beta
+    ours, theirs = (one.rollout_buffer_kwargs["leash"].policy.state_dict() for one in (model, again))
+    assert all(ours[name].equal(theirs[name]) for name in ours)
+    again.learn(16)
+    assert again.rollout_buffer.beta == 0.2 * 0.5**3
+    assert np.abs(again.rollout_buffer.kl).max() > 0
+
+
+@pytest.mark.parametrize("mode", ["frozen", "anchored"])
+def test_a_reference_with_an_encoder_needs_no_path(mode: str, tmp_path: Path) -> None:
+    start = build(PPO, policy_kwargs(odd_encoder(), mode)).learn(16)
+    model = build(PPO, policy_kwargs(odd_encoder(), mode), **kl_to(start.policy)).learn(16)
+    model.save(tmp_path / "model")
+    again = PPO.load(tmp_path / "model", env=worlds(), device="cpu")
+    assert same(again.rollout_buffer_kwargs["leash"].policy, start.policy)
+    again.learn(16)
+
+
+def test_the_cost_keeps_the_policy_near() -> None:
+    """The task pays for leaving; who must pay for it stays."""
+
+    def divergence(beta: float) -> float:
+        venv = EncodedVecEnv(worlds(8), odd_encoder())
+        settings = {"n_steps": 16, "batch_size": 128, "n_epochs": 4, "learning_rate": 0.01, "gamma": 0.0, "seed": 0}
+        start = PPO("MlpPolicy", venv, device="cpu", **settings)
+        model = PPO("MlpPolicy", venv, device="cpu", **settings, **kl_to(start.policy, beta, decay=1.0))
+        return float(model.learn(1024).rollout_buffer.kl.mean())
+
+    assert divergence(1.0) < divergence(0.0) / 5
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        (lambda: kl_to(coin(0.5), beta=-1), "beta is -1: give the cost of a nat"),
+        (lambda: kl_to(coin(0.5), decay=1.5), "decay is 1.5: give the factor"),
+        (lambda: kl_to(coin(0.5), floor=0), "floor is 0"),
+        (lambda: PPO("MlpPolicy", worlds(), **kl_to(coin(0.5))), "the reference policy is for Box"),
+        (lambda: value_first(coin(0.5), 3), "optimizer 'Adam' cannot let parameters wait"),
+        (lambda: value_first(build(PPO, policy_kwargs(odd_encoder())).policy, -1), "updates is -1"),
+    ],
+)
+def test_bad_arguments_are_one_sentence(wrong: Callable[[], object], sentence: str) -> None:
+    with pytest.raises(RlpreError, match=sentence) as caught:
+        wrong()
+    assert "\n" not in str(caught.value)
+
+
+# The value head first.
+
+
+def acts(model: BaseAlgorithm) -> dict[str, Tensor]:
+    """Everything that decides actions."""
+    state = model.policy.state_dict()
+    return {name: tensor.clone() for name, tensor in state.items() if "value_net" not in name and "vf_" not in name}
+
+
+def moved(before: dict[str, Tensor], after: dict[str, Tensor]) -> bool:
+    return any(not tensor.equal(after[name]) for name, tensor in before.items())
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_the_value_head_learns_alone_first(shared: bool, tmp_path: Path) -> None:
+    arguments = policy_kwargs(odd_encoder(), "finetuned", share_features_extractor=shared)
+    model = build(PPO, arguments, **kl_to(coin_of_frames()))
+    updates = 4  # a rollout
+    value_first(model.policy, updates + 2)
+    policy, value = acts(model), model.policy.value_net.weight.detach().clone()
+    model.learn(16)
+    assert not moved(policy, acts(model))
+    assert not model.policy.value_net.weight.equal(value)
+    model.save(tmp_path / "model")
+    again = PPO.load(tmp_path / "model", env=worlds(), device="cpu")
+    assert not again.policy.action_net.weight.requires_grad
+    left, optimizer = {}, again.policy.optimizer
+    optimizer.register_step_post_hook(
+        lambda *_: left.update(
+            {int(optimizer.state[again.policy.value_net.weight]["step"]): moved(policy, acts(again))}
+        )
+    )
+    again.learn(16)
+    assert left == {5: False, 6: False, 7: True, 8: True}
+    assert all(parameter.requires_grad for parameter in again.policy.parameters())
+    assert moved({"": encoders_in(model)[0].stages[0][0].weight}, {"": encoders_in(again)[0].stages[0][0].weight})
+
+
+def coin_of_frames() -> ActorCriticPolicy:
+    return build(PPO, policy_kwargs(odd_encoder()), seed=1).policy
+
+
+def test_the_longer_wait_counts(features: VecEnv) -> None:
+    arguments = policy_kwargs(odd_encoder(), "finetuned", warmup_updates=9)
+    policy = build(PPO, arguments).policy
+    value_first(policy, 5)
+    slow, fast = sorted(policy.optimizer.param_groups, key=lambda group: group["lr_scale"])
+    assert set(slow["warmup_updates"]) == {9}
+    assert set(fast["warmup_updates"]) == {0, 5}
+    plain = PPO("MlpPolicy", features, policy_kwargs={"optimizer_class": paced(torch.optim.Adam)}, device="cpu")
+    value_first(plain.policy, 5)
+    assert sum(parameter.requires_grad for parameter in plain.policy.parameters()) == 6, "value layers alone"
+
+
+def test_a_detached_copy_says_the_same() -> None:
+    model = build(PPO, policy_kwargs(odd_encoder(), "finetuned")).learn(16)
+    copied, frames = detached(model.policy), torch.from_numpy(worlds().reset())
+    model.policy.set_training_mode(False)
+    ours, theirs = (policy.get_distribution(frames).distribution.logits for policy in (model.policy, copied))
+    assert ours.equal(theirs)
+    assert model.policy.optimizer is not None
