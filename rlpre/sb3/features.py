@@ -44,7 +44,7 @@ class FrameMemory:
     """
 
     def __init__(self, encoder: Encoder) -> None:
-        self._encoder = encoder
+        self._encoder, self._device = encoder, encoder.device
         self._seen: dict[bytes, np.ndarray] = {}
 
     def encode(self, frames: Iterable[np.ndarray]) -> np.ndarray:
@@ -61,6 +61,6 @@ class FrameMemory:
     @torch.inference_mode()
     def _run(self, frames: np.ndarray) -> np.ndarray:
         batch = torch.from_numpy(frames)
-        if self._encoder.device.type == "cuda":
-            batch = batch.pin_memory().to(self._encoder.device, non_blocking=True)
+        if self._device.type == "cuda":
+            batch = batch.pin_memory().to(self._device, non_blocking=True)
         return cast(np.ndarray, self._encoder(batch).float().cpu().numpy())

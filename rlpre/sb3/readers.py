@@ -221,7 +221,7 @@ class Steps(Windows):
     def __init__(self, venv: VecEnv, encoder: SequenceEncoder) -> None:
         super().__init__(venv, encoder, encoder.window)
         self.space = FeatureSpace(encoder)
-        self._encoder, self._state = encoder, encoder.begin(venv.num_envs)
+        self._encoder, self._device, self._state = encoder, encoder.device, encoder.begin(venv.num_envs)
 
     def read(self, observations: VecEnvObs, features: np.ndarray, actions: np.ndarray, starts: np.ndarray) -> VecEnvObs:
         """Features (num_envs, width)."""
@@ -239,7 +239,7 @@ class Steps(Windows):
 
     @torch.inference_mode()
     def _step(self, *arguments: np.ndarray) -> tuple[np.ndarray, tuple[torch.Tensor, ...]]:
-        features, actions, starts = (torch.from_numpy(part).to(self._encoder.device) for part in arguments)
-        missions = torch.from_numpy(self.missions).to(self._encoder.device) if self._vocabulary else None
+        features, actions, starts = (torch.from_numpy(part).to(self._device) for part in arguments)
+        missions = torch.from_numpy(self.missions).to(self._device) if self._vocabulary else None
         current, state = self._encoder.step(features, actions, missions, self._state, starts)
         return current.float().cpu().numpy(), state
