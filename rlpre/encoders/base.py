@@ -72,7 +72,7 @@ class Encoder(Checkpoint):
         for name, tensor in zip(("scale", "shift"), input.affine(), strict=True):
             self.register_buffer(name, tensor, persistent=False)
         self.shifted = bool(self.shift.any())
-        self._begin_standard()
+        self._register_standard()
 
     def forward(self, frames: Tensor) -> Tensor:
         """Encodes ``frames`` (batch, C, H, W), any dtype, in [input.low, input.high], to (batch, num_features)."""
@@ -81,7 +81,7 @@ class Encoder(Checkpoint):
             x = x.add_(self.shift)
         for stage in self.stages:
             x = stage(x)
-        return self._standard(x)
+        return self._standardised(x)
 
     @property
     def config(self) -> dict[str, Any]:

@@ -37,11 +37,11 @@ class Checkpoint(nn.Module):
     feature_mean: Tensor
     feature_std: Tensor
 
-    def _begin_standard(self) -> None:
+    def _register_standard(self) -> None:
         self.register_buffer("feature_mean", torch.zeros(self.num_features))
         self.register_buffer("feature_std", torch.ones(self.num_features))
 
-    def _standard(self, features: Tensor) -> Tensor:
+    def _standardised(self, features: Tensor) -> Tensor:
         return (features - self.feature_mean) / self.feature_std
 
     @torch.no_grad()

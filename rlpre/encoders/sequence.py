@@ -76,7 +76,7 @@ class SequenceEncoder(Checkpoint):
         self.stages = nn.ModuleList(orthogonal([_Tokens(self, frames.num_features), build(self)]))
         self.frames = copy.deepcopy(frames).eval()
         freeze(self.frames)
-        self._begin_standard()
+        self._register_standard()
 
     def encode_frames(self, frames: Tensor) -> Tensor:
         """Encodes ``frames`` (n, C, H, W) as `Encoder` does, to (n, frames.num_features), without gradients."""
@@ -121,7 +121,7 @@ class SequenceEncoder(Checkpoint):
             )
         padding = ~present[..., None]
         mixed = self._memory(tokens.masked_fill(padding, 0), present)
-        return self._standard(mixed).masked_fill(padding, 0)
+        return self._standardised(mixed).masked_fill(padding, 0)
 
     def forward(self, features: Tensor, actions: Tensor, mission: Tensor | None, present: Tensor) -> Tensor:
         """``mix`` of ``tokens``: one feature vector per step, (batch, steps, width)."""
@@ -151,10 +151,15 @@ class SequenceEncoder(Checkpoint):
 
         Returns:
             Features (batch, width) and the new state.
+
+        Raises:
+            RlpreError: as ``tokens``, or if the state is of another number of episodes.
         """
+        if state[0].shape[1] != len(features):
+            raise RlpreError(f"the state is of {state[0].shape[1]} episodes, features of {len(features)}: begin anew")
         token = self.tokens(features[:, None], actions[:, None], mission)[:, 0]
         mixed, state = self._memory.step(token, state, starts)
-        return self._standard(mixed), state
+        return self._standardised(mixed), state
 
     def train(self, mode: bool = True) -> Self:
         """As in torch, but the encoder of frames stays in evaluation mode."""

@@ -29,16 +29,16 @@ class Vocabulary:
         RlpreError: if there are no words, one comes twice, or the length is not positive.
     """
 
-    words: tuple[str, ...]
+    words: Sequence[str]
     length: int
 
-    def __init__(self, words: Sequence[str], length: int) -> None:
-        object.__setattr__(self, "words", tuple(words))
-        object.__setattr__(self, "length", length)
-        if not words or length < 1:
-            raise RlpreError(f"a vocabulary of {len(words)} words and missions of {length}: give missions with words")
-        if len(set(words)) < len(words):
-            raise RlpreError(f"the vocabulary has {max(words, key=list(words).count)!r} twice: give each word once")
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "words", tuple(self.words))  # as a checkpoint's list, so that vocabularies compare
+        if not self.words or self.length < 1:
+            raise RlpreError(f"{len(self.words)} words and missions of {self.length} at most: give missions with words")
+        if len(set(self.words)) < len(self.words):
+            twice = max(self.words, key=self.words.count)
+            raise RlpreError(f"the vocabulary has {twice!r} twice: give each word once")
 
     @classmethod
     def of(cls, missions: Iterable[str]) -> Self:
@@ -76,12 +76,12 @@ class MissionEmbedding(nn.Module):
 
     def __init__(self, vocabulary: Vocabulary, width: int) -> None:
         super().__init__()
-        self.words = nn.Embedding(len(vocabulary.words) + 1, width, padding_idx=0)
+        self.words = nn.Embedding(len(vocabulary.words) + 1, width)
         self.places = nn.Parameter(torch.randn(vocabulary.length, width))
         self.triples = nn.Conv1d(width, width, kernel_size=3, padding=1)
 
     def forward(self, mission: Tensor) -> Tensor:
-        """Sums over the words of each mission."""
+        """Sums over the words of each mission, and over none of the padding."""
         word = (mission > 0)[..., None]
         x = (self.words(mission) + self.places) * word
         return (F.relu(self.triples(x.mT).mT) * word).sum(1)

@@ -68,17 +68,17 @@ class Transformer(nn.Module):
         if starts is not None:
             present = present & ~starts[:, None]
         present = F.pad(present, (0, 1), value=True)
-        mixed, memory = self._mix(token[:, None], memory, present)
-        return mixed[:, 0], (memory[:, :, 1:], present[:, 1:])
+        mixed, kept = self._mix(token[:, None], memory, present)
+        return mixed[:, 0], (torch.stack([keys_values[:, 1:] for keys_values in kept]), present[:, 1:])
 
-    def _mix(self, x: Tensor, memory: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+    def _mix(self, x: Tensor, memory: Tensor, present: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Runs the layers on tokens that follow those in ``memory``; ``present`` tells of both."""
         bias = self._bias(x.shape[1], present)
         kept = []
         for layer, past in zip(self.layers, memory, strict=True):
             x, keys_values = _block(cast(nn.TransformerEncoderLayer, layer), x, past, bias)
             kept.append(keys_values)
-        return self.norm(x), torch.stack(kept)
+        return self.norm(x), kept
 
     def _bias(self, steps: int, present: Tensor) -> Tensor:
         """What is added to the attention (batch, heads, steps, keys) of the last ``steps`` of the keys."""
@@ -94,7 +94,7 @@ def _block(layer: nn.TransformerEncoderLayer, x: Tensor, past: Tensor, bias: Ten
     attention = layer.self_attn
     width, heads = attention.embed_dim, attention.num_heads
     projected = F.linear(layer.norm1(x), attention.in_proj_weight, attention.in_proj_bias)
-    queries, keys_values = projected[..., :width], projected[..., width:]
+    queries, keys_values = torch.split_with_sizes(projected, [width, 2 * width], dim=-1)
     keys_values = torch.cat([past, keys_values], dim=1)
     q, k, v = (_by_head(part, heads) for part in (queries, *keys_values.chunk(2, dim=-1)))
     mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))

@@ -1,0 +1,369 @@
+"""Sequence encoders: what reaches which step, whole or step by step, and a checkpoint of their own kind."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from pixel_world import FRAME, odd_encoder, same
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from rlpre import Encoder, RlpreError, SequenceEncoder, Vocabulary
+from rlpre.encoders import BACKBONES
+from rlpre.encoders.text import MissionEmbedding
+
+MISSIONS = ["go to the red ball", "put the red ball next to the blue key", "put the blue key next to the red ball"]
+VOCABULARY = Vocabulary.of(MISSIONS)
+WINDOW, ACTIONS, FEATURES = 9, 5, 16
+both = pytest.mark.parametrize("backbone", sorted(BACKBONES))
+Inputs = tuple[Tensor, Tensor, Tensor]
+
+
+def make(backbone: str = "transformer", vocabulary: Vocabulary | None = VOCABULARY, **arguments) -> SequenceEncoder:
+    """A small encoder whose features are not standardised as a fresh one's."""
+    sizes = {"width": 16, "heads": 2, "layers": 2, "window": WINDOW}
+    torch.manual_seed(0)
+    encoder = SequenceEncoder(backbone, odd_encoder(), ACTIONS, vocabulary, **{**sizes, **arguments})
+    encoder.standardise(0.5 * torch.randn(100, encoder.width) + 1)
+    return encoder
+
+
+def inputs(steps: int, batch: int = 3, seed: int = 0) -> Inputs:
+    """Features, previous actions and missions."""
+    rng = torch.Generator().manual_seed(seed)
+    actions = torch.randint(-1, ACTIONS, (batch, steps), generator=rng)
+    mission = torch.from_numpy(VOCABULARY.encode([MISSIONS[row % 3] for row in range(batch)]))
+    return torch.randn(batch, steps, FEATURES, generator=rng), actions, mission
+
+
+def everywhere(features: Tensor) -> Tensor:
+    return torch.ones(features.shape[:2], dtype=torch.bool)
+
+
+def whole(encoder: SequenceEncoder, features: Tensor, actions: Tensor, mission: Tensor) -> Tensor:
+    return encoder(features, actions, mission, everywhere(features))
+
+
+def stepped(encoder: SequenceEncoder, given: Inputs, starts: Tensor) -> Tensor:
+    features, actions, mission = given
+    state, out = encoder.begin(len(features)), []
+    for t in range(features.shape[1]):
+        one, state = encoder.step(features[:, t], actions[:, t], mission, state, starts[:, t])
+        out.append(one)
+    return torch.stack(out, dim=1)
+
+
+@both
+def test_what_lies_after_a_step_changes_nothing_there(backbone: str) -> None:
+    encoder, (features, actions, mission) = make(backbone), inputs(30)
+    before = whole(encoder, features, actions, mission)
+    other_features, other_actions, _ = inputs(30, seed=1)
+    for t in (0, 7, 28):
+        features[:, t + 1 :], actions[:, t + 1 :] = 1e3 * other_features[:, t + 1 :], other_actions[:, t + 1 :]
+        after = whole(encoder, features, actions, mission)
+        torch.testing.assert_close(after[:, : t + 1], before[:, : t + 1], rtol=0, atol=1e-5)
+        assert ((after - before)[:, t + 1 :].abs().amax(2) > 0.1).all()
+        features, actions, mission = inputs(30)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "causal", "reached"),
+    [
+        ("gru", True, range(16)),
+        ("gru", False, range(30)),
+        ("transformer", True, range(15 - 8, 16)),
+        ("transformer", False, range(15 - 8, 16 + 8)),
+    ],
+)
+def test_a_step_hears_of_these_steps_and_no_others(backbone: str, causal: bool, reached: range) -> None:
+    encoder, (features, actions, mission) = make(backbone, causal=causal), inputs(30)
+    tokens = encoder.tokens(features, actions, mission).detach().requires_grad_(True)
+    encoder.mix(tokens, everywhere(features))[:, 15, 0].sum().backward()
+    assert tokens.grad is not None
+    for row in tokens.grad.abs().amax(2):
+        assert row.nonzero().flatten().tolist() == list(reached)
+
+
+@both
+@pytest.mark.parametrize("causal", [True, False])
+def test_padding_changes_nothing_and_gets_zeros(backbone: str, causal: bool) -> None:
+    encoder, (features, actions, mission) = make(backbone, causal=causal), inputs(20)
+    parts = [slice(4, 20), slice(0, 13), slice(2, 9)]  # padding left, right, and on both sides
+    present = torch.zeros(3, 20, dtype=torch.bool)
+    for row, part in enumerate(parts):
+        present[row, part] = True
+    alone = [whole(encoder, *(x[[r], p] for x in (features, actions)), mission[[r]]) for r, p in enumerate(parts)]
+    for content in (0.0, 1e6, torch.inf):
+        features[~present] = content
+        padded = encoder(features, actions, mission, present)
+        assert not padded[~present].any()
+        torch.testing.assert_close(padded[present], torch.cat(alone, dim=1)[0], rtol=0, atol=1e-5)
+        actions[~present] = ACTIONS - 1
+
+
+@both
+@pytest.mark.parametrize("causal", [True, False])
+def test_rows_without_a_step_give_zeros_and_leave_gradients_whole(backbone: str, causal: bool) -> None:
+    encoder, given = make(backbone, causal=causal), inputs(5)
+    present = torch.tensor([[True] * 5, [False] * 5, [False, True, True, False, False]])
+    features = encoder(*given, present)
+    assert not features[1].any()
+    features.square().sum().backward()
+    for name, parameter in encoder.named_parameters():
+        assert parameter.grad is not None
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.any(), name
+
+
+@both
+def test_an_episode_whole_in_windows_and_step_by_step_is_the_same(backbone: str) -> None:
+    """Over five windows, with episodes that begin in the middle; a GRU is not the same in windows."""
+    encoder, given = make(backbone).eval(), inputs(47)
+    features, actions, mission = given
+    starts = torch.zeros(3, 47, dtype=torch.bool)
+    starts[0, 17] = starts[1, [0, 30, 31]] = True
+    episode = starts.cumsum(1)
+    steps = stepped(encoder, given, starts)
+    for row in range(3):
+        for number in range(int(episode[row, -1]) + 1):
+            part = episode[row] == number
+            if part.any():
+                alone = whole(encoder, features[[row]][:, part], actions[[row]][:, part], mission[[row]])
+                torch.testing.assert_close(steps[row, part], alone[0], rtol=0, atol=1e-5)
+    rows = torch.arange(47)[:, None] + torch.arange(1 - WINDOW, 1)  # (steps, window)
+    inside = (rows >= 0) & (episode[:, rows.clamp_min(0)] == episode[:, :, None])  # else another episode's steps
+    windows = encoder(
+        features[:, rows.clamp_min(0)].flatten(0, 1),
+        actions[:, rows.clamp_min(0)].flatten(0, 1),
+        mission.repeat_interleave(47, 0),
+        inside.flatten(0, 1),
+    )[:, -1]
+    apart = (windows.unflatten(0, (3, 47)) - steps).abs().amax(2)
+    cut = inside.all(2) & ~starts[:, rows[:, 0].clamp_min(0)]
+    assert (apart[~cut] < 1e-5).all()
+    assert cut.sum() > 60
+    assert (apart[cut] < 1e-5).all() if backbone == "transformer" else (apart[cut] > 1e-4).any()
+
+
+@both
+def test_a_step_mixes_one_token_where_a_window_mixes_all(backbone: str) -> None:
+    encoder, given = make(backbone), inputs(WINDOW)
+    layers = encoder.stages[1].layers if backbone == "transformer" else [encoder.stages[1].gru]
+    mixed: list[int] = []
+    for layer in layers:
+        part = layer.linear1 if backbone == "transformer" else layer
+        part.register_forward_hook(lambda _module, given, _out: mixed.append(given[0].shape[:-1].numel()))
+    whole(encoder, *given)
+    assert mixed == [3 * WINDOW] * len(layers)
+    mixed.clear()
+    features, actions, mission = given
+    encoder.step(features[:, 0], actions[:, 0], mission, encoder.begin(3))
+    assert mixed == [3] * len(layers)
+
+
+def test_a_state_is_not_changed_by_the_step_that_reads_it() -> None:
+    for backbone in BACKBONES:
+        encoder, (features, actions, mission) = make(backbone), inputs(2)
+        _, state = encoder.step(features[:, 0], actions[:, 0], mission, encoder.begin(3))
+        first, second = (encoder.step(features[:, 1], actions[:, 1], mission, state)[0] for _ in range(2))
+        assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_transformer_is_torchs_own_layers_with_linear_biases(causal: bool) -> None:
+    encoder, (features, actions, mission) = make(causal=causal), inputs(12)
+    tokens = encoder.tokens(features, actions, mission)
+    bias = torch.full((2, 12, 12), -torch.inf)
+    for head, slope in enumerate((1 / 16, 1 / 256)):  # Press et al. 2022: 2^(-8 / heads), squared for the second
+        for query in range(12):
+            for key in range(12):
+                if abs(query - key) <= 4 and (key <= query or not causal):
+                    bias[head, query, key] = -slope * abs(query - key)
+    x = tokens
+    for layer in encoder.stages[1].layers.train():
+        x = layer(x, src_mask=bias.repeat(3, 1, 1))
+    expected = F.layer_norm(x, (16,), encoder.stages[1].norm.weight, encoder.stages[1].norm.bias)
+    found = encoder.mix(tokens, everywhere(features)) * encoder.feature_std + encoder.feature_mean
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_a_window_of_one_is_a_memory_of_nothing() -> None:
+    encoder, given = make(window=1), inputs(6)
+    steps = stepped(encoder, given, torch.zeros(3, 6, dtype=torch.bool))
+    torch.testing.assert_close(steps, whole(encoder, *given), rtol=0, atol=1e-5)
+    features, actions, mission = given
+    for t in range(6):
+        alone = whole(encoder, features[:, [t]], actions[:, [t]], mission)
+        torch.testing.assert_close(steps[:, [t]], alone, rtol=0, atol=1e-5)
+
+
+@both
+def test_it_learns_to_recall_what_it_saw_seven_steps_ago(backbone: str) -> None:
+    encoder = make(backbone, vocabulary=None, width=32)
+    head = nn.Linear(32, 4)
+    optimizer = torch.optim.Adam([*encoder.parameters(), *head.parameters()], lr=3e-3)
+    actions = torch.full((64, WINDOW), -1)
+    for _ in range(100):
+        features, cue = 0.3 * torch.randn(64, WINDOW, FEATURES), torch.randint(4, (64,))
+        features[:, 1, :4] = 3 * F.one_hot(cue, 4).float()
+        logits = head(encoder(features, actions, None, everywhere(features))[:, -1])
+        optimizer.zero_grad()
+        F.cross_entropy(logits, cue).backward()
+        optimizer.step()
+    assert (logits.argmax(1) == cue).float().mean() > 0.9
+
+
+@both
+def test_frames_are_encoded_by_a_copy_that_nothing_trains(backbone: str) -> None:
+    frames = odd_encoder().train()
+    encoder = SequenceEncoder(backbone, frames, ACTIONS, width=16).train().requires_grad_(True)
+    assert same(encoder.frames, frames)
+    assert not any(module.training for module in encoder.frames.modules())
+    assert encoder.stages.training
+    assert not list(encoder.frames.parameters())
+    assert {name.split(".")[0] for name, _ in encoder.named_parameters()} == {"stages"}
+    images = torch.randint(0, 256, (4, *FRAME.shape), dtype=torch.uint8)
+    features = encoder.encode_frames(images)
+    assert not features.requires_grad
+    assert torch.equal(features, frames.eval()(images))
+    with torch.no_grad():
+        next(frames.parameters()).add_(1)
+    assert torch.equal(encoder.encode_frames(images), features), "training the original later changes nothing"
+
+
+def test_tokens_tell_of_actions_and_of_the_order_of_words() -> None:
+    features, actions, mission = inputs(4)
+    encoder, blind = make(), make(previous_action=False)
+    assert not torch.equal(encoder.tokens(features, actions, mission), encoder.tokens(features, actions * 0, mission))
+    assert torch.equal(blind.tokens(features, actions, mission), blind.tokens(features, actions * 0, mission))
+    first, second = (encoder.tokens(features, actions, mission[[row] * 3]) for row in (1, 2))  # the same words
+    assert ((first - second).abs().amax(2) > 0.1).all()
+
+
+def test_padding_of_a_mission_changes_nothing() -> None:
+    length = VOCABULARY.length
+    mission = torch.from_numpy(VOCABULARY.encode(MISSIONS))
+    short, long = (MissionEmbedding(Vocabulary(VOCABULARY.words, most), 8) for most in (length, length + 4))
+    places = torch.cat([short.places, torch.randn(4, 8)])
+    long.load_state_dict({**short.state_dict(), "places": places})
+    torch.testing.assert_close(long(F.pad(mission, (0, 4))), short(mission))
+
+
+def test_features_get_mean_0_and_deviation_1_for_what_they_were_standardised_on() -> None:
+    for backbone in BACKBONES:
+        encoder, given = make(backbone), inputs(40)
+        encoder.standardise(whole(encoder, *given).flatten(0, 1).detach())
+        features = whole(encoder, *given).flatten(0, 1)
+        torch.testing.assert_close(features.mean(0), torch.zeros(16), rtol=0, atol=1e-4)
+        torch.testing.assert_close(features.std(0), torch.ones(16), rtol=0, atol=1e-4)
+
+
+def test_a_vocabulary_numbers_its_words() -> None:
+    vocabulary = Vocabulary.of(["go to the Ball", "open a door, go"])
+    assert vocabulary == Vocabulary(["a", "ball", "door", "go", "open", "the", "to"], 4)
+    found = vocabulary.encode(["GO to a, door", "ball"])
+    assert found.dtype == np.int64
+    assert found.tolist() == [[4, 7, 1, 3], [2, 0, 0, 0]]
+
+
+def test_missions_of_another_grammar_are_refused() -> None:
+    with pytest.raises(RlpreError, match=r"lacks 'purple' of the mission 'go to the purple ball': demonstrations of a"):
+        VOCABULARY.encode([MISSIONS[0], "go to the purple ball"])
+    with pytest.raises(RlpreError, match=r"has 10 words, the vocabulary's longest 9: demonstrations of another"):
+        VOCABULARY.encode(["put the red ball next to the blue blue key"])
+    with pytest.raises(RlpreError, match=r"0 words and missions of 0 at most: give missions with words"):
+        Vocabulary.of([])
+    with pytest.raises(RlpreError, match=r"1 words and missions of 0 at most"):
+        Vocabulary(["go"], 0)
+    with pytest.raises(RlpreError, match=r"the vocabulary has 'to' twice"):
+        Vocabulary(["go", "to", "to"], 3)
+
+
+@both
+@pytest.mark.parametrize("vocabulary", [None, VOCABULARY])
+def test_a_checkpoint_gives_the_same_encoder(backbone: str, vocabulary: Vocabulary | None, tmp_path) -> None:
+    encoder = make(backbone, vocabulary, causal=False, previous_action=False, pretraining={"objective": "cpc"})
+    loaded = SequenceEncoder.load(encoder.save(tmp_path))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "model.safetensors"]
+    assert json.loads((tmp_path / "config.json").read_text())["kind"] == "sequence"
+    assert same(loaded, encoder)
+    assert (loaded.config, loaded.fingerprint()) == (encoder.config, encoder.fingerprint())
+    features, actions, mission = inputs(12)
+    given = features, actions, mission if vocabulary else None
+    assert torch.equal(whole(loaded, *given), whole(encoder, *given))
+
+
+def test_a_fingerprint_tells_what_decides_the_features() -> None:
+    encoder = make()
+    marked = make(pretraining={"seed": 3})
+    assert marked.fingerprint() == encoder.fingerprint()
+    others = [make(causal=False), make(window=5), make(vocabulary=None), make("gru")]
+    others.append(make(vocabulary=Vocabulary(VOCABULARY.words[::-1], VOCABULARY.length)))
+    for changed in ("stages.1.norm.bias", "frames.feature_mean", "feature_std"):
+        others.append(make())
+        others[-1].state_dict()[changed][0] += 1
+    assert len({encoder.fingerprint(), *(other.fingerprint() for other in others)}) == 1 + len(others)
+
+
+def test_a_checkpoint_of_the_other_kind_is_one_sentence(tmp_path) -> None:
+    sequence, vision = make().save(tmp_path / "sequence"), odd_encoder().save(tmp_path / "vision")
+    with pytest.raises(RlpreError, match=r"^this is a sequence encoder, not a vision encoder: load it with rlpre.Seq"):
+        Encoder.load(sequence)
+    with pytest.raises(RlpreError, match=r"^this is a vision encoder, not a sequence encoder: load it with rlpre.Enc"):
+        SequenceEncoder.load(vision)
+    config = json.loads((sequence / "config.json").read_text())
+    del config["frames"]
+    with pytest.raises(RlpreError, match=r"lacks or misstates 'frames'"):
+        SequenceEncoder.from_config(config)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"backbone": "gur"}, "unknown backbone 'gur': did you mean 'gru'"),
+        ({"heads": 3}, "3 heads do not divide width=16: choose a multiple"),
+        ({"window": 2, "layers": 3}, "a window of 2 is too short for 3 layers: give 4 or more, or 1"),
+        ({"window": 0}, "window is 0: it must be at least 1"),
+        ({"layers": 0}, "layers is 0: it must be at least 1"),
+        ({"backbone": "gru", "width": 15, "causal": False}, "a bidirectional GRU of width=15 cannot halve it"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(arguments: dict, sentence: str) -> None:
+    with pytest.raises(RlpreError, match=sentence):
+        make(**arguments)
+
+
+F3, A3, M3 = inputs(4)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ((F3[..., 1:], A3, M3), r"features have shape \(3, 4, 15\): give \(batch, steps, 16\)"),
+        ((F3[0], A3, M3), r"features have shape \(4, 16\): give"),
+        ((F3, A3[:, 1:], M3), r"previous actions have shape \(3, 3\) for features \(3, 4, 16\): give one per step"),
+        ((F3, A3.clamp_min(2) * 3 - 1, M3), r"the previous action is \d+: it must lie in \[-1, 4\]"),
+        ((F3, A3 - 2, M3), r"the previous action is -[23]: it must lie in \[-1, 4\]"),
+        ((F3, A3, None), r"missions have shape None, the encoder reads \(3, 9\): give what its vocabulary's"),
+        ((F3, A3, M3[:, 1:]), r"missions have shape \(3, 8\), the encoder reads \(3, 9\)"),
+        ((F3, A3, M3 + 9), r"the number of a word is 1\d: it must lie in \[0, 9\]"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_named(given: Inputs, sentence: str) -> None:
+    with pytest.raises(RlpreError, match=sentence):
+        make().tokens(*given)
+
+
+def test_what_else_does_not_fit_is_named() -> None:
+    encoder = make()
+    with pytest.raises(RlpreError, match=r"frames have shape \(2, 36, 36, 3\): give \(n, C, H, W\) with \(3, 36, 36\)"):
+        encoder.encode_frames(torch.zeros(2, 36, 36, 3))
+    with pytest.raises(RlpreError, match=r"missions have shape \(3, 9\), the encoder reads None: it has no vocabulary"):
+        make(vocabulary=None).tokens(F3, A3, M3)
+    with pytest.raises(RlpreError, match=r"present has shape \(3, 3\) for tokens \(3, 4, 16\)"):
+        encoder(F3, A3, M3, everywhere(F3)[:, 1:])
+    with pytest.raises(RlpreError, match=r"a bidirectional encoder cannot go step by step"):
+        make(causal=False).begin(3)
+    with pytest.raises(RlpreError, match=r"the state is of 2 episodes, features of 3: begin anew"):
+        encoder.step(F3[:, 0], A3[:, 0], M3, encoder.begin(2))
