@@ -1,6 +1,7 @@
 """Sequence encoders: what reaches which step, whole or step by step, and a checkpoint of their own kind."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -303,6 +304,8 @@ def test_a_fingerprint_tells_what_decides_the_features() -> None:
     for changed in ("stages.1.norm.bias", "frames.feature_mean", "feature_std"):
         others.append(make())
         others[-1].state_dict()[changed][0] += 1
+    others.append(make())
+    others[-1].frames.input = replace(FRAME, mean=0.5)
     assert len({encoder.fingerprint(), *(other.fingerprint() for other in others)}) == 1 + len(others)
 
 
