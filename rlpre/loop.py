@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -18,8 +19,8 @@ from rlpre.encoders import Encoder, InputSpec
 from rlpre.errors import RlpreError
 from rlpre.files import write_bytes, write_json
 from rlpre.frames import FrameStore
-from rlpre.measure.probe import encode, linear_probe
-from rlpre.objectives import Batch, Views, Weighted, draw_batch, make_objective
+from rlpre.measure.probe import linear_probe
+from rlpre.objectives import READERS, AnyBatch, AnyEncoder, Weighted, make_objective
 from rlpre.provenance import provenance
 from rlpre.watch import Watch
 
@@ -39,12 +40,12 @@ Reports = dict[str, dict[str, float]]
 class PretrainConfig:
     """Everything that decides the weights, together with the frames and an encoder to start from."""
 
-    encoder: str = "cnn"  # architecture, a name in the registry
+    encoder: str = "cnn"  # architecture (or backbone), a name in the registry
     features: int | None = None  # length of the feature vector; None: the architecture's default
     objective: str = "temporal+inverse"  # names joined by +, weights after a colon
     steps: int = 2000  # updates
-    batch: int = 256  # pairs of frames an update, over all devices; SimCLR's smallest
-    gap: int = 5  # k: a pair is at most this many steps apart
+    batch: int = 256  # pairs of frames (or windows) an update, over all devices; SimCLR's smallest
+    gap: int = 5  # k: a pair, or what cpc predicts from a step, is at most this many steps apart
     lr: float = 1e-3  # peak rate of AdamW
     weight_decay: float = 1e-4  # AdamW
     warmup: float = 0.05  # share of the steps over which the rate rises; then it follows a cosine to 0
@@ -56,15 +57,15 @@ class PretrainConfig:
 
 
 class Pretext(nn.Module):
-    """Encoder and objective as one module, so that one forward pass is one call; see ``Views`` for the processes."""
+    """Encoder and objective as one module, so that one forward pass is one call; see ``Sharing`` for the processes."""
 
-    def __init__(self, encoder: Encoder, objective: Weighted, rank: int = 0, world: int = 1) -> None:
+    def __init__(self, encoder: AnyEncoder, objective: Weighted, rank: int = 0, world: int = 1) -> None:
         super().__init__()
         self.encoder, self.objective, self.rank, self.world = encoder, objective, rank, world
 
-    def forward(self, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the loss and the metrics of a batch."""
-        loss, metrics = self.objective(Views(self.encoder, batch, self.rank, self.world))
+        loss, metrics = self.objective(batch.views(self.encoder, self.rank, self.world))
         return loss, metrics
 
 
@@ -84,7 +85,7 @@ class Run:
         self,
         fabric: "Fabric",
         frames: FrameStore,
-        start: Encoder | None,
+        start: AnyEncoder | None,
         out: Path,
         config: PretrainConfig,
         report: Callable[[int], None],
@@ -93,7 +94,8 @@ class Run:
         torch.manual_seed(config.seed)
         encoder = first_encoder(frames, start, config)
         objective = make_objective(config.objective, encoder, frames)
-        self.pairs = None if objective.single else frames.pairs(config.gap)
+        gap = None if objective.single else config.gap
+        self.reader: Any = READERS[encoder.kind](frames, encoder, gap, fabric.device)  # type: ignore[arg-type]
         self.pretext = Pretext(encoder, objective, fabric.global_rank, fabric.world_size)
         trained = [parameter for parameter in self.pretext.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=config.lr, weight_decay=config.weight_decay)
@@ -115,7 +117,7 @@ class Run:
     def _loop(self, watch: Watch | None) -> None:
         config = self.config
         if self.step == 0 and watch:
-            self.reports["control"] = linear_probe(self.pretext.encoder, self.frames)
+            self.reports["control"] = linear_probe(self.pretext.encoder, self.reader)
             write_json(self.out / "run.json", {"configuration": self.identity, **provenance()})
         self.model.train()
         metrics: dict[str, Tensor] = {}
@@ -129,7 +131,7 @@ class Run:
             while self.step < config.steps:
                 torch.manual_seed(config.seed * SEED_STRIDE + self.step)
                 rng = np.random.default_rng((config.seed, self.step))
-                batch = draw_batch(self.frames, self.pairs, config.batch, rng, self.fabric.device)
+                batch = self.reader.draw(config.batch, rng)
                 before, metrics = metrics, self.update(batch)
                 self._refuse_nan(before)  # one step late, so that a GPU is never waited for
                 self.step += 1
@@ -143,7 +145,7 @@ class Run:
                     if checkpoint:
                         self._checkpoint(watch, batch, last)
 
-    def update(self, batch: Batch) -> dict[str, Tensor]:
+    def update(self, batch: AnyBatch) -> dict[str, Tensor]:
         """One optimiser step on a batch; returns the metrics, each part's loss among them."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.config.lr * rate(self.step, self.config.steps, self.config.warmup)
@@ -166,21 +168,21 @@ class Run:
     def _tell(self, watch: Watch, bar: "tqdm[Any]", metrics: dict[str, Tensor]) -> None:
         self.report(self.step)
         if self.step % LOG_EVERY == 0:
-            encoded = LOG_EVERY * self.config.batch * (2 if self.pairs else 1)
-            watch.curves(self.step, metrics, self.optimizer.param_groups[0]["lr"], encoded)
+            read = LOG_EVERY * self.config.batch * self.reader.reads
+            watch.curves(self.step, metrics, self.optimizer.param_groups[0]["lr"], read)
             accuracies = {name: float(value) for name, value in metrics.items() if name.endswith("accuracy")}
             bar.set_postfix({name.removesuffix("/accuracy"): f"{value:.2f}" for name, value in accuracies.items()})
 
-    def _checkpoint(self, watch: Watch, batch: Batch, last: bool) -> None:
+    def _checkpoint(self, watch: Watch, batch: AnyBatch, last: bool) -> None:
         """Measures and draws the encoder, then saves it and the state to resume from."""
         self.model.eval()
         encoder = self._finished()
-        self.reports["probes"] = linear_probe(encoder, self.frames)
+        self.reports["probes"] = linear_probe(encoder, self.reader)
         with torch.inference_mode():
             pictures = self.pretext.objective.pictures(self.pretext.encoder, batch)
-        watch.checkpoint(self.step, encoder, batch, pictures, self.reports)
+            watch.checkpoint(self.step, batch.views(encoder), pictures, self.reports)  # type: ignore[arg-type]
         if last:
-            watch.embedding(self.step, encoder, self.frames)
+            watch.embedding(self.step, partial(self.reader.encode, encoder), self.frames)
         self.model.train()
         encoder.pretraining = {**self.identity, "step": self.step, **self.reports}
         encoder.save(self.out)
@@ -188,11 +190,11 @@ class Run:
         torch.save(self._state(), buffer)
         write_bytes(self.out / STATE, buffer.getbuffer())
 
-    def _finished(self) -> Encoder:
+    def _finished(self) -> AnyEncoder:
         """The encoder as users get it: a copy whose features have mean 0 and SD 1 over the frames."""
         encoder = copy.deepcopy(self.pretext.encoder).eval()
         rows = self.frames.sample(STANDARD_ROWS, np.random.default_rng(self.config.seed))
-        encoder.standardise(encode(encoder, self.frames, rows))
+        encoder.standardise(self.reader.encode(encoder, rows))
         return encoder
 
     def _state(self) -> dict[str, Any]:
@@ -202,10 +204,7 @@ class Run:
     def _resume(self) -> None:
         if not (self.out / STATE).exists():
             return
-        try:
-            state = torch.load(self.out / STATE, map_location=self.fabric.device, weights_only=True)
-        except Exception as error:
-            raise RlpreError(f"{self.out / STATE} cannot be read ({error}): remove it to begin again") from error
+        state = read_state(self.out, self.fabric.device)
         for name, value in self.identity.items():
             if state["identity"].get(name) != value:
                 raise RlpreError(
@@ -220,8 +219,20 @@ class Run:
         self.step, self.reports = state["step"], state["reports"]
 
 
-def first_encoder(frames: FrameStore, start: Encoder | None, config: PretrainConfig) -> Encoder:
-    """A copy of ``start``, all of it trainable, or an encoder with fresh weights.
+def read_state(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
+    """What the pretraining in the directory ``path`` left to go on from: weights, the heads' among them, and more.
+
+    Raises:
+        RlpreError: if there is none, or the file is damaged.
+    """
+    try:
+        return cast(dict[str, Any], torch.load(path / STATE, map_location=device, weights_only=True))
+    except Exception as error:
+        raise RlpreError(f"{path / STATE} cannot be read ({error}): remove it to begin again") from error
+
+
+def first_encoder(frames: FrameStore, start: AnyEncoder | None, config: PretrainConfig) -> AnyEncoder:
+    """A copy of ``start``, all of it trainable (but the frozen vision of a sequence encoder), or fresh weights.
 
     Raises:
         RlpreError: if ``start`` does not read such frames or has another number of features than ``config`` asks for.
@@ -229,8 +240,9 @@ def first_encoder(frames: FrameStore, start: Encoder | None, config: PretrainCon
     if start is None:
         arguments = {} if config.features is None else {"features": config.features}
         return Encoder(config.encoder, InputSpec(tuple(frames.space.shape)), **arguments)  # type: ignore[arg-type]
+    vision = start if isinstance(start, Encoder) else start.frames
     try:
-        start.input.check(frames.space)
+        vision.input.check(frames.space)
     except RlpreError as error:
         raise RlpreError(f"the encoder to start from does not fit {frames.path}: {error}") from error
     if config.features not in (None, start.num_features):

@@ -15,6 +15,7 @@ from rlpre.encoders import Encoder
 from rlpre.errors import RlpreError, at_least
 from rlpre.frames import FrameStore
 from rlpre.loop import PretrainConfig, Reports, Run
+from rlpre.objectives import AnyEncoder
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric  # which takes as long to import as torch
@@ -32,7 +33,7 @@ class PretrainResult:
         seconds: wall-clock time spent in this call; near 0 if everything was there already.
     """
 
-    encoder: Encoder
+    encoder: AnyEncoder
     path: Path
     probes: dict[str, float]
     control: dict[str, float]
@@ -47,7 +48,7 @@ def pretrain(
     frames: FrameStore,
     *,
     out: str | Path,
-    encoder: str | Encoder | None = None,
+    encoder: str | AnyEncoder | None = None,
     config: PretrainConfig | None = None,
     report: Callable[[int], None] = quiet,
     **changes: Any,
@@ -66,7 +67,8 @@ def pretrain(
     Args:
         frames: what to learn from.
         out: directory for the checkpoint (``config.json``, ``model.safetensors``), the TensorBoard log and the state.
-        encoder: an architecture's name, or an encoder whose weights to start from; it is copied, never changed.
+        encoder: an architecture's name, or an encoder whose weights to start from; it is copied, never changed. A
+            `SequenceEncoder` is always given, with its vision, which stays as it is.
         config: settings; default ``PretrainConfig()``.
         report: called with the number of steps so far; with several devices in another process, so it must be a
             function of a module.
@@ -83,17 +85,23 @@ def pretrain(
     known = {field.name for field in fields(PretrainConfig)}
     for name in changes.keys() - known:
         raise RlpreError(f"pretraining has no setting {name!r}: it has {', '.join(sorted(known))}")
-    start = encoder if isinstance(encoder, Encoder) else None
+    start = None if isinstance(encoder, str) else encoder
     if encoder is not None:
-        changes["encoder"] = start.architecture if start else encoder
+        changes["encoder"] = _architecture(encoder)
     config = replace(config or PretrainConfig(), **changes)
     _check(config)
     began = time.perf_counter()
     with torch.random.fork_rng():
         work = partial(_work, frames=frames, start=start, out=Path(out), config=config, report=report)
         reports = _launch(_fabric(config), work)
-        pretrained = Encoder.load(out).eval()
+        pretrained = (type(start) if start else Encoder).load(out).eval()
     return PretrainResult(pretrained, Path(out), **reports, seconds=time.perf_counter() - began)
+
+
+def _architecture(encoder: str | AnyEncoder) -> str:
+    if isinstance(encoder, str):
+        return encoder
+    return encoder.architecture if isinstance(encoder, Encoder) else encoder.backbone
 
 
 def _check(config: PretrainConfig) -> None:

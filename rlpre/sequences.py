@@ -42,6 +42,11 @@ class Windows:
         self.store, self.length = store, length
         self._first, self._last = starts[store.episode], ends[store.episode]
 
+    @property
+    def full(self) -> Indices:
+        """The rows at which a window has no padding."""
+        return np.flatnonzero(np.arange(len(self.store)) - self._first >= self.length - 1)
+
     def sample(self, batch: int, rng: np.random.Generator) -> Indices:
         """Draws windows: rows as `FrameStore.sample` draws them, each at a random place of its window.
 
@@ -87,11 +92,13 @@ class FrameFeatures:
         """The features, 0 in the last line, and the line of each row, that of ``PADDING`` last."""
         store, encoder = self.store, self.encoder
         _, first = np.unique(store.ids, return_index=True)
-        known = [
-            encoder.encode_frames(store.decode(store.read(first[at : at + CHUNK]).to(encoder.device))).float()
-            for at in range(0, len(first), CHUNK)
-        ]
-        return torch.cat([*known, torch.zeros_like(known[0][:1])]).to(self.device), np.append(store.ids, len(first))
+        with torch.inference_mode(False):  # whoever asks first, they can be trained on
+            known = [
+                encoder.encode_frames(store.decode(store.read(first[at : at + CHUNK]).to(encoder.device))).float()
+                for at in range(0, len(first), CHUNK)
+            ]
+            table = torch.cat([*known, torch.zeros_like(known[0][:1])]).to(self.device)
+        return table, np.append(store.ids, len(first))
 
 
 class Trajectories:

@@ -1,6 +1,7 @@
 """What TensorBoard shows of a pretraining: curves, health, pictures, and at the end the features themselves."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -11,13 +12,11 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.tensorboard import SummaryWriter
 
-from rlpre.augment import random_shift
-from rlpre.encoders import Encoder
 from rlpre.frames import FrameStore
 from rlpre.measure.health import alignment, effective_rank, uniformity
-from rlpre.measure.probe import encode
-from rlpre.objectives import Batch
+from rlpre.objectives import Views, WindowViews
 from rlpre.report.pictures import neighbours, rgb
+from rlpre.sampling import Indices
 
 POINTS = 400  # distinct frames in the projector
 THUMBNAIL = 64  # pixels along the longer side of a frame there
@@ -50,18 +49,16 @@ class Watch:
         self.board.add_scalar("time/frames_per_second", frames / (now - self.logged), step)
         self.logged = now
 
-    @torch.inference_mode()
     def checkpoint(
         self,
         step: int,
-        encoder: Encoder,
-        batch: Batch,
+        views: Views | WindowViews,
         pictures: dict[str, Tensor],
         reports: dict[str, dict[str, float]],
     ) -> None:
         """Adds probe scores, the health of the features on a batch, and pictures."""
-        features = encoder(batch.anchor).float()
-        twins = [encoder(random_shift(batch.anchor)).float() for _ in range(2)]  # alike for every objective
+        features, batch = views.plain.float(), views.batch
+        twins = [views.anchor.float(), views.twin.float()]  # alike for every objective
         for kind, scores in reports.items():
             for name, score in scores.items():
                 self.board.add_scalar(f"{kind}/{name}", score, step)
@@ -74,7 +71,7 @@ class Watch:
             self.board.add_image(name, picture.cpu(), step)
         self.board.flush()
 
-    def embedding(self, step: int, encoder: Encoder, frames: FrameStore) -> None:
+    def embedding(self, step: int, read: Callable[[Indices], Tensor], frames: FrameStore) -> None:
         """Fills the projector: features of distinct frames, with thumbnails, and the store's labels to colour by."""
         _, first = np.unique(frames.ids, return_index=True)
         rows = np.random.default_rng(0).permutation(first)[:POINTS]
@@ -83,7 +80,7 @@ class Watch:
         small = thumbnails if scale == 1 else F.interpolate(thumbnails, scale_factor=scale, mode="area")
         labels = [[str(value) for value in frames.column(name)[rows]] for name in frames.labels]
         self.board.add_embedding(
-            encode(encoder, frames, rows),
+            read(rows),
             metadata=list(zip(*labels, strict=True)) if labels else None,
             metadata_header=frames.labels if labels else None,
             label_img=small,

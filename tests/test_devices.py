@@ -20,7 +20,6 @@ import rlpre
 from rlpre import Encoder, FrameStore, PretrainConfig, RlpreError
 from rlpre.loop import Run
 from rlpre.measure.probe import encode
-from rlpre.objectives import draw_batch
 from rlpre.pretrain import _launch, quiet
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "pretrain.py"
@@ -39,7 +38,7 @@ def updates(fabric: Fabric, frames: FrameStore, out: Path) -> list[dict[str, flo
     told = []
     for run.step in range(3):
         torch.manual_seed(run.step)
-        batch = draw_batch(frames, run.pairs, 32, np.random.default_rng(run.step), fabric.device)
+        batch = run.reader.draw(32, np.random.default_rng(run.step))
         told.append({name: float(value) for name, value in run.update(batch).items()})
     if fabric.is_global_zero:
         np.savez(out / f"{fabric.world_size}.npz", *seen)

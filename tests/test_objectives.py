@@ -157,7 +157,7 @@ def test_jigsaw_places_move(doorkey, encoder) -> None:
     assert len(places.unique()) > 1
 
 
-@pytest.mark.parametrize("name", sorted(OBJECTIVES))
+@pytest.mark.parametrize("name", sorted(name for name, kind in OBJECTIVES.items() if kind.kind == "vision"))
 def test_each_objective_can_be_learned(name: str, doorkey: FrameStore, encoder: Encoder, batch: Batch) -> None:
     torch.manual_seed(0)
     objective = make_objective(name, encoder, doorkey)

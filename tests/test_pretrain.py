@@ -19,6 +19,7 @@ import rlpre
 from rlpre import Encoder, FrameStore, RlpreError
 from rlpre.loop import rate
 from rlpre.measure.probe import linear_probe
+from rlpre.objectives import FrameReader
 from rlpre.watch import POINTS
 
 SHORT = {"objective": "temporal+inverse", "steps": 8, "batch": 16, "features": 32, "checkpoint_every": 4}
@@ -121,7 +122,8 @@ def test_probe_reads_what_is_there_and_nothing_else(tmp_path: Path) -> None:
         writer.append(frames, episode_start=start, **columns, **labels)
     store = FrameStore.open(tmp_path)
     torch.manual_seed(0)
-    scores = linear_probe(Encoder("cnn", rlpre.InputSpec((3, 36, 36)), features=32), store)
+    encoder = Encoder("cnn", rlpre.InputSpec((3, 36, 36)), features=32)
+    scores = linear_probe(encoder, FrameReader(store, encoder, None, torch.device("cpu")))
     assert set(scores) == {"bright", "coin", "distance"}  # one value, or none known: nothing to probe
     assert scores["bright"] > 0.95
     assert scores["distance"] > 0.9

@@ -4,7 +4,7 @@
 [1] Zhang et al. 2022, "Light-weight probing of unsupervised representations for reinforcement learning".
 """
 
-from collections.abc import Callable
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +14,8 @@ from rlpre.encoders import Encoder
 from rlpre.frames import FrameStore
 
 NUMBERS = ("distance",)  # labels that are quantities, scored by R²; the others are classes
-ROWS = 3000  # distinct frames a probe reads
-MIN_ROWS = 40  # fewer labelled frames say nothing
+ROWS = 3000  # distinct inputs a probe reads
+MIN_ROWS = 40  # fewer labelled ones say nothing
 FOLDS = 5  # of the cross-validation
 RIDGE = 1.0  # scikit-learn's default strength, on standardised features
 CHUNK = 512
@@ -32,32 +32,42 @@ def encode(encoder: Encoder, store: FrameStore, rows: npt.NDArray[np.int64]) -> 
     return torch.cat(features)
 
 
-def linear_probe(
-    read: Callable[[npt.NDArray[np.int64]], torch.Tensor],
-    store: FrameStore,
-    seed: int = 0,
-    groups: npt.NDArray[np.int64] | None = None,
-) -> dict[str, float]:
+class Reader(Protocol):
+    """How a kind of encoder reads a store.
+
+    Attributes:
+        frames: the store.
+        groups: (N,) int64, the same number for rows that a probe must not be trained and tested on; None: any may.
+    """
+
+    frames: FrameStore
+    groups: npt.NDArray[np.int64] | None
+
+    def distinct(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """Some of ``rows``, between any two of which the encoder could tell."""
+
+    def encode(self, encoder: Any, rows: npt.NDArray[np.int64]) -> torch.Tensor:
+        """Features (len(rows), num_features) in evaluation mode, on the CPU."""
+
+
+def linear_probe(encoder: object, reader: Reader, seed: int = 0) -> dict[str, float]:
     """Scores of ridge probes for every label of the store.
 
-    Each distinct frame is used at most once and cross-validated, so no frame is both trained on and tested.
+    Each distinct input is used at most once and cross-validated, so none is both trained on and tested.
 
     Args:
-        read: features (n, num_features), on the CPU, of rows (n,) of the store.
-        store: frames with label columns.
-        seed: draws the frames and their order.
-        groups: (N,), the same number for rows that must not be trained on and tested apart; None: all may.
+        encoder: frozen for the purpose; its mode is restored.
+        reader: of frames with label columns.
+        seed: draws the rows and their order.
 
     Returns:
         For a class label its balanced accuracy in [0, 1], for a quantity R² (at most 1). Labels with fewer than
-        ``MIN_ROWS`` known distinct frames or ``FOLDS`` groups, or fewer than two values that occur ``FOLDS`` times,
+        ``MIN_ROWS`` known distinct inputs or ``FOLDS`` groups, or fewer than two values that occur ``FOLDS`` times,
         are left out.
     """
-    rng = np.random.default_rng(seed)
-    order = rng.permutation(len(store))
-    _, first = np.unique(store.ids[order], return_index=True)
-    rows = rng.permutation(order[first])[:ROWS]
-    features = read(rows).numpy()
+    rng, store, groups = np.random.default_rng(seed), reader.frames, reader.groups
+    rows = rng.permutation(reader.distinct(rng.permutation(len(store))))[:ROWS]
+    features = reader.encode(encoder, rows).numpy()
     scores: dict[str, float] = {}
     for name in store.labels:
         label = store.column(name)[rows]

@@ -3,27 +3,56 @@
 from collections.abc import Iterable
 
 from rlpre.encoders import Encoder
+from rlpre.encoders.sequence import SequenceEncoder
 from rlpre.errors import RlpreError, lookup
 from rlpre.frames import FrameStore
+from rlpre.objectives.autoregressive import Autoregressive
 from rlpre.objectives.base import Objective, Weighted
-from rlpre.objectives.batch import Batch, Views, draw_batch
+from rlpre.objectives.batch import Batch, FrameReader, Views, draw_batch
 from rlpre.objectives.contrastive import Contrastive
+from rlpre.objectives.cpc import Cpc
 from rlpre.objectives.forward import Forward
 from rlpre.objectives.inverse import Inverse
 from rlpre.objectives.jigsaw import Jigsaw
+from rlpre.objectives.masked import Masked
+from rlpre.objectives.sequence import WindowBatch, WindowReader, WindowViews
 from rlpre.objectives.supervised import Supervised
 from rlpre.objectives.temporal import Temporal
 
 OBJECTIVES: dict[str, type[Objective]] = {
+    "autoregressive": Autoregressive,
     "contrastive": Contrastive,
+    "cpc": Cpc,
     "forward": Forward,
     "inverse": Inverse,
     "jigsaw": Jigsaw,
+    "masked": Masked,
     "supervised": Supervised,
     "temporal": Temporal,
 }
+READERS: dict[str, type[FrameReader] | type[WindowReader]] = {"vision": FrameReader, "sequence": WindowReader}
 
-__all__ = ["OBJECTIVES", "Batch", "Objective", "Views", "Weighted", "draw_batch", "make_objective", "parse_objective"]
+AnyEncoder = Encoder | SequenceEncoder
+AnyBatch = Batch | WindowBatch
+
+__all__ = [
+    "OBJECTIVES",
+    "READERS",
+    "AnyBatch",
+    "AnyEncoder",
+    "Batch",
+    "FrameReader",
+    "Objective",
+    "Views",
+    "Weighted",
+    "WindowBatch",
+    "WindowReader",
+    "WindowViews",
+    "draw_batch",
+    "make_objective",
+    "parse_objective",
+    "refuse_unfit",
+]
 
 OFFERS = {"frames": "single images", "pairs": "frames without actions", "actions": "frames and actions"}
 
@@ -49,13 +78,15 @@ def parse_objective(text: str) -> dict[str, float]:
     return weights
 
 
-def make_objective(text: str, encoder: Encoder, frames: FrameStore) -> Weighted:
+def make_objective(text: str, encoder: AnyEncoder, frames: FrameStore) -> Weighted:
     """Builds the objective that ``text`` names for an encoder and the frames it will see.
 
     Raises:
-        RlpreError: as ``parse_objective``, or if an objective needs what the frames lack.
+        RlpreError: as ``parse_objective``, or if an objective is of another kind of encoder or needs what the frames
+            lack.
     """
     weights = parse_objective(text)
+    _refuse_kind(weights, encoder.kind)
     refuse_unfit(weights, frames)
     return Weighted({name: OBJECTIVES[name](encoder, frames) for name in weights}, weights)
 
@@ -71,8 +102,22 @@ def refuse_unfit(names: Iterable[str], frames: FrameStore) -> None:
     offered = order.index(("pairs" if frames.action_space is None else "actions") if sequences else "frames")
     for name in names:
         if order.index(OBJECTIVES[name].needs) > offered:
-            fitting = sorted(known for known, kind in OBJECTIVES.items() if order.index(kind.needs) <= offered)
+            fitting = sorted(
+                known
+                for known, other in OBJECTIVES.items()
+                if other.kind == OBJECTIVES[name].kind and order.index(other.needs) <= offered
+            )
             raise RlpreError(
                 f"objective {name!r} learns from {OBJECTIVES[name].needs}, but {frames.path} holds "
-                f"{OFFERS[order[offered]]}: use {' or '.join(fitting)}"
+                f"{OFFERS[order[offered]]}: use {' or '.join(fitting) or 'trajectories'}"
+            )
+
+
+def _refuse_kind(names: Iterable[str], kind: str) -> None:
+    for name in names:
+        if OBJECTIVES[name].kind != kind:
+            fitting = ", ".join(known for known, objective in OBJECTIVES.items() if objective.kind == kind)
+            raise RlpreError(
+                f"objective {name!r} pretrains a {OBJECTIVES[name].kind} encoder and was given a {kind} encoder: give "
+                f"it one, or choose among {fitting}"
             )

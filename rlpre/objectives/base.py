@@ -3,14 +3,12 @@
 import copy
 from abc import ABC, abstractmethod
 from itertools import pairwise
-from typing import ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from rlpre.encoders import Encoder
 from rlpre.frames import FrameStore
-from rlpre.objectives.batch import Batch, Views
 
 Needs = Literal["frames", "pairs", "actions"]
 SLOWNESS = 0.99  # of slow copies, per step; SGI
@@ -20,27 +18,29 @@ class Objective(nn.Module, ABC):
     """A pretext task: a loss on the encoded views, with heads of its own that are thrown away afterwards.
 
     Args:
-        encoder: read for its sizes and to begin a slow copy, not kept.
+        encoder: of its kind; read for its sizes and to begin a slow copy, not kept.
         frames: read for its spaces and labels, not kept.
 
     Attributes:
+        kind: of encoder that it pretrains; `READERS` says what its batches and views are.
         needs: what it learns from: single frames, frames that follow each other, or the actions between them.
     """
 
+    kind: ClassVar[str] = "vision"
     needs: ClassVar[Needs] = "frames"
 
-    def __init__(self, encoder: Encoder, frames: FrameStore) -> None:
+    def __init__(self, encoder: Any, frames: FrameStore) -> None:
         super().__init__()
 
     @abstractmethod
-    def forward(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the scalar loss and scalar metrics to plot."""
+    def forward(self, views: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns the scalar loss and scalar metrics to plot, given the views of a batch."""
 
-    def after_step(self, encoder: Encoder) -> None:
+    def after_step(self, encoder: Any) -> None:
         """Called after every step of the optimiser, for targets that follow the weights slowly."""
         return
 
-    def picture(self, encoder: Encoder, batch: Batch) -> Tensor | None:
+    def picture(self, encoder: Any, batch: Any) -> Tensor | None:
         """An image (3, H, W) in [0, 1] that shows what the task asks and what the model answers, if there is one."""
         return None
 
@@ -52,9 +52,9 @@ class Weighted(nn.Module):
         super().__init__()
         self.parts, self.weights = nn.ModuleList(parts.values()), weights  # a ModuleDict takes no part named "forward"
 
-    def forward(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, views: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """Sums the parts' losses; each part's loss and metrics are reported under its name."""
-        total = torch.zeros((), device=views.batch.anchor.device)
+        total = torch.zeros((), device=views.batch.anchor_id.device)
         metrics: dict[str, Tensor] = {}
         for name, part in self.objectives.items():
             loss, own = part(views)
@@ -72,12 +72,12 @@ class Weighted(nn.Module):
         """Whether all parts learn from single frames."""
         return all(part.needs == "frames" for part in self.objectives.values())
 
-    def after_step(self, encoder: Encoder) -> None:
+    def after_step(self, encoder: Any) -> None:
         """See ``Objective.after_step``."""
         for part in self.objectives.values():
             part.after_step(encoder)
 
-    def pictures(self, encoder: Encoder, batch: Batch) -> dict[str, Tensor]:
+    def pictures(self, encoder: Any, batch: Any) -> dict[str, Tensor]:
         """Each part's picture by name, where it has one."""
         drawn = {name: part.picture(encoder, batch) for name, part in self.objectives.items()}
         return {name: picture for name, picture in drawn.items() if picture is not None}

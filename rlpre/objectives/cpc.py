@@ -1,0 +1,52 @@
+"""Contrastive predictive coding: which of many frames will be seen some steps later?
+
+[0] van den Oord et al. 2018, "Representation Learning with Contrastive Predictive Coding".
+[1] Guo et al. 2018, "Neural Predictive Belief Representations" (CPC|Action): given the actions in between.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from rlpre.encoders.sequence import SequenceEncoder
+from rlpre.frames import FrameStore
+from rlpre.objectives.action_code import ActionCode
+from rlpre.objectives.base import head
+from rlpre.objectives.info_nce import info_nce
+from rlpre.objectives.sequence import SequenceObjective, WindowViews
+
+PROJECTION = 64
+ANCHORS = 512  # steps of a batch that look ahead, each the others' negatives
+
+
+class Cpc(SequenceObjective):
+    """InfoNCE from the features at t, unrolled over a_t .. a_{t+k-1}, to the frame o_{t+k}, for every k up to a limit.
+
+    Keys are projections of the frames' own frozen features: nothing can collapse.
+    """
+
+    def __init__(self, encoder: SequenceEncoder, frames: FrameStore) -> None:
+        super().__init__(encoder, frames)
+        self.code, width = ActionCode(frames), encoder.num_features
+        self.act = nn.GRUCell(self.code.size, width)
+        self.query = head(width, width, PROJECTION)
+        self.key = head(encoder.frames.num_features, width, PROJECTION)
+
+    def forward(self, views: WindowViews) -> tuple[Tensor, dict[str, Tensor]]:
+        """See ``Objective.forward``."""
+        batch, last = views.batch, views.batch.rows.shape[1] - 1
+        window, now = torch.nonzero(batch.present[:, :-1], as_tuple=True)
+        chosen = torch.randperm(len(now), device=now.device)[:ANCHORS]
+        window, now = window[chosen], now[chosen]
+        belief, codes, begin = views.steps[window, now], self.code(batch.actions), batch.ids[window, now]
+        losses, hits = [], []
+        for _ in range(batch.ahead):
+            inside = now < last
+            window, now, belief, begin = (part[inside] for part in (window, now + 1, belief, begin))
+            if len(now) < 2:  # nothing to tell apart
+                break
+            belief = self.act(codes[window, now], belief)
+            query, key = self.query(belief), self.key(batch.features[window, now])
+            loss, found = info_nce(query, key, begin, batch.ids[window, now])
+            losses.append(loss)
+            hits.append(found)
+        return torch.stack(losses).mean(), {"accuracy": torch.stack(hits).mean(), "furthest": hits[-1]}
