@@ -36,10 +36,7 @@ def partial(env: MiniGridEnv) -> Glance:
     Raises:
         UnknownObjectError: if the square holds an object that no symbol stands for.
     """
-    size, grid = env.agent_view_size, env.grid
-    gather, _ = _window(size, *env.agent_pos, env.agent_dir, grid.width, grid.height)
-    symbols = spell(gather([*grid.grid, _BORDER]))
-    seen = _visible(env, symbols)
+    symbols, seen, _ = _square(env)
     agent = agent_cell(partial, env)
     # The agent's cell shows what it carries, not what it stands on.
     symbols = symbols[:agent] + spell((env.carrying,)) + symbols[agent + 1 :]
@@ -54,16 +51,23 @@ def full(env: MiniGridEnv) -> Glance:
     Raises:
         UnknownObjectError: if the grid holds an object that no symbol stands for.
     """
-    (x, y), grid = env.agent_pos, env.grid
-    symbols = spell(grid.grid)
+    symbols = spell(env.grid.grid)
     flags = bytearray(len(symbols) + 1)  # the last stands for all cells beyond the grid
     if env.highlight:
-        gather, cells = _window(env.agent_view_size, x, y, env.agent_dir, grid.width, grid.height)
-        seen = _visible(env, bytes(gather(symbols + spell((_BORDER,)))))
-        for cell in compress(cells, seen):
+        for cell in seen(env):
             flags[cell] = HIGHLIGHT
     flags[agent_cell(full, env)] |= (1 + env.agent_dir) << AGENT_SHIFT
     return Glance(symbols, bytes(flags[:-1]))
+
+
+def seen(env: MiniGridEnv) -> list[int]:
+    """Cells of the grid that the agent sees, row-major; ``width * height`` stands for those beyond it.
+
+    Raises:
+        UnknownObjectError: if the square before the agent holds an object that no symbol stands for.
+    """
+    _, visible, cells = _square(env)
+    return list(compress(cells, visible))
 
 
 VIEWS: dict[str, View] = {"partial": partial, "full": full}
@@ -89,6 +93,16 @@ def encode(glances: Sequence[Glance], rows: int, columns: int) -> np.ndarray:
     return codes.reshape(-1, rows, columns, 3)
 
 
+def _square(env: MiniGridEnv) -> tuple[bytes, bytes, list[int]]:
+    """Of each cell before the agent, as seen on screen: its symbol, 255 if it is visible, and where it is."""
+    grid = env.grid
+    gather, cells = _window(env.agent_view_size, *env.agent_pos, env.agent_dir, grid.width, grid.height)
+    symbols = spell(gather([*grid.grid, _BORDER]))
+    dark = not env.see_through_walls
+    visible = _light(symbols.translate(OPAQUE), env.agent_view_size) if dark else _SEEN * len(symbols)
+    return symbols, visible, cells
+
+
 @functools.lru_cache(maxsize=1 << 16)
 def _window(
     size: int, x: int, y: int, direction: int, width: int, height: int
@@ -100,13 +114,6 @@ def _window(
     inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
     cells = np.where(inside, row * width + column, width * height).ravel().tolist()
     return itemgetter(*cells), cells
-
-
-def _visible(env: MiniGridEnv, symbols: bytes) -> bytes:
-    """One byte a cell of the agent's square, 255 where it is visible."""
-    if env.see_through_walls:
-        return _SEEN * len(symbols)
-    return _light(symbols.translate(OPAQUE), env.agent_view_size)
 
 
 @functools.lru_cache(maxsize=1 << 14)

@@ -7,7 +7,9 @@ import gymnasium as gym
 import minigrid  # noqa: F401 (registers the ids)
 import numpy as np
 import pytest
+from minigrid.core.actions import Actions
 from minigrid.minigrid_env import MiniGridEnv
+from minigrid.utils.baby_ai_bot import BabyAIBot, DisappearedBoxError
 
 from envs.experts import PlannerExpert, expert_for
 
@@ -178,3 +180,23 @@ def test_the_planner_needs_no_history() -> None:
         if env.step(int(action))[2]:
             break
         assert expert.advise(None) == expert_for(env).advise(None)
+
+
+@pytest.mark.parametrize("name", ["BossLevel", "GoToObjMazeS5", *BABYAI])
+@pytest.mark.parametrize("noise", [0.0, 0.4])
+def test_the_bot_sees_and_advises_as_the_stock_bot(name: str, noise: float) -> None:
+    env, rng = world(f"BabyAI-{name}"), np.random.default_rng(0)
+    for seed in range(3):
+        env.reset(seed=seed)
+        stock, expert, taken = BabyAIBot(env), expert_for(env), None
+        for _ in range(60):
+            advice, _ = expert.advise(taken)
+            if advice < 0:
+                with pytest.raises((DisappearedBoxError, AssertionError)):
+                    stock.replan(Actions(taken))
+                break
+            assert advice == stock.replan(None if taken is None else Actions(taken))
+            np.testing.assert_array_equal(expert.bot.vis_mask, stock.vis_mask)
+            taken = int(rng.integers(7)) if rng.random() < noise else advice
+            if any(env.step(taken)[2:4]):
+                break
