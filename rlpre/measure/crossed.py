@@ -59,7 +59,8 @@ def estimate(
 
 def _drawn(n: int, rng: np.random.Generator) -> Floats:
     """(resamples, n) how often each of n is drawn."""
-    return rng.multinomial(n, np.full(n, 1 / n), RESAMPLES).astype(np.float64)
+    drawn = rng.integers(n, size=(RESAMPLES, n)) + n * np.arange(RESAMPLES)[:, None]
+    return np.bincount(drawn.ravel(), minlength=RESAMPLES * n).reshape(RESAMPLES, n).astype(np.float64)
 
 
 def _margins(resampled: Sequence[Floats], sizes: tuple[int, ...]) -> Floats:

@@ -50,7 +50,7 @@ class Change:
         """The share of the clone's excess that is gone; None if it shows none."""
         if not above(self.before):
             return None
-        return -max(self.free.value, self.excess.value) / self.before.value
+        return max(0.0, -max(self.free.value, self.excess.value) / self.before.value)
 
     @property
     def verdict(self) -> str:

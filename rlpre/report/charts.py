@@ -17,29 +17,33 @@ from rlpre.report.curves import draw_against_baseline, draw_overview, style
 from rlpre.report.results import Figures, Metric
 
 WIDE, HALF, SMALL = (6.4, 3.3), (4.6, 2.7), (3.5, 2.3)  # inches
-WIDTH, ARROW = 140, 5  # pixels of a ratio's strip
+WIDTH, ARROW = 140, 5  # pixels of a strip
 
 
 def overview(arms: dict[str, Figures], metric: Metric) -> Markup:
     """The IQM of every arm in one environment."""
     environment = next(iter(arms.values())).runs.environment
-    return _svg(WIDE, f"learning curves of all arms on {environment}", lambda axes: draw_overview(axes, arms, metric))
+    return svg(WIDE, f"learning curves of all arms on {environment}", lambda axes: draw_overview(axes, arms, metric))
 
 
 def against_baseline(arm: str, arms: dict[str, Figures], metric: Metric) -> Markup:
     """One arm and the baseline in one environment."""
     label = f"learning curves of {arm} and {metric.baseline} on {arms[arm].runs.environment}"
-    return _svg(SMALL, label, lambda axes: draw_against_baseline(axes, arm, arms, metric))
+    return svg(SMALL, label, lambda axes: draw_against_baseline(axes, arm, arms, metric))
 
 
 def profile(scores: dict[str, Floats], score: str, metric: Metric) -> Markup:
     """Performance profiles: by arm, scores (runs, tasks) of what ``score`` names."""
-    return _svg(HALF, f"performance profile of the {score}", lambda axes: _draw_profile(axes, scores, score, metric))
+    return svg(HALF, f"performance profile of the {score}", lambda axes: _draw_profile(axes, scores, score, metric))
 
 
 def swatch(arm: str, metric: Metric) -> Markup:
     """The line that stands for an arm."""
-    colour, dashes = style(arm, metric)
+    return stroke(*style(arm, metric))
+
+
+def stroke(colour: str, dashes: str) -> Markup:
+    """A piece of line for a legend."""
     pattern = {"-": "", "--": "6 3", ":": "2 3"}[dashes]
     return Markup(
         '<svg class="swatch" viewBox="0 0 24 4" aria-hidden="true"><path d="M0 2H24" stroke="{}" stroke-width="3" '
@@ -61,18 +65,26 @@ def strip(found: StepsRatio, reach: float) -> Markup:
     high = math.inf if found.bound == ">=" else found.ratio.high or found.ratio.value
 
     def place(ratio: float) -> float:
-        ratio = min(max(ratio, 1 / reach), reach)
-        return ARROW + (WIDTH - 2 * ARROW) * (math.log(ratio) / math.log(reach) + 1) / 2
+        return math.log(max(ratio, 1e-9)) / math.log(reach)
+
+    return bar(place(low), place(found.ratio.value), place(high), f"{found.ratio.value:.2f}")
+
+
+def bar(low: float, value: float, high: float, label: str) -> Markup:
+    """A value and its interval on an axis from -1 to 1; arrows where the interval goes on."""
+
+    def place(at: float) -> float:
+        return ARROW + (WIDTH - 2 * ARROW) * (min(max(at, -1), 1) + 1) / 2
 
     line = f"M{place(low):.1f} 0H{place(high):.1f}"
-    if low < 1 / reach:
+    if low < -1:
         line += f"M{ARROW} {-ARROW}L0 0L{ARROW} {ARROW}"
-    if high > reach:
+    if high > 1:
         line += f"M{WIDTH - ARROW} {-ARROW}L{WIDTH} 0L{WIDTH - ARROW} {ARROW}"
     return Markup(
-        '<svg class="strip" viewBox="-1 -8 {} 16" role="img" aria-label="{:.2f}"><path d="{}"/>'
+        '<svg class="strip" viewBox="-1 -8 {} 16" role="img" aria-label="{}"><path d="{}"/>'
         '<circle cx="{:.1f}" r="4"/></svg>'
-    ).format(WIDTH + 2, found.ratio.value, line, place(found.ratio.value))
+    ).format(WIDTH + 2, label, line, place(value))
 
 
 def _draw_profile(panel: Axes, scores: dict[str, Floats], score: str, metric: Metric) -> None:
@@ -94,7 +106,8 @@ def _draw_profile(panel: Axes, scores: dict[str, Floats], score: str, metric: Me
     panel.grid(alpha=0.2)
 
 
-def _svg(size: tuple[float, float], label: str, draw: Callable[[Axes], None]) -> Markup:
+def svg(size: tuple[float, float], label: str, draw: Callable[[Axes], None]) -> Markup:
+    """What ``draw`` draws, ``size`` in inches; ``label`` is for those who cannot see it, and unlike on one page."""
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": label, "font.size": 8, "axes.linewidth": 0.5}):
         figure = Figure(figsize=size)
         figure.set_layout_engine("constrained")

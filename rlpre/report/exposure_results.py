@@ -1,10 +1,18 @@
-"""What a study of exposure bias found: the figures of every policy with their intervals, and the verdicts."""
+"""What a study of exposure bias asked and recorded."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
 
 from rlpre.errors import RlpreError, lookup
+from rlpre.files import read_json
+from rlpre.measure.exposure import Sample, Switches, load_contexts
+from rlpre.measure.stats import Floats
+from rlpre.study import DONE, STUDY, finished_runs
 
+RECORD = "contexts.npz"
 CLONE, CORRECTION, CONTROL = "clone", "correction", "control"
 KINDS = dict.fromkeys((CLONE, CORRECTION, CONTROL))
 
@@ -31,3 +39,71 @@ class Question:
         for level, horizon in self.horizons.items():
             if horizon < 1:
                 raise RlpreError(f"the horizon of {level} is {horizon} steps: it must be at least 1")
+
+
+@dataclass(frozen=True)
+class Runs:
+    """The finished runs of one arm on one level.
+
+    Attributes:
+        sample: their contexts, up to the horizon.
+        switches: by seed the switch curves of those that have them.
+        seconds: (runs,) wall-clock.
+    """
+
+    level: str
+    arm: str
+    sample: Sample
+    switches: Mapping[int, Switches]
+    seconds: Floats
+
+
+def load_question(directory: Path) -> Question:
+    """The question of a study directory.
+
+    Raises:
+        RlpreError: if there is none, or it does not fit together.
+    """
+    configuration = read_json(directory / STUDY)
+    if "exposure" not in configuration:
+        raise RlpreError(f"{directory / STUDY} does not say what is asked: put an exposure entry in its configuration")
+    return Question(**configuration["exposure"])
+
+
+def load_exposure(directory: Path, question: Question) -> list[Runs]:
+    """The finished runs of a study directory whose contexts were measured, by level and arm.
+
+    Runs of other arms that recorded no contexts (demonstrations, encoders) are no arms of the question.
+
+    Raises:
+        RlpreError: if there is none, a record is missing or damaged, an arm or level is not in the question, or two
+            runs of one level were not measured on the same number of episodes.
+    """
+    groups: dict[tuple[str, str], dict[int, Path]] = {}
+    for cell, run in finished_runs(directory).items():
+        if cell.arm in question.arms or (run / RECORD).exists():
+            lookup("arm", cell.arm, question.arms)
+            lookup("level", cell.environment, question.horizons)
+            groups.setdefault((cell.environment, cell.arm), {})[cell.seed] = run
+    if not groups:
+        raise RlpreError(f"{directory} holds no finished run with {RECORD}: run the study first")
+    first: dict[str, tuple[Path, int]] = {}
+    loaded = []
+    for (level, arm), runs in groups.items():
+        contexts, switches = {}, {}
+        for seed, run in runs.items():
+            contexts[seed], turns = load_contexts(run / RECORD)
+            kept = np.all([context.kept for context in contexts[seed].values()], axis=0)
+            reference, episodes = first.setdefault(level, (run, len(kept)))
+            if len(kept) != episodes:
+                raise RlpreError(
+                    f"{run} was measured on {len(kept)} episodes, {reference} on {episodes}: measure all runs of "
+                    f"{level} on the same"
+                )
+            if not kept.any():
+                raise RlpreError(f"{run} dropped all its episodes: give {level} an expert that solves it")
+            if turns is not None:
+                switches[seed] = turns
+        seconds = np.array([read_json(run / DONE)["seconds"] for run in runs.values()], dtype=np.float64)
+        loaded.append(Runs(level, arm, Sample.gather(contexts, question.horizons[level]), switches, seconds))
+    return loaded

@@ -1,7 +1,7 @@
 """A comparison as one web page that stands alone."""
 
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -75,9 +75,14 @@ def write_html(
         "labels": list(dict.fromkeys(label for of in pretrained or [] for label in (*of.probes, *of.control))),
         "provenance": facts.read_provenance(directory),
     }
+    write_page(directory, PAGE, _TOOLS, content)
+
+
+def write_page(directory: Path, template: str, tools: Mapping[str, Any], content: Mapping[str, Any]) -> None:
+    """Writes a template filled with ``content`` as ``report.html``; besides `sentence` it can call ``tools``."""
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
-    page = environment.from_string(PAGE, globals=_TOOLS).render(content)
-    write_bytes(directory / "report.html", page.encode())
+    every = {"style": Markup(STYLE), "sentence": sentence, **tools}
+    write_bytes(directory / "report.html", environment.from_string(template, globals=every).render(content).encode())
 
 
 def _profiles(overall: dict[str, Overall], metric: Metric) -> list[Markup]:
@@ -118,14 +123,13 @@ def _attempt(read: Callable[[], T]) -> tuple[T | None, str]:
         return None, str(error)
 
 
-def _sentence(text: str) -> str:
+def sentence(text: str) -> str:
+    """With a capital."""
     return text[:1].upper() + text[1:]
 
 
 _TOOLS: dict[str, Any] = {
-    "style": Markup(STYLE),
     "tone": lambda found: {SAVED: "saved", COST: "cost"}.get(found, "open"),
-    "sentence": _sentence,
     "base64": lambda content: base64.b64encode(content).decode(),
     "verdict": verdict,
     "short_names": short_names,

@@ -73,12 +73,31 @@ details dl { font-size: .85rem; }
 @media print { section { break-inside: avoid; } }
 """
 
-PAGE = """\
+NUMBERS = """\
 {%- macro numbers(text) -%}
   {%- set value, _, band = text.partition(" ") -%}
   {{ value }}{% if band %}<small>{{ band }}</small>{% endif %}
 {%- endmacro -%}
 
+"""
+
+PROVENANCE = """\
+<section id="provenance">
+  <h2>How it was made</h2>
+  <dl>
+    <dt>Versions<dd>{{ provenance.versions | join(", ") or "not recorded" }}
+    <dt>Commit<dd>{{ provenance.commits | join(", ") or "not recorded" }}
+  </dl>
+  <details><summary>Configuration</summary>
+    <dl>{% for key, value in provenance.configuration.items() %}<dt>{{ key }}<dd>{{ value }}{% endfor %}</dl>
+  </details>
+</section>
+</html>
+"""
+
+PAGE = (
+    NUMBERS
+    + """\
 {%- macro ratio(found, arm) -%}
   {%- set colour = tone(verdict(found)) if found else "soft" -%}
   <td class="{{ colour }}">
@@ -263,15 +282,6 @@ PAGE = """\
     3 runs have no interval.</p>
 </section>
 
-<section id="provenance">
-  <h2>How it was made</h2>
-  <dl>
-    <dt>Versions<dd>{{ provenance.versions | join(", ") or "not recorded" }}
-    <dt>Commit<dd>{{ provenance.commits | join(", ") or "not recorded" }}
-  </dl>
-  <details><summary>Configuration</summary>
-    <dl>{% for key, value in provenance.configuration.items() %}<dt>{{ key }}<dd>{{ value }}{% endfor %}</dl>
-  </details>
-</section>
-</html>
 """
+    + PROVENANCE
+)

@@ -26,7 +26,7 @@ def text(results: Results, overall: dict[str, Overall], metric: Metric) -> str:
 
 def markdown(results: Results, overall: dict[str, Overall], metric: Metric) -> str:
     """The same tables in Markdown."""
-    return _document(results, overall, metric, _piped)
+    return _document(results, overall, metric, piped)
 
 
 def _document(results: Results, overall: dict[str, Overall], metric: Metric, draw: Callable[[Rows], str]) -> str:
@@ -81,6 +81,7 @@ def aligned(rows: Rows) -> str:
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
 
 
-def _piped(rows: Rows) -> str:
+def piped(rows: Rows) -> str:
+    """A table in Markdown."""
     lines = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
