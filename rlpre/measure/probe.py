@@ -14,6 +14,7 @@ from rlpre.encoders import Encoder
 from rlpre.frames import FrameStore
 
 NUMBERS = ("distance",)  # labels that are quantities, scored by R²; the others are classes
+NAMES = ("layout",)  # labels that say which episode a frame is from, not what is in it
 ROWS = 3000  # distinct inputs a probe reads
 MIN_ROWS = 40  # fewer labelled ones say nothing
 FOLDS = 5  # of the cross-validation
@@ -63,13 +64,15 @@ def linear_probe(encoder: object, reader: Reader, seed: int = 0) -> dict[str, fl
     Returns:
         For a class label its balanced accuracy in [0, 1], for a quantity R² (at most 1). Labels with fewer than
         ``MIN_ROWS`` known distinct inputs or ``FOLDS`` groups, or fewer than two values that occur ``FOLDS`` times,
-        are left out.
+        and labels that only name the episode, are left out.
     """
     rng, store, groups = np.random.default_rng(seed), reader.frames, reader.groups
     rows = rng.permutation(reader.distinct(rng.permutation(len(store))))[:ROWS]
     features = reader.encode(encoder, rows).numpy()
     scores: dict[str, float] = {}
     for name in store.labels:
+        if name in NAMES:
+            continue
         label = store.column(name)[rows]
         known = label >= 0
         apart = None if groups is None else groups[rows[known]]
