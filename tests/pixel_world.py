@@ -15,7 +15,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch import Tensor, nn
 
-from rlpre.encoders import Encoder, InputSpec
+from rlpre.encoders import Encoder, InputSpec, SequenceEncoder
 
 FRAME = InputSpec((3, 36, 36))
 OFF_POLICY = {"buffer_size": 200, "learning_starts": 4, "train_freq": 2, "batch_size": 8, "tau": 0.005}
@@ -92,6 +92,18 @@ class Quadrant(gym.Env[Any, Any]):
         return frame
 
 
+class Recall(Quadrant):
+    """The quadrant is bright in the first frame alone; reward 1 for naming it in the last of ``length``."""
+
+    def __init__(self, length: int = 2) -> None:
+        super().__init__(length, noise=0)
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.time += 1
+        ended = self.time == self.length
+        return np.zeros(FRAME.shape, np.uint8), float(ended and action == self.quadrant), ended, False, {}
+
+
 def worlds(count: int = 2, seed: int = 0, **arguments: Any) -> DummyVecEnv:
     """``count`` quadrant tasks, seeded."""
     venv = DummyVecEnv([lambda: Quadrant(**arguments)] * count)
@@ -129,6 +141,17 @@ def odd_encoder() -> Encoder:
     with torch.no_grad():
         for parameter in encoder.parameters():
             parameter.mul_(0.5).add_(0.01)
+    return encoder
+
+
+def odd_sequence(backbone: str = "transformer", window: int = 5, **arguments: Any) -> SequenceEncoder:
+    """As `odd_encoder`, of sequences; what standardises its features is odd too."""
+    frames = odd_encoder()
+    encoder = SequenceEncoder(backbone, frames, 4, width=16, heads=2, window=window, **arguments).eval()
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            parameter.mul_(0.5).add_(0.01)
+    encoder.standardise(torch.randn(20, 16, generator=torch.Generator().manual_seed(0)))
     return encoder
 
 
