@@ -96,7 +96,8 @@ def stored(
         palette: as they were played.
 
     Raises:
-        RlpreError: if no trial is left, their frames have another shape, something stands at ``out``, or the disk is full.
+        RlpreError: if no trial is left, their frames have another shape, something stands at ``out``, or the disk is
+            full.
     """
     kept = [trial for trial in trials if not trial.lost]
     if not kept:
