@@ -51,8 +51,9 @@ class Comparison:
     environments: tuple[str, ...]  # where agents are trained
     steps: tuple[int, ...]  # environment steps of a run in each of them, or one number for all
     data: dict[str, Offline]  # offline frames by name
-    arms: dict[str, Arm]  # by name, in reading order; "scratch" among them
+    arms: dict[str, Arm]  # by name, in reading order; the baseline among them
     answer: str  # the arm that "how many steps did pretraining save?" is about, named before the run
+    baseline: str = "scratch"  # the arm that the others are compared with
     seeds: int = 3  # runs of every arm in every environment
     first_seed: int = 0  # recipes were tuned on seeds from 100 on
     threshold: float = 0.8  # return to reach
@@ -109,7 +110,7 @@ def train_arms(comparison: Comparison, out: Path, frames: dict[str, int], where:
     """
     arms = comparison.arms
     offline = {name: frames[data_of(comparison, arm)] if arm.objective else 0 for name, arm in arms.items()}
-    metric = Metric(offline, comparison.answer, threshold=comparison.threshold)
+    metric = Metric(offline, comparison.answer, comparison.baseline, comparison.threshold)
     # trainable arms take longest: started first, they leave no core idle at the end
     ordered = sorted(arms, key=lambda name: RECIPES[arms[name].agent].encoded_once)
     seeds = range(comparison.first_seed, comparison.first_seed + comparison.seeds)
@@ -130,7 +131,7 @@ def check(comparison: Comparison) -> None:
         if getattr(comparison.train, name) != getattr(TrainConfig, name):
             raise RlpreError(f"train.{name} is decided by the comparison itself: leave it out")
     budgets(comparison)
-    Metric(dict.fromkeys(comparison.arms, 0), comparison.answer)
+    Metric(dict.fromkeys(comparison.arms, 0), comparison.answer, comparison.baseline)
     find_architecture(comparison.pretrain.encoder)
     resolve_device(comparison.pretrain.device)
     fresh = (comparison.train.architecture, comparison.train.features)
@@ -138,6 +139,10 @@ def check(comparison: Comparison) -> None:
     if fresh != pretrained:
         raise RlpreError(f"arms differ in architecture, {fresh} fresh and {pretrained} pretrained: give train the same")
     for name, arm in comparison.arms.items():
+        if lookup("agent", arm.agent, RECIPES).remembers_already:
+            raise RlpreError(
+                f"arm {name!r} starts from a sequence encoder, but encoders of frames are compared: train it alone"
+            )
         if arm.objective:
             parse_objective(arm.objective)
             lookup("data", data_of(comparison, arm), comparison.data)
@@ -158,9 +163,9 @@ def budgets(comparison: Comparison) -> dict[str, int]:
 
 
 def configuration(comparison: Comparison) -> dict[str, Any]:
-    """What a directory's results depend on, JSON-like; seeds may be added later."""
+    """What a directory's results depend on, JSON-like; seeds may be added later, and the metric says the baseline."""
     settings = asdict(comparison)
-    for free in ("seeds", "first_seed"):
+    for free in ("seeds", "first_seed", "baseline"):
         del settings[free]
     return settings
 

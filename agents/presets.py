@@ -19,6 +19,11 @@ SOURCES = (
     "MiniGrid-MultiRoom-N2-S4-v0",
     "MiniGrid-LavaCrossingS9N1-v0",
 )
+MEMORY = {  # what has been seen decides, and is no longer in sight; and environment steps of a run
+    "MiniGrid-MemoryS7-v0": 200_000,
+    "MiniGrid-MemoryS9-v0": 250_000,
+    "MiniGrid-RedBlueDoors-6x6-v0": 250_000,
+}
 MIXED = Offline(SOURCES, 60_000)
 QUICK, BEST = "contrastive+inverse", "temporal+inverse"
 CONTROLS = {name: Arm(name) for name in ("scratch", "scratch-shift", "random-frozen")}
@@ -71,6 +76,17 @@ PRESETS = {
             **{f"{BEST}-{agent}": Arm(agent, BEST) for agent in ("finetuned", "partial", "lp-ft")},
         },
         answer=f"{BEST}-frozen",
+        seeds=5,
+        **LONG,
+    ),
+    # what the past is worth: the same frozen features of one frame, and of the last ones
+    "memory": Comparison(
+        environments=tuple(MEMORY),
+        steps=tuple(MEMORY.values()),
+        data={"memory": Offline(tuple(MEMORY), 30_000, "random")},
+        arms={"single-frame": Arm("frozen", BEST), "history": Arm("history", BEST)},
+        answer="history",
+        baseline="single-frame",
         seeds=5,
         **LONG,
     ),

@@ -1,9 +1,11 @@
-"""What distinguishes the agents we compare: how the encoder starts, and whether it learns."""
+"""What distinguishes the agents we compare: how the encoder starts, whether it learns, and whether it remembers."""
 
 from dataclasses import dataclass
 from typing import Any
 
 from rlpre.sb3 import MODES
+
+BACKBONE, WINDOW = "gru", 32  # of sequence encoders with fresh weights
 
 
 @dataclass(frozen=True)
@@ -15,7 +17,8 @@ class Recipe:
     encoders that are pretrained or frozen.
     """
 
-    mode: str  # of the plug, a name in rlpre.sb3.MODES
+    mode: str  # of the plug, a name in rlpre.sb3.MODES; with history it concerns the sequence encoder
+    history: bool = False  # whether the policy reads the past, in a sequence encoder over a frozen pretrained one
     augment: bool = False  # random shifts during the policy update, as in pretraining
     stages: int | None = None  # of the encoder that mode "partial" freezes
     warmup: float = 0.0  # share of the gradient steps for which the heads learn alone
@@ -28,27 +31,33 @@ class Recipe:
     @property
     def pretrained(self) -> bool:
         """Whether the recipe needs an encoder checkpoint."""
-        return MODES[self.mode].pretrained
+        return self.history or MODES[self.mode].pretrained
+
+    @property
+    def remembers_already(self) -> bool:
+        """Whether that is the checkpoint of a sequence encoder."""
+        return self.history and MODES[self.mode].pretrained
 
     @property
     def encoded_once(self) -> bool:
-        """Whether the encoder never changes, so that frames can be encoded outside the policy."""
-        return not MODES[self.mode].trainable
+        """Whether no encoder is in the policy, because none changes: it reads features."""
+        return not self.history and not MODES[self.mode].trainable
 
     @property
-    def learns_to_see(self) -> bool:
-        """Whether the encoder starts from fresh weights that must become good ones."""
-        return not self.pretrained and not self.encoded_once
+    def learns_to_encode(self) -> bool:
+        """Whether an encoder starts from fresh weights that must become good ones."""
+        mode = MODES[self.mode]
+        return mode.trainable and not mode.pretrained
 
     @property
     def learning_rate(self) -> float:
         """Adam's rate for the heads."""
-        return 5e-4 if self.learns_to_see else 2e-3
+        return 5e-4 if self.learns_to_encode else 2e-3
 
     @property
     def n_epochs(self) -> int:
         """PPO's passes over a rollout."""
-        return 8 if self.learns_to_see else 4
+        return 8 if self.learns_to_encode else 4
 
 
 RECIPES = {
@@ -59,4 +68,8 @@ RECIPES = {
     "finetuned": Recipe("finetuned"),
     "partial": Recipe("partial", stages=2),  # the first half of a "cnn"
     "lp-ft": Recipe("finetuned", warmup=0.25),
+    "anchored": Recipe("anchored"),
+    "history": Recipe("scratch", history=True),
+    "history-frozen": Recipe("frozen", history=True),
+    "history-finetuned": Recipe("finetuned", history=True),
 }

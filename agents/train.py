@@ -13,8 +13,8 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.vec_env import VecEnv
 
 import envs
-from agents.recipes import RECIPES, Recipe
-from rlpre import EncodedVecEnv, Encoder, InputSpec, RlpreError, fuse, policy_kwargs
+from agents.recipes import BACKBONE, RECIPES, WINDOW, Recipe
+from rlpre import EncodedVecEnv, Encoder, HistoryVecEnv, InputSpec, RlpreError, SequenceEncoder, fuse, policy_kwargs
 from rlpre.device import resolve_device
 from rlpre.encoders import find_architecture
 from rlpre.errors import at_least, lookup
@@ -61,7 +61,7 @@ class TrainConfig:
 
     env: str = "MiniGrid-Empty-Random-6x6-v0"  # any MiniGrid or BabyAI id
     agent: str = "scratch"  # a name in RECIPES
-    encoder: str = ""  # checkpoint directory, for agents that start pretrained
+    encoder: str = ""  # checkpoint directory, for agents that start pretrained; "history" reads one of frames
     architecture: str = "cnn"  # for agents that start from fresh weights
     features: int | None = None  # feature length for agents that start from fresh weights; None: the architecture's
     seed: int = 0  # of weights, environments and actions
@@ -107,7 +107,8 @@ def train(config: TrainConfig, out: Path, report: Callable[[int], None] = lambda
         report: called with the number of environment steps so far.
 
     Returns:
-        The final policy, acting on pixels whatever it was trained on.
+        The final policy, acting on pixels whatever it was trained on: on frames, or on windows of them as
+        `HistoryVecEnv` gives them under ``frames``.
 
     Raises:
         RlpreError: for unknown names, a missing encoder, or one that does not fit the environment.
@@ -118,8 +119,7 @@ def train(config: TrainConfig, out: Path, report: Callable[[int], None] = lambda
     start = time.perf_counter()
     venv, evaluation = (worlds(config, seed) for seed in (config.seed, EVALUATION_SEED + config.seed))
     encoder = starting_encoder(config, recipe, venv)
-    if recipe.encoded_once:
-        venv, evaluation = (EncodedVecEnv(v, encoder, device=device) for v in (venv, evaluation))
+    venv, evaluation = (encoded(v, recipe, encoder, device) for v in (venv, evaluation))
     model = make_ppo(config, recipe, venv, encoder, device, out)
     write_json(out / "run.json", {"configuration": asdict(config), **provenance(), "encoder": encoder.config})
     evaluate = EvalCallback(
@@ -134,7 +134,7 @@ def train(config: TrainConfig, out: Path, report: Callable[[int], None] = lambda
     model.learn(config.steps, callback=CallbackList([evaluate, Report(report)]), tb_log_name="tensorboard")
     model.save(out / "last_model")
     for name, trained in (("best", PPO.load(out / "best_model", device=device)), ("last", model)):
-        policy = fuse(trained, encoder) if recipe.encoded_once else trained.policy
+        policy = fuse(trained, encoder) if recipe.history or recipe.encoded_once else trained.policy
         policy.save(out / f"{name}_policy.zip")
     write_json(out / "time.json", {"seconds": time.perf_counter() - start, "steps": model.num_timesteps})
     venv.close()
@@ -148,26 +148,43 @@ def worlds(config: TrainConfig, seed: int) -> VecEnv:
     return envs.make_vec(config.env, config.ppo.n_envs, seed, **look)
 
 
-def starting_encoder(config: TrainConfig, recipe: Recipe, venv: VecEnv) -> Encoder:
-    """The pretrained encoder, or one with fresh weights drawn from the seed."""
+def starting_encoder(config: TrainConfig, recipe: Recipe, venv: VecEnv) -> Encoder | SequenceEncoder:
+    """The pretrained encoder, one with fresh weights drawn from the seed, or a fresh one over a pretrained one."""
+    if recipe.remembers_already:
+        return SequenceEncoder.load(config.encoder)
+    torch.manual_seed(config.seed)
+    if recipe.history:
+        actions = int(venv.action_space.n)
+        return SequenceEncoder(BACKBONE, Encoder.load(config.encoder), actions, window=WINDOW)
     if recipe.pretrained:
         return Encoder.load(config.encoder)
-    torch.manual_seed(config.seed)
     arguments = {} if config.features is None else {"features": config.features}
     return Encoder(config.architecture, InputSpec(venv.observation_space.shape), **arguments)
 
 
+def encoded(venv: VecEnv, recipe: Recipe, encoder: Encoder | SequenceEncoder, device: torch.device) -> VecEnv:
+    """What an agent sees of its worlds: windows of features, features, or pixels."""
+    if recipe.history:
+        return HistoryVecEnv(venv, encoder, device=device)
+    return EncodedVecEnv(venv, encoder, device=device) if recipe.encoded_once else venv
+
+
 def make_ppo(
-    config: TrainConfig, recipe: Recipe, venv: VecEnv, encoder: Encoder, device: torch.device, out: Path
+    config: TrainConfig,
+    recipe: Recipe,
+    venv: VecEnv,
+    encoder: Encoder | SequenceEncoder,
+    device: torch.device,
+    out: Path,
 ) -> PPO:
-    """PPO on pixels with the encoder in its policy, or on features if they were encoded outside."""
+    """PPO with the encoder in its policy, or on features if it stands outside."""
     settings = asdict(config.ppo)
     hidden, floor, _ = settings.pop("hidden"), settings.pop("advantage_floor"), settings.pop("n_envs")
     arguments: dict[str, Any] = {"net_arch": [hidden, hidden]}
     if not recipe.encoded_once:
         arguments |= policy_kwargs(encoder, **recipe.plug(config.ppo.updates(config.steps)))
     return PPO(
-        "MlpPolicy" if recipe.encoded_once else "CnnPolicy",
+        "MultiInputPolicy" if recipe.history else "MlpPolicy" if recipe.encoded_once else "CnnPolicy",
         venv,
         policy_kwargs=arguments,
         seed=config.seed,

@@ -28,17 +28,18 @@ TINY = TrainConfig(
     ppo=PPOConfig(n_envs=4, n_steps=64, batch_size=64, n_epochs=1),
 )
 FRAMES = InputSpec((3, 56, 56))
+FORGETFUL = [name for name, recipe in RECIPES.items() if not recipe.history]
 
-# Every recipe in a process of its own, as a user would run it: arguments are the home of the runs and of the encoder.
+# Each of them in a process of its own, as a user would run it: arguments are the home of the runs and of the encoder.
 ELSEWHERE = """
 import sys
 from pathlib import Path
 import torch
 sys.path.append("tests")
-from test_agents import RECIPES, tiny, train
+from test_agents import FORGETFUL, tiny, train
 
 torch.set_num_threads(1)
-for agent in RECIPES:
+for agent in FORGETFUL:
     train(tiny(agent, Path(sys.argv[2])), Path(sys.argv[1]) / agent)
 """
 
@@ -75,7 +76,7 @@ def same_evaluations(run: Path, other: Path) -> bool:
     return all(np.array_equal(ours[name], theirs[name]) for name in ("timesteps", "results", "ep_lengths"))
 
 
-@pytest.mark.parametrize("agent", RECIPES)
+@pytest.mark.parametrize("agent", FORGETFUL)
 def test_recipe_trains_and_repeats_itself(agent: str, encoder: Path, elsewhere: Path, tmp_path: Path) -> None:
     reported: list[int] = []
     policy = train(tiny(agent, encoder), tmp_path / "a", reported.append)
@@ -126,7 +127,7 @@ def says_everything(run: Path, config: TrainConfig) -> None:
     assert {"eval/mean_reward", "train/loss", "time/fps"} <= set(scalars)
 
 
-@pytest.mark.parametrize("agent", [name for name, recipe in RECIPES.items() if recipe.pretrained])
+@pytest.mark.parametrize("agent", [name for name in FORGETFUL if RECIPES[name].pretrained])
 def test_pretrained_recipes_start_from_the_encoder(agent: str, encoder: Path, elsewhere: Path) -> None:
     """The frozen one still has its weights at the end, the fine-tuned one is near them but has moved."""
     before = Encoder.load(encoder).state_dict()

@@ -1,7 +1,7 @@
 """Reports on studies whose curves are made by hand."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from studies import METRIC, NEVER, STEPS, results_of, write_run, write_study
 from rlpre.errors import RlpreError
 from rlpre.files import write_json
 from rlpre.report import table
-from rlpre.report.answers import answers
+from rlpre.report.answers import answer, answers
 from rlpre.report.compare import report
 from rlpre.report.curves import style
 from rlpre.report.results import Metric, load_runs, short_names
@@ -181,3 +181,17 @@ def test_short_names_stay_different():
 def test_metric_names_its_arms(name):
     with pytest.raises(RlpreError, match="unknown arm 'bset': did you mean 'best'"):
         Metric(**{"arms": METRIC.arms, "answer": "best"} | {name: "bset"})
+
+
+def test_what_saved_is_pretraining_or_else_the_arm(tmp_path):
+    runs = {"scratch": [8000, 9000, 10_000], "random": [8000, 9000, 10_000], "best": [2000, 3000, 4000]}
+    for baseline, cause in (("scratch", "pretraining"), ("random", "best")):
+        metric = replace(METRIC, baseline=baseline)
+        study = write_study(tmp_path / baseline, runs, metric)
+        assert answer(results_of(study)["Door"], metric).claim == f"{cause} saved 6k environment steps"
+
+
+def test_frames_that_the_baseline_had_too_are_no_cost(tmp_path):
+    metric = Metric({"best": 60_000, "past": 60_000}, answer="past", baseline="best")
+    study = write_study(tmp_path, {"best": [8000, 9000, 10_000], "past": [2000, 3000, 4000]}, metric)
+    assert "offline frames" not in answer(results_of(study)["Door"], metric).facts

@@ -47,13 +47,14 @@ def answer(arms: dict[str, Figures], metric: Metric) -> Answer:
     )
     if saved.ratio.low is None or saved.ratio.high is None:
         return Answer(NONE, f"no answer, fewer than {FEWEST} runs of an arm say nothing about the next ones", facts)
-    cost = f", after {thousands(treated.offline_frames)} offline frames" if treated.offline_frames else ""
+    paid = treated.offline_frames - baseline.offline_frames
+    cost = f", after {thousands(paid)} offline frames" if paid > 0 else ""
     found = verdict(saved)
     if found == UNKNOWN:
         return Answer(found, "not known, the interval does not exclude 1", facts + cost)
     difference = thousands(abs(baseline.mean_steps.value - treated.mean_steps.value))
     least = "at least " if saved.bound in (">=", "<=") else ""
-    return Answer(found, f"pretraining {found} {least}{difference} environment steps", facts + cost)
+    return Answer(found, f"{metric.cause} {found} {least}{difference} environment steps", facts + cost)
 
 
 def overall_answer(results: Results, overall: dict[str, Overall], metric: Metric) -> Answer:
@@ -69,7 +70,7 @@ def overall_answer(results: Results, overall: dict[str, Overall], metric: Metric
         facts += f"; to reach {metric.threshold:g} on all tasks, {metric.baseline} needs {mean} {metric.answer}"
     if len(where[NONE]) == len(results):
         return Answer(NONE, f"no answer on any of {len(results)} tasks", facts)
-    claim = f"pretraining saved environment steps on {len(where[SAVED]) or 'none'} of {len(results)} tasks"
+    claim = f"{metric.cause} saved environment steps on {len(where[SAVED]) or 'none'} of {len(results)} tasks"
     claim += f" and cost steps on {len(where[COST])}" if where[COST] else ""
     return Answer(verdict(ratio) if ratio else NONE, claim, facts)
 

@@ -40,6 +40,11 @@ class Metric:
         for arm in (self.answer, self.baseline):
             lookup("arm", arm, self.arms)
 
+    @property
+    def cause(self) -> str:
+        """What saved steps, or did not: from scratch to another arm it is pretraining."""
+        return "pretraining" if self.baseline == "scratch" else self.answer
+
 
 @dataclass(frozen=True)
 class Runs:
