@@ -130,7 +130,7 @@ PAGE = (
 <style>{{ style }}</style>
 
 <header>
-  <p class="eyebrow">How many environment steps did pretraining save?</p>
+  <p class="eyebrow">How many environment steps did {{ metric.cause }} save?</p>
   <h1 class="{{ tone(lead.verdict) }}">{{ sentence(lead.claim) }}.</h1>
   {% if lead.facts %}<p class="lede">{{ sentence(lead.facts) }}.</p>{% endif %}
   <p class="soft">{{ names.values() | first if results | length == 1 else "%d tasks" | format(results | length) }} ·
