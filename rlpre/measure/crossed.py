@@ -14,6 +14,7 @@ References:
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,13 +26,16 @@ KNOWN = 0.9  # of the resamples must give a number
 
 
 def estimate(
-    values: Floats, kept: NDArray[np.bool_], statistic: Callable[[Floats], Floats], rng: np.random.Generator
+    values: NDArray[np.floating[Any]],
+    kept: NDArray[np.bool_],
+    statistic: Callable[[Floats], Floats],
+    rng: np.random.Generator,
 ) -> list[Interval]:
     """Numbers that are a function of means over seeds and episodes, each with its interval.
 
     Args:
         values: (seeds, episodes, ...) what is averaged. Two policies are compared pair by pair if both stand in it.
-        kept: (seeds, episodes) the values that count; at least one of each seed.
+        kept: (seeds, episodes) the values that count; some of each seed.
         statistic: maps means (resamples, ...) to numbers (resamples, J), NaN where one is not known.
         rng: the source of the resampling; the same state gives the same numbers.
 
@@ -39,7 +43,7 @@ def estimate(
         J intervals; without ends where one resample in ten leaves the number unknown.
     """
     flat = np.where(kept[..., None], values.reshape(*kept.shape, -1), 0.0)
-    rows = [(flat.sum(axis=1 - axis), kept.sum(axis=1 - axis)) for axis in (0, 1)]  # of each seed, of each episode
+    rows = [(flat.sum(axis, np.float64), kept.sum(axis)) for axis in (1, 0)]  # of each seed, of each episode
 
     def evaluate(weights: Floats, totals: Floats, counts: NDArray[np.int64]) -> Floats:
         means = (weights @ totals) / (weights @ counts)[:, None]

@@ -162,13 +162,13 @@ class Sample:
 
     Attributes:
         seeds: (S,).
-        steps: (S, E, 4, 6, T) `tabulate` of each seed.
+        steps: (S, E, 4, 6, T) float32, `tabulate` of each seed.
         success: (S, E, 2) of EE and OO.
         kept: (S, E) episodes that were dropped in no context.
     """
 
     seeds: tuple[int, ...]
-    steps: Floats
+    steps: NDArray[np.float32]
     success: Floats
     kept: Bools
 
@@ -177,7 +177,7 @@ class Sample:
         """The sample of the runs' contexts by seed, all with the same number of episodes, up to a horizon in steps."""
         success = [np.stack([of[name].success for name in ("EE", "OO")], axis=-1) for of in runs.values()]
         kept = [np.all([context.kept for context in of.values()], axis=0) for of in runs.values()]
-        table = np.stack([tabulate(of, steps) for of in runs.values()])
+        table = np.stack([tabulate(of, steps).astype(np.float32) for of in runs.values()])
         return cls(tuple(runs), table, np.stack(success).astype(np.float64), np.stack(kept))
 
     def of(self, seeds: Sequence[int]) -> "Sample":

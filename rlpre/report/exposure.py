@@ -9,7 +9,7 @@ from rlpre.report.exposure_board import log_exposure
 from rlpre.report.exposure_figures import as_json, summarise
 from rlpre.report.exposure_page import write_exposure_page
 from rlpre.report.exposure_plots import draw_exposure
-from rlpre.report.exposure_results import load_exposure, load_question
+from rlpre.report.exposure_results import load_question
 from rlpre.report.results import short_names
 
 
@@ -30,7 +30,7 @@ def report(directory: Path) -> str:
         RlpreError: if the directory holds no finished run or no question, or its runs do not fit together.
     """
     question = load_question(directory)
-    results = summarise(load_exposure(directory, question), question)
+    results = summarise(directory, question)
     lines = [str(overall_answer(results, question))]
     if len(results) > 1:
         lines += [f"{name}: {level_answer(results[level], question)}" for level, name in short_names(results).items()]

@@ -20,6 +20,13 @@ CLAIMS = {
     HARMS: "{} harms",
     NONE: "no verdict on {}",
 }
+SHORT = {
+    CURES: "cures it",
+    REDUCES: "reduces it",
+    NOTHING: "no effect",
+    HARMS: "harms",
+    NONE: "no verdict",
+}
 
 
 def level_answer(arms: dict[str, Figures], question: Question) -> Answer:
@@ -28,19 +35,21 @@ def level_answer(arms: dict[str, Figures], question: Question) -> Answer:
         return Answer(NONE, f"no answer, {question.baseline} has no finished run", "")
     figures = arms[question.baseline]
     totals = figures.totals["regret error"]
-    excess, steps = totals["excess"], figures.runs.sample.steps.shape[-1]
+    excess, more = totals["excess"], totals["excess percent"]
+    if math.isnan(excess.value):
+        return Answer(NONE, f"no answer, {UNKNOWN}", "")
     facts = (
-        f"in {steps} steps {question.baseline} makes {totals['OO'].value:.2f} regret errors an episode on its own and "
-        f"{totals['EE'].value:.2f} teacher-forced, an excess of {show(excess)}"
-        f"{_percent(totals['excess percent'])}; it succeeds in {figures.success['OO'].value:.0%} of the episodes, the "
-        f"expert in {figures.success['EE'].value:.0%}"
+        f"in {figures.horizon} steps {question.baseline} makes {totals['OO'].value:.2f} regret errors an episode on "
+        f"its own and {totals['EE'].value:.2f} teacher-forced, an excess of {show(excess)}"
+        f"{'' if math.isnan(more.value) else f' ({more.value:+.0f} %)'}; it succeeds in "
+        f"{percent(figures.success['OO'].value)} of the episodes, the expert in {percent(figures.success['EE'].value)}"
     )
     if excess.low is None:
-        return Answer(NONE, f"no answer, {_why_unknown(excess)}", facts)
+        return Answer(NONE, f"no answer, {FEW}", facts)
     if above(excess):
         return Answer(MEASURED, "exposure bias is measured", facts)
     why = "it errs less on its own" if below(excess) else "the interval of the excess contains 0"
-    return Answer(NOT_MEASURED, f"no exposure bias is measured, {why}", facts)
+    return Answer(NOT_MEASURED, "no exposure bias is measured", f"{facts}; {why}")
 
 
 def change_answer(arm: str, figures: Figures | None, question: Question) -> Answer:
@@ -49,7 +58,9 @@ def change_answer(arm: str, figures: Figures | None, question: Question) -> Answ
         lacking = f"{arm} has no finished run" if figures is None else f"no seed in common with {question.baseline}"
         return Answer(NONE, f"{CLAIMS[NONE].format(arm)}, {lacking}", "")
     found = figures.change
-    removed = "" if found.removed is None else f", of which {found.removed:.0%} is removed"
+    if math.isnan(found.excess.value):
+        return Answer(NONE, f"{CLAIMS[NONE].format(arm)}, {UNKNOWN}", "")
+    removed = "" if found.removed is None else f", of which {percent(found.removed)} is removed"
     facts = (
         f"regret errors an episode change by {signed(found.free)} on its own and by {signed(found.forced)} "
         f"teacher-forced, the excess of {found.before.value:.2f} by {signed(found.excess)}{removed}; success by "
@@ -59,40 +70,36 @@ def change_answer(arm: str, figures: Figures | None, question: Question) -> Answ
 
 
 def arm_answer(arm: str, results: Results, question: Question) -> Answer:
-    """The verdict on one arm over all levels; its kind is that of the levels with exposure bias, if they agree."""
+    """The verdicts on one arm over all levels; the first of `CLAIMS` that was given is the answer's."""
     found = {
         name: change_answer(arm, results[level].get(arm), question) for level, name in short_names(results).items()
     }
     if len(found) == 1:
         return next(iter(found.values()))
     where = {kind: [name for name, answer in found.items() if answer.verdict == kind] for kind in CLAIMS}
-    said = [(kind, f"{_SHORT[kind]} on {', '.join(names)}") for kind, names in where.items() if names]
+    said = [(kind, f"{SHORT[kind]} on {', '.join(names)}") for kind, names in where.items() if names]
     return Answer(said[0][0], f"{arm}: {'; '.join(part for _, part in said)}", "")
 
 
 def overall_answer(results: Results, question: Question) -> Answer:
     """On how many levels was exposure bias measured, and on how many cured?"""
     names = short_names(results)
-    biased = [level for level, arms in results.items() if level_answer(arms, question).verdict == MEASURED]
-    unknown = [level for level, arms in results.items() if level_answer(arms, question).verdict == NONE]
-    if len(unknown) == len(results):
-        return Answer(
-            NONE, "no answer yet on exposure bias", level_answer(next(iter(results.values())), question).claim
-        )
+    found = {level: level_answer(arms, question) for level, arms in results.items()}
+    biased, unknown = ([level for level in found if found[level].verdict == kind] for kind in (MEASURED, NONE))
     cures = {level: [arm for arm in judged(question) if _verdict(results[level], arm) == CURES] for level in biased}
     cured = [level for level in biased if any(question.arms[arm] == CORRECTION for arm in cures[level])]
-    if len(results) == 1:
-        claim = f"exposure bias is measured on {names[biased[0]]}" if biased else "no exposure bias is measured"
-        claim += (
-            (" and cured" if cured else ", and nothing cures it") if biased else f" on {next(iter(names.values()))}"
-        )
-    else:
-        claim = f"exposure bias is measured on {len(biased) or 'none'} of {len(results)} levels"
-        claim += f", and cured on {len(cured) or 'none'}" if biased else ""
     facts = [
         f"{' and '.join(arms)} cure{'s' * (len(arms) == 1)} it on {names[of]}" for of, arms in cures.items() if arms
     ]
-    verdict = CURED if cured else MEASURED if biased else NOT_MEASURED
+    if len(found) == 1:
+        ((level, one),) = found.items()
+        claim = f"{one.claim} on {names[level]}" + (f", and {'' if cured else 'not '}cured" if biased else "")
+        facts = [one.facts, *facts] if one.facts else facts
+    else:
+        claim = f"exposure bias is measured on {len(biased) or 'none'} of {len(found)} levels"
+        claim += f", and cured on {len(cured) or 'none'}" if biased else ""
+        facts += [f"no answer on {', '.join(names[level] for level in unknown)}"] if unknown else []
+    verdict = CURED if cured else MEASURED if biased else NONE if unknown else NOT_MEASURED
     return Answer(verdict, claim, "; ".join(facts))
 
 
@@ -104,12 +111,12 @@ def judged(question: Question) -> list[str]:
 def reason(found: Change) -> str:
     """Why the verdict is what it is."""
     if found.verdict == NONE:
-        return _why_unknown(found.free)
+        return UNKNOWN if math.isnan(found.excess.value) else FEW
     if found.verdict == HARMS:
         return "it errs more on its own" if above(found.free) else "success falls"
     if found.verdict == NOTHING:
         return _why_nothing(found)
-    return f"{found.removed:.0%} of the excess is removed"
+    return "at least half of the excess is removed" if found.verdict == CURES else "less than half of it is removed"
 
 
 def show(figure: Interval, form: Callable[[float], str] = "{:.2f}".format) -> str:
@@ -117,6 +124,11 @@ def show(figure: Interval, form: Callable[[float], str] = "{:.2f}".format) -> st
     if math.isnan(figure.value):
         return "-"
     return f"{form(figure.value)} (?)" if figure.low is None and figure.n >= FEWEST else show_interval(figure, form)
+
+
+def percent(share: float) -> str:
+    """A share in per cent."""
+    return f"{100 * share:.0f} %"
 
 
 def signed(figure: Interval) -> str:
@@ -134,23 +146,6 @@ def _why_nothing(found: Change) -> str:
     return "the intervals of the changes contain 0"
 
 
-def _why_unknown(figure: Interval) -> str:
-    return FEW if figure.n < FEWEST else UNKNOWN
-
-
-def _percent(figure: Interval) -> str:
-    return "" if math.isnan(figure.value) else f" ({figure.value:+.0f} %)"
-
-
 def _verdict(arms: dict[str, Figures], arm: str) -> str:
     found = arms[arm].change if arm in arms else None
     return found.verdict if found else NONE
-
-
-_SHORT = {
-    CURES: "cures it",
-    REDUCES: "reduces it",
-    NOTHING: "no effect",
-    HARMS: "harms",
-    NONE: "no verdict",
-}

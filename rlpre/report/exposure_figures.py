@@ -1,11 +1,13 @@
 """The figures of a study of exposure bias with their intervals, and what every correction changed."""
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rlpre.errors import RlpreError
 from rlpre.measure import stats
@@ -27,7 +29,7 @@ from rlpre.measure.exposure import (
 )
 from rlpre.measure.stats import Floats, Interval
 from rlpre.measure.verdict import Change, change
-from rlpre.report.exposure_results import CLONE, Question, Runs
+from rlpre.report.exposure_results import CLONE, Question, Runs, find_runs, load_runs
 
 MEASURES = {"regret error": REGRET, "error": ERROR}
 SUCCESS = ("EE", "OO", "gap")
@@ -49,6 +51,11 @@ class Figures:
     """The figures of one arm on one level; a number that is not known is NaN.
 
     Attributes:
+        seeds: (S,) those whose runs have finished.
+        episodes: that every seed was tested on.
+        dropped: those, of all seeds, that do not count: the expert failed, or lost its plan.
+        horizon: the steps over which errors are added up.
+        seconds: (S,) wall-clock of the runs.
         totals: by measure, "regret error" and "error", the figures of `rlpre.measure.exposure.summary`.
         curves: by measure and by context, the share of the running episodes that err at each step up to the horizon.
         accumulated: by measure AccErr(l) at each l, padded.
@@ -59,7 +66,11 @@ class Figures:
         change: against the baseline; None for clones, and without one.
     """
 
-    runs: Runs
+    seeds: tuple[int, ...]
+    episodes: int
+    dropped: int
+    horizon: int
+    seconds: Floats
     totals: dict[str, dict[str, Interval]]
     curves: dict[str, Named]
     accumulated: Named
@@ -69,25 +80,26 @@ class Figures:
     turns: Turns | None
     change: Change | None
 
-    @property
-    def dropped(self) -> int:
-        """Episodes, of all seeds, that do not count: the expert failed, or lost its plan."""
-        return int((~self.runs.sample.kept).sum())
-
 
 Results = dict[str, dict[str, Figures]]  # level -> arm, in the question's order
 
 
-def summarise(runs: Iterable[Runs], question: Question) -> Results:
-    """The figures of every arm on every level; the same input gives the same numbers."""
-    grouped: dict[str, dict[str, Runs]] = {}
-    for group in runs:
-        grouped.setdefault(group.level, {})[group.arm] = group
-    return {
-        level: {arm: _figures(grouped[level], arm, question) for arm in question.arms if arm in grouped[level]}
-        for level in question.horizons
-        if level in grouped
-    }
+def summarise(directory: Path, question: Question) -> Results:
+    """The figures of every arm on every level of a study directory; the same input gives the same numbers.
+
+    Raises:
+        RlpreError: as `find_runs`, `load_runs` and `rlpre.measure.verdict.change`.
+    """
+    results: Results = {}
+    for level, arms in find_runs(directory, question).items():
+        horizon, results[level] = question.horizons[level], {}
+        paths = arms.get(question.baseline)
+        baseline = load_runs(level, question.baseline, paths, horizon) if paths else None
+        for arm, paths in arms.items():
+            runs = baseline if baseline and arm == question.baseline else load_runs(level, arm, paths, horizon)
+            clone = baseline if question.arms[arm] != CLONE else None
+            results[level][arm] = _figures(runs, clone)  # not the runs, which are large
+    return results
 
 
 def as_json(results: Results, question: Question) -> dict[str, Any]:
@@ -96,26 +108,28 @@ def as_json(results: Results, question: Question) -> dict[str, Any]:
     return {"exposure": asdict(question), "confidence": stats.CONFIDENCE, "levels": levels}
 
 
-def _figures(arms: dict[str, Runs], arm: str, question: Question) -> Figures:
-    rng = np.random.default_rng(0)
-    sample, baseline = arms[arm].sample, arms.get(question.baseline)
+def _figures(runs: Runs, baseline: Runs | None) -> Figures:
+    rng, sample = np.random.default_rng(0), runs.sample
     found = _estimate(sample.steps, sample.kept, _numbers, rng)
-    solved = _estimate(sample.success, sample.kept, _successes, rng)
-    judged = question.arms[arm] != CLONE and baseline is not None and set(sample.seeds) & set(baseline.sample.seeds)
+    paired = baseline is not None and set(sample.seeds) & set(baseline.sample.seeds)
 
     def of(prefix: str) -> Named:
         return {name.removeprefix(prefix): of for name, of in found.items() if name.startswith(prefix)}
 
     return Figures(
-        runs=arms[arm],
+        seeds=sample.seeds,
+        episodes=sample.kept.shape[1],
+        dropped=int((~sample.kept).sum()),
+        horizon=sample.steps.shape[-1],
+        seconds=runs.seconds,
         totals={measure: _single(of(f"{measure}/total/")) for measure in MEASURES},
         curves={measure: of(f"{measure}/curve/") for measure in (*MEASURES, "nll")},
         accumulated={measure: found[f"{measure}/accumulated"] for measure in MEASURES},
         nll=_single(of("mean nll/")),
         recovery=_single(of("recovery/")),
-        success=_single(solved),
-        turns=_turns(arms[arm], rng),
-        change=change(sample, baseline.sample, rng) if judged and baseline else None,
+        success=_single(_estimate(sample.success, sample.kept, _successes, rng)),
+        turns=_turns(runs, rng),
+        change=change(sample, baseline.sample, rng) if paired and baseline else None,
     )
 
 
@@ -151,10 +165,13 @@ def _turns(runs: Runs, rng: np.random.Generator) -> Turns | None:
 
 
 def _estimate(
-    values: Floats, kept: Bools, statistic: Callable[[Floats], dict[str, Floats]], rng: np.random.Generator
+    values: NDArray[np.floating[Any]],
+    kept: Bools,
+    statistic: Callable[[Floats], dict[str, Floats]],
+    rng: np.random.Generator,
 ) -> Named:
     """`estimate` of numbers with names."""
-    sizes = {name: of.shape[-1] for name, of in statistic(values[:1, 0]).items()}
+    sizes = {name: of.shape[-1] for name, of in statistic(values[:1, 0].astype(np.float64)).items()}
     found = iter(estimate(values, kept, lambda means: np.concatenate(list(statistic(means).values()), axis=-1), rng))
     return {name: [next(found) for _ in range(size)] for name, size in sizes.items()}
 
@@ -164,23 +181,11 @@ def _single(named: Named) -> dict[str, Interval]:
 
 
 def _figures_json(figures: Figures) -> dict[str, Any]:
-    sample = figures.runs.sample
-    turns, found = figures.turns, figures.change
-    content = {
-        "seeds": sample.seeds,
-        "episodes": sample.kept.shape[1],
-        "dropped": figures.dropped,
-        "seconds": figures.runs.seconds.tolist(),
-        "totals": figures.totals,
-        "curves": figures.curves,
-        "accumulated": figures.accumulated,
-        "nll": figures.nll,
-        "recovery": figures.recovery,
-        "success": figures.success,
-        "turns": turns and {**asdict(turns)},
-        "change": found and {**asdict(found), "removed": found.removed},
-        "verdict": found and found.verdict,
-    }
+    content: dict[str, Any] = {field.name: getattr(figures, field.name) for field in fields(figures)}
+    content |= {"seconds": figures.seconds.tolist(), "turns": figures.turns and vars(figures.turns)}
+    if figures.change:
+        content["change"] = {**vars(figures.change), "removed": figures.change.removed}
+        content["verdict"] = figures.change.verdict
     return {name: _plain(of) for name, of in content.items()}
 
 

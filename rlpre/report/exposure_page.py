@@ -12,11 +12,13 @@ from rlpre.report import charts, facts
 from rlpre.report.answers import Answer
 from rlpre.report.exposure_answers import (
     CURED,
+    MEASURED,
     arm_answer,
     change_answer,
     judged,
     level_answer,
     overall_answer,
+    percent,
     reason,
     show,
     signed,
@@ -28,7 +30,7 @@ from rlpre.report.html import write_page
 from rlpre.report.page import NUMBERS, PROVENANCE
 from rlpre.report.results import short_names
 
-TONES = {CURED: "saved", CURES: "saved", REDUCES: "saved", HARMS: "cost"}
+TONES = {CURED: "saved", CURES: "saved", REDUCES: "saved", MEASURED: "cost", HARMS: "cost"}
 
 
 def write_exposure_page(directory: Path, results: Results, question: Question) -> None:
@@ -48,7 +50,7 @@ def write_exposure_page(directory: Path, results: Results, question: Question) -
         "lead": overall_answer(results, question),
         "levels": {level: level_answer(arms, question) for level, arms in results.items()},
         "verdicts": {arm: arm_answer(arm, results, question) for arm in judged(question)},
-        "runs": sum(len(of.runs.sample.seeds) for arms in results.values() for of in arms.values()),
+        "runs": sum(len(of.seeds) for arms in results.values() for of in arms.values()),
         "missing": [f"{', '.join(arms)} on {level}" for level, arms in missing.items() if arms]
         + [f"every arm on {level}" for level in question.horizons if level not in results],
         "failed": facts.read_failed(directory),
@@ -62,9 +64,9 @@ def _judge(arms: dict[str, Figures], arm: str, question: Question) -> Answer:
     return change_answer(arm, arms.get(arm), question)
 
 
-def _panels(figures: Figures) -> list[tuple[str, Markup]]:
+def _panels(level: str, figures: Figures) -> list[tuple[str, Markup]]:
     """Titles and charts of one policy."""
-    level, turns = figures.runs.level, figures.turns
+    turns = figures.turns
     every: list[tuple[str, Any]] = [
         ("Regret errors by step", lambda axes: draw_errors(axes, figures, "regret error")),
         ("Disagreement with the expert by step", lambda axes: draw_errors(axes, figures, "error")),
@@ -101,6 +103,7 @@ _TOOLS: dict[str, Any] = {
     "reach": _reach,
     "judge": _judge,
     "reason": reason,
+    "percent": percent,
     "show": show,
     "signed": signed,
 }
@@ -117,6 +120,7 @@ PAGE = (
 <title>{{ sentence(lead.claim) }}</title>
 <style>{{ style }}
 .keys { display: flex; flex-wrap: wrap; gap: .3rem 1.6rem; margin: 0 0 1rem; font-size: .88rem; }
+h2 + .wide + p { margin-top: 1.25rem; }
 </style>
 
 <header>
@@ -144,7 +148,7 @@ PAGE = (
       {% for arms in results.values() %}{% set found = judge(arms, arm, question) %}
       <td class="{{ tone(found.verdict) }}">{{ found.verdict }}
       {% endfor %}
-      <td class="words">{{ sentence(answer | string) }}</tr>
+      <td class="words">{{ answer }}</tr>
     {% endfor %}
   </table></div>
   <p class="soft">The rule, fixed before anything was measured. Errors are regret errors an episode; the excess is
@@ -155,11 +159,10 @@ PAGE = (
     was measured, not that there is none.</p>
 </section>
 
-{% for level, arms in results.items() %}{% set sample = (arms.values() | first).runs.sample %}
+{% for level, arms in results.items() %}{% set one = arms.values() | first %}
 <section id="{{ level }}">
   <h2>{{ names[level] }}</h2>
-  <p class="soft">{{ level }}, {{ sample.kept.shape[1] }} test episodes, errors up to step {{ sample.steps.shape[-1] }}.
-  </p>
+  <p class="soft">{{ level }}, {{ one.episodes }} test episodes, errors up to step {{ one.horizon }}.</p>
   <p>{{ sentence(levels[level] | string) }}</p>
   {% if question.baseline in arms %}
   <h3>{{ question.baseline }}</h3>
@@ -167,7 +170,7 @@ PAGE = (
     <span>{{ stroke(colour, dashes) }}{{ contexts[context] }}</span>
     {% endfor %}</p>
   <div class="profiles">
-    {% for title, chart in panels(arms[question.baseline]) %}
+    {% for title, chart in panels(level, arms[question.baseline]) %}
     <figure><figcaption>{{ title }}</figcaption>{{ chart }}</figure>
     {% endfor %}
   </div>
@@ -177,12 +180,12 @@ PAGE = (
     <tr><th>arm<th>seeds<th>EE<th>EO<th>OE<th>OO<th>excess<th>%<th>interaction<th>success<th>minutes</tr>
     {% for arm, of in arms.items() %}{% set totals = of.totals["regret error"] %}
     <tr{% if arm == question.baseline %} class="asked"{% endif %}>
-      <td>{{ arm }}<td>{{ of.runs.sample.seeds | length }}
+      <td>{{ arm }}<td>{{ of.seeds | length }}
       {% for name in ["EE", "EO", "OE", "OO", "excess"] %}<td>{{ cell(totals[name]) }}{% endfor %}
       <td>{{ numbers(show(totals["excess percent"], "{:+.0f}".format)) }}
       <td>{{ cell(totals["interaction"]) }}
       <td>{{ cell(of.success["OO"]) }}
-      <td>{{ "%.1f" | format(of.runs.seconds.mean() / 60) }}</tr>
+      <td>{{ "%.1f" | format(of.seconds.mean() / 60) }}</tr>
     {% endfor %}
   </table></div>
   {% if arms.values() | selectattr("change") | list %}
@@ -194,7 +197,7 @@ PAGE = (
       <td class="{{ tone(of.change.verdict) }}">{{ of.change.verdict }}<small>{{ reason(of.change) }}</small>
       <td>{{ cell(of.change.excess, true) }}
       <td class="forest {{ tone(of.change.verdict) }}">{{ strip(of.change.excess, reach(arms)) }}
-      <td>{% if of.change.removed is none %}-{% else %}{{ "%.0f %%" | format(100 * of.change.removed) }}{% endif %}
+      <td>{{ "-" if of.change.removed is none else percent(of.change.removed) }}
       <td>{{ cell(of.change.free, true) }}<td>{{ cell(of.change.forced, true) }}<td>{{ cell(of.change.success, true) }}
     </tr>
     {% endfor %}

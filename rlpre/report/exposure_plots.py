@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 
 from rlpre.files import atomic
 from rlpre.measure.exposure import CONTEXTS
@@ -78,6 +78,10 @@ def draw_accumulated(panel: Axes, figures: Figures) -> None:
     _band(panel, steps, curve, VERMILION, "-", "AccErr(l)")
     _frame(panel, "l, steps", "errors of OO / mean error of EE")
     panel.set(xscale="log", yscale="log", ylim=(0.7, 1.2 * len(steps) ** 2))
+    for axis in (panel.xaxis, panel.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(EngFormatter(sep=""))
+        axis.set_minor_locator(NullLocator())
     panel.legend(frameon=False, fontsize="small", loc="upper left")
 
 

@@ -70,40 +70,47 @@ def load_question(directory: Path) -> Question:
     return Question(**configuration["exposure"])
 
 
-def load_exposure(directory: Path, question: Question) -> list[Runs]:
-    """The finished runs of a study directory whose contexts were measured, by level and arm.
+def find_runs(directory: Path, question: Question) -> dict[str, dict[str, dict[int, Path]]]:
+    """The run directories of a study by level, arm and seed, in the question's order.
 
-    Runs of other arms that recorded no contexts (demonstrations, encoders) are no arms of the question.
+    Runs of other arms that recorded no contexts (demonstrations, encoders) are no part of the answer.
 
     Raises:
-        RlpreError: if there is none, a record is missing or damaged, an arm or level is not in the question, or two
-            runs of one level were not measured on the same number of episodes.
+        RlpreError: if there is none, or an arm or level is not in the question.
     """
-    groups: dict[tuple[str, str], dict[int, Path]] = {}
+    found: dict[str, dict[str, dict[int, Path]]] = {}
     for cell, run in finished_runs(directory).items():
         if cell.arm in question.arms or (run / RECORD).exists():
             lookup("arm", cell.arm, question.arms)
             lookup("level", cell.environment, question.horizons)
-            groups.setdefault((cell.environment, cell.arm), {})[cell.seed] = run
-    if not groups:
+            found.setdefault(cell.environment, {}).setdefault(cell.arm, {})[cell.seed] = run
+    if not found:
         raise RlpreError(f"{directory} holds no finished run with {RECORD}: run the study first")
-    first: dict[str, tuple[Path, int]] = {}
-    loaded = []
-    for (level, arm), runs in groups.items():
-        contexts, switches = {}, {}
-        for seed, run in runs.items():
-            contexts[seed], turns = load_contexts(run / RECORD)
-            kept = np.all([context.kept for context in contexts[seed].values()], axis=0)
-            reference, episodes = first.setdefault(level, (run, len(kept)))
-            if len(kept) != episodes:
-                raise RlpreError(
-                    f"{run} was measured on {len(kept)} episodes, {reference} on {episodes}: measure all runs of "
-                    f"{level} on the same"
-                )
-            if not kept.any():
-                raise RlpreError(f"{run} dropped all its episodes: give {level} an expert that solves it")
-            if turns is not None:
-                switches[seed] = turns
-        seconds = np.array([read_json(run / DONE)["seconds"] for run in runs.values()], dtype=np.float64)
-        loaded.append(Runs(level, arm, Sample.gather(contexts, question.horizons[level]), switches, seconds))
-    return loaded
+    return {
+        level: {arm: found[level][arm] for arm in question.arms if arm in found[level]}
+        for level in question.horizons
+        if level in found
+    }
+
+
+def load_runs(level: str, arm: str, paths: Mapping[int, Path], horizon: int) -> Runs:
+    """Reads what was recorded of one arm on one level, up to a horizon in steps.
+
+    Raises:
+        RlpreError: if a record is missing or damaged, its episodes were all dropped, or the seeds were not measured on
+            the same number of episodes.
+    """
+    contexts, switches, episodes = {}, {}, dict[int, Path]()
+    for seed, run in paths.items():
+        contexts[seed], turns = load_contexts(run / RECORD)
+        kept = np.all([context.kept for context in contexts[seed].values()], axis=0)
+        episodes.setdefault(len(kept), run)
+        if not kept.any():
+            raise RlpreError(f"{run} dropped all its episodes: give {level} an expert that solves it")
+        if turns is not None:
+            switches[seed] = turns
+    if len(episodes) > 1:
+        each = " and ".join(f"{run} on {count}" for count, run in episodes.items())
+        raise RlpreError(f"{each} episodes were measured: measure all runs of {level} on the same")
+    seconds = np.array([read_json(run / DONE)["seconds"] for run in paths.values()], dtype=np.float64)
+    return Runs(level, arm, Sample.gather(contexts, horizon), switches, seconds)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from rlpre.report.exposure_answers import judged, show, signed
+from rlpre.report.exposure_answers import judged, percent, show, signed
 from rlpre.report.exposure_figures import Figures, Results
 from rlpre.report.exposure_results import Question
 from rlpre.report.table import Rows, aligned, piped
@@ -16,7 +16,8 @@ of the errors among the episodes that still run. disagreement: excess of actions
 P(right | the step before was wrong) in EE and in OO. nll: of a step in EE and in OO, in nats. gap: success of the
 expert - success. Changes are against {0}, pair by pair of seed and episode. removed: the smaller of the falls of OO and
 of the excess, over the excess of {0}. harms: OO rises or success falls. cures: OO and the excess fall, at least half of
-it is removed. reduces: less than half. no effect: anything else. Rises and falls have an interval that excludes 0.
+it is removed. reduces: less than half. no effect: anything else. Rises and falls have an interval that excludes 0. "?":
+too few resamples give the number to say how sure it is, "-": it is not known.
 """
 
 
@@ -33,8 +34,8 @@ def markdown(results: Results, question: Question) -> str:
 def _document(results: Results, question: Question, draw: Callable[[Rows], str]) -> str:
     parts = []
     for level, arms in results.items():
-        first = next(iter(arms.values())).runs.sample
-        parts.append(f"{level}, horizon {first.steps.shape[-1]} steps, {first.kept.shape[1]} test episodes")
+        first = next(iter(arms.values()))
+        parts.append(f"{level}, horizon {first.horizon} steps, {first.episodes} test episodes")
         parts.append(draw([ERRORS, *(_errors(arm, of) for arm, of in arms.items())]))
         parts.append(draw([GROWTH, *(_growth(arm, of) for arm, of in arms.items())]))
         changes = [_change(arm, arms[arm]) for arm in judged(question) if arm in arms]
@@ -51,12 +52,12 @@ def _errors(arm: str, figures: Figures) -> list[str]:
     totals = figures.totals["regret error"]
     return [
         arm,
-        str(len(figures.runs.sample.seeds)),
+        str(len(figures.seeds)),
         *(show(totals[name]) for name in ("EE", "EO", "OE", "OO", "excess")),
         show(totals["excess percent"], "{:+.0f}".format),
         show(totals["interaction"]),
         str(figures.dropped),
-        f"{figures.runs.seconds.mean() / 60:.1f}",
+        f"{figures.seconds.mean() / 60:.1f}",
     ]
 
 
@@ -79,6 +80,6 @@ def _change(arm: str, figures: Figures) -> list[str]:
     found = figures.change
     if found is None:
         return [arm, "no verdict", *["-"] * 5]
-    removed = "-" if found.removed is None else f"{found.removed:.0%}"
+    removed = "-" if found.removed is None else percent(found.removed)
     changes = signed(found.free), signed(found.forced), signed(found.excess), removed, signed(found.success)
     return [arm, found.verdict, *changes]
