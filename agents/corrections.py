@@ -29,7 +29,8 @@ from rlpre.errors import at_least, lookup
 from rlpre.pretrain import quiet
 from rlpre.sources.rollout import seeds
 
-TOGETHER = 32  # episodes played at a time
+TRIED = 32  # episodes in which the policy's error is measured
+HOPELESS = 64  # episodes in a row that the expert could not label: it never will
 AFRESH = 1_000_000  # streams of layouts from this number on are none of the demonstrations'
 MOST_NOISE = 0.5  # beyond it the expert hardly gets anywhere
 
@@ -134,23 +135,22 @@ def label(level: str, actor: Actor, labels: int, longest: int, first: int) -> li
         RlpreError: if the expert loses its plan in all episodes.
     """
     trials: list[Trial] = []
+    played = 0
     while labels:
-        resets = train_seeds(level, TOGETHER, first)
-        first = resets[-1] + 1
-        kept = [trial for trial in play(level, resets, actor) if not trial.lost]
-        if not kept:
-            raise RlpreError(f"the expert lost its plan in {TOGETHER} episodes of {level} in a row and labels nothing")
-        for trial in kept:
-            steps = min(len(trial.actions), labels, longest)
-            if steps:
-                trials.append(_cut(trial, steps))
-            labels -= steps
+        resets = train_seeds(level, -(-labels // longest), first)  # fewer could not give as many
+        first, played = resets[-1] + 1, played + len(resets)
+        for trial in play(level, resets, actor):
+            if not trial.lost:
+                trials.append(_cut(trial, min(len(trial.actions), labels, longest)))
+                labels -= len(trials[-1].actions)
+        if played >= HOPELESS and not trials:
+            raise RlpreError(f"the expert lost its plan in all of {played} episodes of {level}: it cannot label them")
     return trials
 
 
 def error(policy: SequencePolicy, level: str, longest: int, first: int) -> float:
     """Share of steps at which a policy that plays freely in layouts to learn from does not do as the expert would."""
-    own = play(level, train_seeds(level, TOGETHER, first), policy.actor())
+    own = play(level, train_seeds(level, TRIED, first), policy.actor())
     wrong = [(trial.actions != trial.advice)[:longest] for trial in own if not trial.lost]
     return float(np.concatenate(wrong).mean()) if wrong else 1.0
 

@@ -101,14 +101,14 @@ class PolicyActor:
         self.policy, self.dice = policy.eval(), None if rng is None else Dice(rng)
         self.words: list[str] = []
         self.mission: Tensor | None = None
-        self.state: State | None = None
+        self.state: State = ()
 
     @torch.inference_mode()
     def act(self, frames: np.ndarray, missions: list[str], advice: np.ndarray, starts: np.ndarray) -> np.ndarray:
         """Actions (n,) int64 for frames (n, C, H, W) uint8; ``starts`` (n,) bool are episodes' first steps."""
         encoder = self.policy.encoder
         device = encoder.device
-        if self.state is None:
+        if starts.all():
             self.state, self.taken = encoder.begin(len(frames)), np.full(len(frames), NONE)
         if encoder.vocabulary and missions != self.words:
             self.words = list(missions)

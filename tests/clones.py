@@ -1,0 +1,50 @@
+"""A tiny level, its demonstrations and a small encoder, for tests of what is cloned."""
+
+from functools import cache
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+
+import numpy as np
+import torch
+
+from agents.clone import CloneConfig, judge
+from agents.episodes import Episodes
+from agents.policy import SequencePolicy
+from envs.demos import demonstrations, stored
+from envs.trials import expert, play, train_seeds
+from rlpre import Encoder, FrameStore, InputSpec, SequenceEncoder, Vocabulary
+
+LEVEL = "BabyAI-GoToObj-v0"
+SHORT = CloneConfig(steps=60, lr=3e-3, check_every=10, device="cpu")
+
+
+@cache
+def demos() -> FrameStore:
+    """64 demonstrations, some 380 steps."""
+    return demonstrations(LEVEL, Path(mkdtemp()) / "demos", 64, seed=0)
+
+
+def small(backbone: str = "gru", actions: int = 7, features: int = 128, **arguments: Any) -> SequenceEncoder:
+    """An encoder with fresh weights, always the same."""
+    torch.manual_seed(0)
+    frames = Encoder("cnn", InputSpec((3, 56, 56)), features=features)
+    settings = {"width": 32, "layers": 1, "window": 8, **arguments}
+    return SequenceEncoder(backbone, frames, actions, Vocabulary.of(demos().missions), **settings)
+
+
+@cache
+def perfect(count: int = 6) -> tuple[SequencePolicy, list[int]]:
+    """A policy that has the expert's actions by heart, and the seeds of the episodes that it knows."""
+    seeds = train_seeds(LEVEL, count)
+    policy = SequencePolicy(small())
+    store = stored(play(LEVEL, seeds, expert()), LEVEL, Path(mkdtemp()) / "known")
+    batch = Episodes.read(store, policy.encoder).batch(np.arange(count))
+    optimizer = torch.optim.Adam(policy.parameters(), lr=3e-3)
+    for _ in range(200):
+        loss, agreement = judge(policy, batch, SHORT, 0.0, torch.Generator())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    assert agreement == 1
+    return policy.eval(), seeds

@@ -1,0 +1,195 @@
+"""Cloning: a tiny level is cloned, it stops early, repeats itself, and refuses demonstrations that do not fit."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from clones import LEVEL, SHORT, demos, small
+from gymnasium import spaces
+from pixel_world import same
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from agents.clone import CloneConfig, SequencePolicy, clone, history
+from agents.episodes import Episodes
+from envs import trials
+from envs.demos import demonstrations, stored
+from envs.trials import expert, play, train_seeds
+from rlpre import FrameStore, RlpreError, SequenceEncoder, Vocabulary
+
+EASY = "BabyAI-GoToRedBallNoDists-v0"
+
+
+@pytest.fixture(scope="module")
+def easy(tmp_path_factory: pytest.TempPathFactory) -> FrameStore:
+    return demonstrations(EASY, tmp_path_factory.mktemp("easy") / "demos", 200, seed=0)
+
+
+def run(path: Path) -> dict:
+    return json.loads((path / "run.json").read_text())
+
+
+@pytest.mark.parametrize("backbone", ["gru", "transformer"])
+def test_a_tiny_level_is_cloned(backbone: str, easy: FrameStore, tmp_path: Path) -> None:
+    policy = clone(easy, small(backbone, features=256), tmp_path / "clone", replace(SHORT, steps=150))
+    test = stored(play(EASY, trials.test_seeds(EASY, 48), expert()), EASY, tmp_path / "test")
+    batch = Episodes.read(test, policy.encoder).batch(np.arange(48))
+    with torch.no_grad():
+        chosen = policy.logits(batch.features, batch.previous, batch.mission, batch.present).argmax(-1)
+    right, label = (chosen == batch.label)[batch.present], batch.label[batch.present]
+    chance = np.bincount(label).max() / len(label)
+    assert right.float().mean() > chance + 0.08, "better than always the commonest action"
+    assert right[label != np.bincount(label).argmax()].float().mean() > 0.35
+
+
+def test_it_stops_early_with_the_weights_that_were_best(tmp_path: Path) -> None:
+    seen: list[int] = []
+    config = replace(SHORT, steps=5000, patience=3)
+    policy = clone(demos(), small(), tmp_path, config, seen.append)
+    said, board = run(tmp_path), EventAccumulator(str(tmp_path)).Reload()
+    losses = {event.step: event.value for event in board.Scalars("held_out/loss")}
+    assert said["kept_step"] == min(losses, key=losses.__getitem__) == said["gradient_steps"] - 30
+    assert seen == list(range(1, said["gradient_steps"] + 1))
+    assert len(seen) < 2000
+    episodes = Episodes.read(demos(), policy.encoder)
+    batch = episodes.batch(episodes.split()[1])
+    with torch.no_grad():
+        logits = policy.logits(batch.features, batch.previous, batch.mission, batch.present)[batch.present]
+    loss = torch.nn.functional.cross_entropy(logits, batch.label[batch.present], label_smoothing=0.05)
+    assert float(loss) == pytest.approx(said["held_out_loss"], abs=1e-5)
+    assert said["held_out_loss"] == pytest.approx(min(losses.values()), abs=1e-5)
+
+
+def test_it_repeats_itself_and_leaves_alone_what_it_was_given(tmp_path: Path) -> None:
+    encoder, before = small(), torch.get_rng_state()
+    policies = [clone(demos(), encoder, tmp_path / str(n), replace(SHORT, seed=n // 2)) for n in range(3)]
+    assert torch.equal(before, torch.get_rng_state())
+    assert same(policies[0], policies[1])
+    assert not same(policies[0].head, policies[2].head)
+    assert same(encoder, small())
+    assert same(policies[0].encoder.frames, encoder.frames), "vision is frozen"
+    assert run(tmp_path / "0")["labels"] == (demos().column("expert") >= 0).sum()
+    assert run(tmp_path / "0")["gradient_steps"] == SHORT.steps
+
+
+def test_a_policy_is_saved_and_loaded(tmp_path: Path) -> None:
+    policy = SequencePolicy(small("transformer"))
+    torch.nn.init.normal_(policy.head.weight)
+    policy.save(tmp_path)
+    assert same(SequencePolicy.load(tmp_path), policy)
+    assert same(SequenceEncoder.load(tmp_path), policy.encoder)
+    (tmp_path / "head.safetensors").unlink()
+    with pytest.raises(RlpreError, match="is not a saved policy"):
+        SequencePolicy.load(tmp_path)
+
+
+@pytest.mark.parametrize("backbone", ["gru", "transformer"])
+def test_it_acts_as_it_answers_in_any_number_of_worlds(backbone: str) -> None:
+    policy = SequencePolicy(small(backbone))
+    torch.nn.init.normal_(policy.head.weight)
+    seeds = train_seeds(LEVEL, 4)
+    greedy, others = (play(LEVEL, seeds, policy.actor(), n_envs=n) for n in (4, 3))
+    drawn, again = (play(LEVEL, seeds, policy.actor(np.random.default_rng(0)), n_envs=n) for n in (4, 3))
+    for a, b in ((greedy, others), (drawn, again)):
+        assert [trial.actions.tolist() for trial in a] == [trial.actions.tolist() for trial in b]
+    assert [trial.actions.tolist() for trial in greedy] != [trial.actions.tolist() for trial in drawn]
+
+
+def test_batches_hold_whole_episodes_once_a_pass() -> None:
+    episodes = Episodes.read(demos(), small())
+    batches = episodes.batches(np.arange(40), 16, np.random.default_rng(0))
+    drawn = [next(batches) for _ in range(6)]
+    for a_pass in (drawn[:3], drawn[3:]):
+        lengths = np.concatenate([batch.present.sum(1).numpy() for batch in a_pass])
+        assert sorted(lengths) == sorted(episodes.lengths[:40])
+        assert sum((~batch.present).sum() for batch in a_pass) < 0.4 * lengths.sum(), "unsorted there is more than that"
+    start = np.flatnonzero(demos().column("episode_start"))
+    batch = episodes.batch(np.array([3, 1]))
+    for row, episode in enumerate((3, 1)):
+        length = episodes.lengths[episode]
+        rows = np.arange(start[episode], start[episode] + length)
+        assert batch.label[row].tolist()[:length] == demos().column("expert")[rows].tolist()
+        assert batch.previous[row].tolist()[:length] == [-1, *demos().column("action")[rows[:-1]].tolist()]
+        assert set(batch.label[row].tolist()[length:]) <= {-1}
+        assert batch.present[row].sum() == length
+        words = small().vocabulary.encode([demos().missions[demos().column("mission")[rows[0]]]])
+        assert batch.mission[row].tolist() == words[0].tolist()
+
+
+def test_layouts_keep_their_side_when_episodes_are_added() -> None:
+    episodes = Episodes.read(demos(), small())
+    learn, held_out = episodes.split()
+    assert sorted([*learn, *held_out]) == list(range(64))
+    assert 6 <= len(held_out) <= 12
+    assert not set(episodes.layout[learn]) & set(episodes.layout[held_out])
+    twice = episodes + episodes
+    assert twice.labels == 2 * episodes.labels
+    assert set(twice.split()[1]) == {*held_out, *(held_out + 64)}
+    first, second = twice.batch(np.array([5])), twice.batch(np.array([69]))
+    assert torch.equal(first.features, second.features)
+    assert torch.equal(first.mission, second.mission)
+
+
+def test_history_is_dropped_or_sampled_by_the_schedule() -> None:
+    policy = SequencePolicy(small())
+    episodes = Episodes.read(demos(), policy.encoder)
+    batch = episodes.batch(np.arange(64))
+    draws = torch.Generator().manual_seed(0)
+    assert torch.equal(history(policy, batch, CloneConfig(), 0.5, draws), batch.previous)
+    later = batch.present & (batch.previous != -1)
+
+    hidden = history(policy, batch, CloneConfig(history_dropout=0.25), 0.5, draws) == -1
+    assert hidden[later].float().mean() == pytest.approx(0.25, abs=0.08)
+
+    with torch.no_grad():
+        own = policy.logits(batch.features, batch.previous, batch.mission, batch.present).argmax(-1)[:, :-1]
+    differs = later[:, 1:] & (own != batch.previous[:, 1:])
+    for progress, share in ((0.0, 0.01), (0.5, 0.5), (1.0, 0.99)):
+        tokens = history(policy, batch, CloneConfig(scheduled_sampling=True), progress, draws)
+        assert torch.equal(tokens[:, 0], batch.previous[:, 0])
+        assert ((tokens[:, 1:] == own) | (tokens[:, 1:] == batch.previous[:, 1:]))[later[:, 1:]].all()
+        assert (tokens[:, 1:] == own)[differs].float().mean() == pytest.approx(share, abs=0.08)
+
+
+def bare(out: Path, labels: tuple[str, ...]) -> FrameStore:
+    """One episode of two steps, with these labels."""
+    space = spaces.Box(0, 255, (3, 56, 56), np.uint8)
+    with FrameStore.create(out, space=space, action_space=spaces.Discrete(7), spec={}, labels=labels) as writer:
+        known = dict.fromkeys(labels, 0) | {"reward": 0, "terminated": False, "truncated": False, "task": 0}
+        start, action = [True, False, False], [0, 0, -1]
+        writer.append(np.zeros((3, 3, 56, 56), np.uint8), mission="go", episode_start=start, action=action, **known)
+    return FrameStore.open(out)
+
+
+def test_demonstrations_that_do_not_fit_are_refused(doorkey: FrameStore, tmp_path: Path) -> None:
+    mute = small()
+    mute.vocabulary = Vocabulary(["go"], 1)
+    few = stored(play(LEVEL, train_seeds(LEVEL, 1), expert()), LEVEL, tmp_path / "few")
+    for store, encoder, sentence in (
+        (demos(), mute, "demonstrations of another vocabulary or mission grammar"),
+        (few, small(), "1 episodes in 1 layouts are too few to hold some out"),
+        (bare(tmp_path / "bare", ()), small(), "no label 'expert'"),
+        (doorkey, small(), "no label 'layout'"),
+        (demos(), small(actions=6), "7 actions, the sequence encoder knows 6"),
+        (demos(), small(causal=False), "this encoder sees the future"),
+    ):
+        with pytest.raises(RlpreError, match=sentence):
+            clone(store, encoder, tmp_path / "run", SHORT)
+    assert not (tmp_path / "run" / "run.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"steps": 0}, "steps is 0"),
+        ({"history_dropout": 1.5}, "history_dropout is 1.5: it is a share"),
+        ({"label_smoothing": -0.1}, "label_smoothing is -0.1"),
+        ({"device": "abacus"}, "device 'abacus' cannot be used here"),
+        ({"lr": 1e30}, "the loss of the clone is not finite at step .*: lower lr=1e"),
+    ],
+)
+def test_settings_out_of_range_are_refused(changes: dict[str, object], sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(RlpreError, match=sentence):
+        clone(demos(), small(), tmp_path, replace(SHORT, **changes))
