@@ -31,7 +31,7 @@ MODES = {
     "partial": Mode(pretrained=True, trainable=True, lr_scale=0.1),
     "anchored": Mode(pretrained=True, trainable=True, lr_scale=0.1),
 }
-STRENGTH = 0.01  # of the pull of mode "anchored"
+STRENGTH = 0.01  # of the pull of mode "anchored"; PPO on DoorKey-5x5: a median half-life of 50 gradient steps
 
 
 def extractor_kwargs(
