@@ -173,7 +173,7 @@ def test_tensorboard_has_the_curves_by_step(study: Path) -> None:
 
 def test_a_null_result_reads_as_one(tmp_path: Path) -> None:
     write_exposure(tmp_path, UNBIASED, NEAR)
-    assert report(tmp_path).splitlines()[-5].startswith("no exposure bias is measured on Near: in 6 steps clone makes ")
+    assert report(tmp_path).splitlines()[-4].startswith("no exposure bias is measured on Near: in 6 steps clone makes ")
     source = (tmp_path / "report.html").read_text()
     assert '<h1 class="open">No exposure bias is measured on Near.</h1>' in source
     assert "dagger has no measured effect on exposure bias, there is no excess to remove" in source

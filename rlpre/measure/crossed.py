@@ -7,7 +7,16 @@ draws. The interval is Student's with Satterthwaite's degrees of freedom: those 
 many if the episodes do. Fewer than `FEWEST` seeds give no interval. Measured coverage of the nominal 95 % interval of
 the mean of 100 episodes, at 3, 5 and 10 seeds (1000 repetitions):
 
-TABLE
+========================================  =============  ======================
+what differs                              this interval  episodes of each seed
+========================================  =============  ======================
+layouts (.5), seeds (.05), the rest (.3)  .96 .97 .94    1.00 .94 .73
+layouts, seeds and the rest alike         .93 .94 .94    .97 .95 .93
+seeds                                     .96 .95 .95    .95 .95 .94
+nothing but chance                        .99 .99 .99    1.00 1.00 1.00
+success, 80 %                             .95 .95 .96    1.00 .96 .85
+pairs of error counts                     .93 .96 .96    1.00 .98 .96
+========================================  =============  ======================
 
 References:
     [0] Owen 2007, The pigeonhole bootstrap. https://doi.org/10.1214/07-AOAS122

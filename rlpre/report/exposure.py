@@ -34,8 +34,6 @@ def report(directory: Path) -> str:
     lines = [str(overall_answer(results, question))]
     if len(results) > 1:
         lines += [f"{name}: {level_answer(results[level], question)}" for level, name in short_names(results).items()]
-    else:
-        lines += [str(level_answer(arms, question)) for arms in results.values()]
     lines += [str(arm_answer(arm, results, question)) for arm in judged(question)]
     write_json(directory / "results.json", {"answer": lines, **as_json(results, question)})
     said = "\n".join(lines)

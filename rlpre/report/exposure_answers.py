@@ -38,11 +38,13 @@ def level_answer(arms: dict[str, Figures], question: Question) -> Answer:
     excess, more = totals["excess"], totals["excess percent"]
     if math.isnan(excess.value):
         return Answer(NONE, f"no answer, {UNKNOWN}", "")
+    relative = "" if math.isnan(more.value) else f" ({more.value:+.0f} %)"
+    growth = "" if math.isnan(totals["slope"].value) else f" with a slope of {show(totals['slope'])}"
     facts = (
         f"in {figures.horizon} steps {question.baseline} makes {totals['OO'].value:.2f} regret errors an episode on "
-        f"its own and {totals['EE'].value:.2f} teacher-forced, an excess of {show(excess)}"
-        f"{'' if math.isnan(more.value) else f' ({more.value:+.0f} %)'}; it succeeds in "
-        f"{percent(figures.success['OO'].value)} of the episodes, the expert in {percent(figures.success['EE'].value)}"
+        f"its own and {totals['EE'].value:.2f} teacher-forced, an excess of {show(excess)}{relative}{growth}; "
+        f"it succeeds in {percent(figures.success['OO'].value)} of the episodes, the expert in "
+        f"{percent(figures.success['EE'].value)}"
     )
     if excess.low is None:
         return Answer(NONE, f"no answer, {FEW}", facts)
@@ -93,7 +95,8 @@ def overall_answer(results: Results, question: Question) -> Answer:
     ]
     if len(found) == 1:
         ((level, one),) = found.items()
-        claim = f"{one.claim} on {names[level]}" + (f", and {'' if cured else 'not '}cured" if biased else "")
+        claim = one.claim if unknown else f"{one.claim} on {names[level]}"
+        claim += f", and {'' if cured else 'not '}cured" if biased else ""
         facts = [one.facts, *facts] if one.facts else facts
     else:
         claim = f"exposure bias is measured on {len(biased) or 'none'} of {len(found)} levels"
