@@ -163,7 +163,7 @@ h2 + .wide + p { margin-top: 1.25rem; }
 <section id="{{ level }}">
   <h2>{{ names[level] }}</h2>
   <p class="soft">{{ level }}, {{ one.episodes }} test episodes, errors up to step {{ one.horizon }}.</p>
-  <p>{{ sentence(levels[level] | string) }}</p>
+  {% if results | length > 1 %}<p>{{ sentence(levels[level] | string) }}</p>{% endif %}
   {% if question.baseline in arms %}
   <h3>{{ question.baseline }}</h3>
   <p class="keys">{% for context, (colour, dashes) in strokes.items() %}

@@ -33,7 +33,7 @@ COLUMNS = 4
 def draw_exposure(results: Results, question: Question, path: Path) -> None:
     """Draws as PNG, in one row for each level: err(t) and switch curves of the baseline, excess and success by arm."""
     arms = max(len(of) for of in results.values())
-    height = max(2.6, 0.8 + 0.26 * arms)
+    height = max(3.0, 0.8 + 0.26 * arms)
     figure = Figure(figsize=(4.2 * COLUMNS, 0.8 + height * len(results)), dpi=150)
     figure.set_layout_engine("constrained", w_pad=0.08, h_pad=0.1)
     axes = figure.subplots(len(results), COLUMNS, squeeze=False)
@@ -93,6 +93,7 @@ def draw_turns(panel: Axes, turns: Turns) -> None:
     ):
         _band(panel, np.array(turns.steps), curve, colour, "-", label)
     _frame(panel, "steps before the other takes over", "success")
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     panel.set_ylim(-0.02, 1.05)
     panel.legend(frameon=False, fontsize="small", loc="lower right")
 
