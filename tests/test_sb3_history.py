@@ -22,6 +22,7 @@ THINGS = ["door", "key", "ball", "box"]
 WORDS = Vocabulary.of(
     f"go to {which} {colour} {thing}" for which in ("a", "the") for colour in COLOURS for thing in THINGS
 )
+REVERSED = Vocabulary(WORDS.words[::-1], WORDS.length)
 Windows = dict[str, np.ndarray]
 
 
@@ -285,6 +286,7 @@ def odd_elsewhere() -> SequenceEncoder:
         (lambda: EncodedVecEnv(worlds(), odd_sequence()), "wrap it in HistoryVecEnv"),
         (lambda: HistoryVecEnv(worlds(), odd_elsewhere()), "'features' is FeatureSpace"),
         (lambda: HistoryVecEnv(worlds(), odd_sequence(vocabulary=None)), "'mission' is None"),
+        (lambda: HistoryVecEnv(worlds(), odd_sequence(vocabulary=REVERSED)), "'mission' is MissionSpace"),
     ],
 )
 def test_a_policy_refuses_what_its_encoder_does_not_read(make: Callable[[], VecEnv], named: str) -> None:

@@ -201,6 +201,14 @@ def test_what_was_trained_on_windows_acts_on_pixels(
     agree(model.policy, fuse(again, encoder), history(encoder, seed=8))
 
 
+def test_separate_extractors_stay_so_on_pixels() -> None:
+    encoder = odd_sequence()
+    model = built(PPO, encoder, mode="finetuned", share_features_extractor=False).learn(32)
+    fused, venv = fuse(model, encoder), history(encoder)
+    wanted = model.policy.predict_values(model.policy.obs_to_tensor(venv.reset())[0])
+    torch.testing.assert_close(fused.predict_values(fused.obs_to_tensor(venv.frames)[0]), wanted)
+
+
 @pytest.mark.parametrize("algorithm", [PPO, DQN])
 def test_what_was_trained_on_steps_acts_on_pixels(algorithm: type[BaseAlgorithm], tmp_path: Path) -> None:
     encoder = odd_sequence()

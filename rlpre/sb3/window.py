@@ -5,11 +5,25 @@ from typing import Any
 import numpy as np
 from gymnasium import spaces
 
-from rlpre.encoders import SequenceEncoder
+from rlpre.encoders import SequenceEncoder, Vocabulary
 from rlpre.errors import RlpreError
 from rlpre.sb3.features import FeatureSpace
 
 NO_ACTION = -1  # before an episode's first frame
+
+
+class MissionSpace(spaces.Box):
+    """Missions as one particular vocabulary encodes them, (length,) int64; spaces of different vocabularies differ."""
+
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        super().__init__(0, len(vocabulary.words), (vocabulary.length,), np.int64)
+        self.words = tuple(vocabulary.words)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, MissionSpace) and super().__eq__(other) and self.words == other.words
+
+    def __repr__(self) -> str:
+        return f"MissionSpace({self.shape[0]} of {', '.join(self.words)})"
 
 
 def window_space(encoder: SequenceEncoder, window: int, pixels: bool = False) -> spaces.Dict:
@@ -19,7 +33,7 @@ def window_space(encoder: SequenceEncoder, window: int, pixels: bool = False) ->
       ``pixels``, "frames": (window, C, H, W).
     - "actions": (window,) int64, the action before each frame, -1 at an episode's first and in padding.
     - "present": (window,) int8, 0 in padding.
-    - "mission": (words,) int64, if the encoder has a vocabulary.
+    - "mission": (words,) int64, marked with the vocabulary; only if the encoder has one.
     """
     input, vocabulary = encoder.frames.input, encoder.vocabulary
     parts: dict[str, spaces.Space[Any]] = {
@@ -31,7 +45,7 @@ def window_space(encoder: SequenceEncoder, window: int, pixels: bool = False) ->
     else:
         parts["features"] = FeatureSpace(encoder.frames, (window, encoder.frames.num_features))
     if vocabulary:
-        parts["mission"] = spaces.Box(0, len(vocabulary.words), (vocabulary.length,), np.int64)
+        parts["mission"] = MissionSpace(vocabulary)
     return spaces.Dict(parts)
 
 
