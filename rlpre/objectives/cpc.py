@@ -38,15 +38,18 @@ class Cpc(SequenceObjective):
         chosen = torch.randperm(len(now), device=now.device)[:ANCHORS]
         window, now = window[chosen], now[chosen]
         belief, codes, begin = views.steps[window, now], self.code(batch.actions), batch.ids[window, now]
-        losses, hits = [], []
+        beliefs, seen, pairs = [], [], []
         for _ in range(batch.ahead):
             inside = now < last
             window, now, belief, begin = (part[inside] for part in (window, now + 1, belief, begin))
             if len(now) < 2:  # nothing to tell apart
                 break
             belief = self.act(codes[window, now], belief)
-            query, key = self.query(belief), self.key(batch.features[window, now])
-            loss, found = info_nce(query, key, begin, batch.ids[window, now])
-            losses.append(loss)
-            hits.append(found)
-        return torch.stack(losses).mean(), {"accuracy": torch.stack(hits).mean(), "furthest": hits[-1]}
+            beliefs.append(belief)
+            seen.append(batch.features[window, now])
+            pairs.append((begin, batch.ids[window, now]))
+        sizes = [len(belief) for belief in beliefs]
+        queries, keys = self.query(torch.cat(beliefs)).split(sizes), self.key(torch.cat(seen)).split(sizes)
+        found = [info_nce(q, k, *ids) for q, k, ids in zip(queries, keys, pairs, strict=True)]
+        losses, hits = (torch.stack(parts) for parts in zip(*found, strict=True))
+        return losses.mean(), {"accuracy": hits.mean(), "furthest": hits[-1]}

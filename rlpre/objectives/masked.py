@@ -4,11 +4,11 @@
 [1] Joshi et al. 2020, "SpanBERT: Improving Pre-training by Representing and Predicting Spans": blocks, not steps.
 [2] He et al. 2022, "Masked Autoencoders Are Scalable Vision Learners": what is near says nearly all, so hide much.
 
-What is hidden is unseen before the frozen vision encoder looks: neither its features nor any other frame's show it.
+Cells are hidden before the frozen vision encoder looks, as unseen ones: no feature shows them.
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rlpre.encoders.sequence import SequenceEncoder
 from rlpre.errors import RlpreError
@@ -18,16 +18,16 @@ from rlpre.objectives.sequence import SymbolObjective, WindowViews
 from rlpre.objectives.symbols import CLASSES, LOGITS, UNSEEN, foreground, judge, mean_where, nearest_step
 
 HIDDEN = 256
-BLOCK = (4, 12)  # fewest and most steps of a block: copying from a neighbour fails on longer ones
+BLOCK = (1 / 8, 3 / 8)  # least and most of a window in a block: of 32 steps 4 to 12, which copying does not bridge
 ROWS = (1, 3)  # fewest and most rows of cells hidden together
 KINDS = ("block", "rows", "object")  # each hides cells of a third of the windows
 
 
 class Masked(SymbolObjective):
-    """Cross-entropy of the symbols of hidden cells; each window counts the same, however many it hides.
+    """Cross-entropy of the symbols of hidden cells.
 
-    A window hides one of three: all cells over a block of steps; some rows of cells over a block of steps; an object,
-    which is every cell of its type and colour, over the whole window.
+    A window hides one of three: all cells in every other block of steps; some rows of cells in every other block; an
+    object, which is every cell of its type and colour, over the whole window.
 
     Its metrics are of hidden cells with something in them; "copied" is the accuracy of answering with what the cell
     shows at the nearest step at which it is not hidden: a leak if it comes near the accuracy.
@@ -43,6 +43,7 @@ class Masked(SymbolObjective):
                 f"objective 'masked' hides cells by the code (0, 0, 0), which names no tile of {frames.path}: pretrain "
                 "with autoregressive or cpc"
             )
+        self.blank = nn.Parameter(torch.zeros(encoder.frames.num_features))  # BERT's [MASK]; 0 is the mean frame
         self.read = head(encoder.num_features, HIDDEN, self.cells * LOGITS)
 
     def forward(self, views: WindowViews) -> tuple[Tensor, dict[str, Tensor]]:
@@ -53,18 +54,18 @@ class Masked(SymbolObjective):
         touched = hidden.flatten(2).any(2)
         asked = hidden.flatten(2)[touched]
         symbols = batch.codes.flatten(2, 3)[touched].long()
-        logits = self.predict(views.without(hidden)[touched])
+        logits = self.predict(views.without(hidden, self.blank)[touched])
         nll, right = judge(logits[asked], symbols[asked])
         window = touched.nonzero()[:, :1].expand_as(asked)[asked]
-        count = torch.bincount(window, minlength=len(hidden))
-        loss = (nll / count[window]).sum() / (count > 0).sum().clamp_min(1)
         things = foreground(symbols[asked])
         copied = (nearest_step(batch.codes, ~hidden & batch.present[..., None, None]) == batch.codes).all(-1)
-        values = {"nll": nll.detach(), "accuracy": right, "copied": copied.flatten(2)[touched][asked]}
-        metrics = {name: mean_where(value, things) for name, value in values.items()}
-        for number, name in enumerate(KINDS):
-            metrics[f"accuracy_{name}"] = mean_where(right, things & (kind[window] == number))
-        return loss, metrics
+        copied = copied.flatten(2)[touched][asked]
+        metrics = {"nll": mean_where(nll.detach(), things)}
+        everywhere = torch.ones_like(things)
+        for end, these in (("", everywhere), *((f"_{name}", kind[window] == n) for n, name in enumerate(KINDS))):
+            metrics[f"accuracy{end}"] = mean_where(right, things & these)
+            metrics[f"copied{end}"] = mean_where(copied, things & these)
+        return nll.mean(), metrics
 
     def predict(self, features: Tensor) -> Tensor:
         """Logits (n, cells, LOGITS) of the frames at steps with ``features`` (n, width)."""
@@ -76,7 +77,7 @@ class Masked(SymbolObjective):
         assert views.batch.codes is not None
         hidden = torch.zeros_like(views.batch.codes[..., 0], dtype=torch.bool)
         hidden[:, step] = True
-        return self.predict(views.without(hidden)[:, step])
+        return self.predict(views.without(hidden, self.blank)[:, step])
 
 
 def hide(codes: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
@@ -90,24 +91,32 @@ def hide(codes: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
         Hidden cells (batch, steps, rows, columns) bool, none of them padding, and of which of ``KINDS`` they are,
         (batch,) int64. Windows without an object hide a block.
     """
-    steps, height = codes.shape[1:3]
     objects, found = _objects(codes, present)
     kind = torch.randint(len(KINDS), (len(codes),), device=codes.device)
     kind = kind.where(found, kind % 2)
-    block = _stretch(present.sum(1), BLOCK, steps)[:, :, None, None]
-    rows = _stretch(torch.full_like(kind, height), ROWS, height)[:, None, :, None]
+    block = _blocks(present)[:, :, None, None]
+    rows = _rows(len(codes), codes.shape[2], codes.device)[:, None, :, None]
     ways = [block.expand_as(objects), (block & rows).expand_as(objects), objects]
     return torch.stack(ways)[kind, torch.arange(len(kind), device=kind.device)], kind
 
 
-def _stretch(count: Tensor, size: tuple[int, int], places: int) -> Tensor:
-    """Stretches (batch, places) bool of random ``size`` among the last ``count`` (batch,) places, but never all."""
-    shortest, longest = size
-    drawn, begin = torch.rand(2, len(count), device=count.device).unbind()
-    length = (shortest + drawn * (longest - shortest + 1)).long().minimum(count - 1)
-    first = places - count + (begin * (count - length + 1)).long()
-    offset = torch.arange(places, device=count.device) - first[:, None]
-    return (offset >= 0) & (offset < length[:, None])
+def _blocks(present: Tensor) -> Tensor:
+    """Every other block (batch, steps) bool of each window, all of one random length; never all that is present."""
+    count, steps = present.sum(1, keepdim=True), present.shape[1]
+    drawn, begin = torch.rand(2, len(present), 1, device=present.device).unbind()
+    shortest, longest = (share * steps for share in BLOCK)
+    length = (shortest + drawn * (longest - shortest)).round().long().minimum(count // 2).clamp_min(1)
+    place = torch.arange(steps, device=present.device) + (begin * 2 * length).long()
+    return (place // length % 2 == 0) & present
+
+
+def _rows(windows: int, height: int, device: torch.device) -> Tensor:
+    """A few neighbouring rows of cells (windows, height) bool for each window."""
+    drawn, begin = torch.rand(2, windows, 1, device=device).unbind()
+    shortest, longest = ROWS
+    count = (shortest + drawn * (min(longest, height - 1) - shortest + 1)).long()
+    place = torch.arange(height, device=device) - (begin * (height - count + 1)).long()
+    return (place >= 0) & (place < count)
 
 
 def _objects(codes: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:

@@ -161,21 +161,24 @@ class WindowViews(Sharing):
         """Features of the last steps under other shifts."""
         return self._shifted()
 
-    def without(self, hidden: Tensor) -> Tensor:
+    def without(self, hidden: Tensor, blank: Tensor) -> Tensor:
         """Features (batch, steps, width) of the windows as they look with some cells unseen.
 
         Args:
             hidden: (batch, steps, rows, columns) bool.
+            blank: (F,), in place of the features of frames of which all is hidden: the vision encoder knows no others
+                that show nothing, and would answer with features far from all others.
         """
         batch = self.batch
 
         def work(features: Tensor, codes: Tensor, hidden: Tensor, *others: Any) -> Tensor:
-            touched = hidden.flatten(2).any(2)
-            seen = codes[touched].masked_fill(hidden[touched][..., None], UNSEEN)
+            whole = hidden.flatten(2).all(2)
+            partly = hidden.flatten(2).any(2) & ~whole
+            seen = codes[partly].masked_fill(hidden[partly][..., None], UNSEEN)
             distinct, place = torch.unique(seen.flatten(1), dim=0, return_inverse=True)
             frames = batch.store.decode(distinct.unflatten(1, seen.shape[1:]))
-            features = features.clone()
-            features[touched] = self.encoder.encode_frames(frames).to(features.dtype)[place]
+            features = torch.where(whole[..., None], blank.to(features.dtype), features)
+            features[partly] = self.encoder.encode_frames(frames).to(features.dtype)[place]
             return self.encoder(features, *others)  # type: ignore[no-any-return]
 
         return self.share(work, batch.features, batch.codes, hidden, batch.actions, batch.mission, batch.present)
