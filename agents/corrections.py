@@ -106,7 +106,7 @@ def correct(
         before = cost["gradient_steps"]
         if correction.player:
             first, draw = seeds(config.seed, AFRESH + number)
-            actor = policy.actor() if correction.player == "learner" else expert()
+            actor = policy.actor(draw) if correction.player == "learner" else expert()
             if correction.noisy:
                 cost["noise"] = min(MOST_NOISE, error(policy, level, longest, first))
                 actor = noisy(actor, cost["noise"], np.random.default_rng(draw))

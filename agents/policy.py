@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from envs.trials import Dice
 from rlpre import SequenceEncoder
+from rlpre.device import ship
 from rlpre.encoders.checkpoint import check_tensors
 from rlpre.encoders.sequence import State
 from rlpre.errors import RlpreError
@@ -55,9 +56,9 @@ class SequencePolicy(nn.Module):
         mixed, state = self.encoder.step(features, actions, mission, state, starts)
         return self.head(mixed), state
 
-    def actor(self, rng: np.random.Generator | None = None) -> "PolicyActor":
-        """Plays episodes with this policy, see `envs.trials.play`: the likeliest action, or one drawn with ``rng``."""
-        return PolicyActor(self, rng)
+    def actor(self, seed: int = 0) -> "PolicyActor":
+        """Plays episodes with this policy, see `envs.trials.play`; ``seed`` draws its actions."""
+        return PolicyActor(self, seed)
 
     def save(self, path: str | Path) -> Path:
         """Writes a checkpoint of the sequence encoder, which can be loaded alone, and beside it the head."""
@@ -85,23 +86,23 @@ class SequencePolicy(nn.Module):
 
 
 class PolicyActor:
-    """Acts with a policy, step by step from its cached state; one slot per world.
+    """Draws actions from a policy, step by step from its cached state; one slot per world.
 
     Args:
         policy: put into evaluation mode.
-        rng: draws the actions; None: the likeliest.
+        seed: of the draws: the k-th episode has a luck of its own, whatever the policy and the number of worlds.
 
     Attributes:
         taken: (n,) int64, what was done last in each slot, the next step's token; who overrules the actor writes it.
     """
 
     taken: np.ndarray
+    state: State
 
-    def __init__(self, policy: SequencePolicy, rng: np.random.Generator | None = None) -> None:
-        self.policy, self.dice = policy.eval(), None if rng is None else Dice(rng)
+    def __init__(self, policy: SequencePolicy, seed: int) -> None:
+        self.policy, self.dice = policy.eval(), dice(seed)
         self.words: list[str] = []
         self.mission: Tensor | None = None
-        self.state: State = ()
 
     @torch.inference_mode()
     def act(self, frames: np.ndarray, missions: list[str], advice: np.ndarray, starts: np.ndarray) -> np.ndarray:
@@ -112,13 +113,20 @@ class PolicyActor:
             self.state, self.taken = encoder.begin(len(frames)), np.full(len(frames), NONE)
         if encoder.vocabulary and missions != self.words:
             self.words = list(missions)
-            self.mission = torch.from_numpy(encoder.vocabulary.encode(missions)).to(device)
-        features = encoder.encode_frames(torch.from_numpy(frames).to(device))
-        token = torch.from_numpy(np.where(starts, NONE, self.taken)).to(device)
-        begins = torch.from_numpy(starts).to(device)
-        logits, self.state = self.policy.step(features, token, self.mission, self.state, begins)
-        scores = logits.cpu().numpy()
-        if self.dice:  # the largest of logits with Gumbel noise is a draw from their softmax
-            scores = scores - np.log(-np.log(self.dice.roll(starts, scores.shape[1])))
-        self.taken = scores.argmax(axis=1)
+            self.mission = ship(encoder.vocabulary.encode(missions), device)
+        features = encoder.encode_frames(ship(frames, device))
+        told = ship(np.where(starts, NONE, self.taken), device)
+        logits, self.state = self.policy.step(features, told, self.mission, self.state, ship(starts, device))
+        luck = self.dice.roll(starts, encoder.actions)
+        self.taken = draw(logits, ship(luck, device)).cpu().numpy()
         return self.taken
+
+
+def dice(seed: int) -> Dice:
+    """The luck of an actor's episodes."""
+    return Dice(np.random.default_rng(seed))
+
+
+def draw(logits: Tensor, luck: Tensor) -> Tensor:
+    """Actions (n,) drawn from the softmax of logits (n, actions) by uniform numbers (n, actions): Gumbel's maximum."""
+    return (logits.double() - (-luck.log()).log()).argmax(-1)
