@@ -16,7 +16,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from agents.presets import PRESETS
-from rlpre import Encoder, FrameStore
+from rlpre import Encoder, FrameStore, SequenceEncoder
 from rlpre.files import read_json
 
 ROOT = Path(__file__).parents[1]
@@ -91,6 +91,18 @@ def test_collect_then_pretrain(home: Path) -> None:
     encoder = Encoder.load(home / "encoder")
     assert encoder.pretraining["frames"] == frames.hash
     assert read_json(home / "encoder" / "run.json")["configuration"]["steps"] == 2
+
+
+def test_pretrain_a_sequence_encoder_on_top(home: Path, tmp_path: Path, call: Call) -> None:
+    settings = ["--sequence", "transformer", "--window", "4", "--objective", "masked", "--steps", "2", "--batch", "4"]
+    code, printed, complaints = call(
+        "pretrain", home / "frames", tmp_path / "b", "--start", home / "encoder", *settings
+    )
+    assert code == 0, complaints
+    assert "transformer, 64 features" in printed
+    encoder = SequenceEncoder.load(tmp_path / "b")
+    assert not encoder.causal
+    assert encoder.frames.fingerprint() == Encoder.load(home / "encoder").fingerprint()
 
 
 def test_import_and_export(home: Path, tmp_path: Path, call: Call) -> None:
@@ -184,6 +196,10 @@ BAD = [
     ("pretrain {cut} {new}", "bytes instead of"),
     ("pretrain {frames} {new} --objective jigsow", "unknown objective 'jigsow': did you mean 'jigsaw'"),
     ("pretrain {frames} {new} --encoder impalla", "unknown encoder 'impalla': did you mean 'impala'"),
+    ("pretrain {frames} {new} --objective cpc", "objective 'cpc' pretrains a sequence encoder and was given a vision"),
+    ("pretrain {frames} {new} --sequence gru", "sees through a pretrained encoder of frames: give it with --start"),
+    ("pretrain {frames} {new} --sequence gro --start {encoder}", "unknown backbone 'gro': did you mean 'gru'"),
+    ("pretrain {frames} {new} --sequence gru --start {encoder} --window 999 --objective cpc", "a window of 999 steps"),
     ("pretrain {frames} {new} --device abacus", "device 'abacus' cannot be used here"),
     ("pretrain {frames} {new} --batch 1", "batch is 1: it must be at least 2"),
     ("pretrain {frames} {encoder} --batch 32", "encoder holds a pretraining with"),
