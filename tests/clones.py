@@ -3,7 +3,7 @@
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import Any
 
 import numpy as np
@@ -19,11 +19,18 @@ from rlpre import Encoder, FrameStore, InputSpec, SequenceEncoder, Vocabulary
 LEVEL = "BabyAI-GoToObj-v0"
 SHORT = CloneConfig(steps=60, lr=3e-3, check_every=10, device="cpu")
 
+HOME = TemporaryDirectory()  # goes with the process
+
+
+def home() -> Path:
+    """A new directory."""
+    return Path(mkdtemp(dir=HOME.name))
+
 
 @cache
 def demos() -> FrameStore:
     """64 demonstrations, some 380 steps."""
-    return demonstrations(LEVEL, Path(mkdtemp()) / "demos", 64, seed=0)
+    return demonstrations(LEVEL, home() / "demos", 64, seed=0)
 
 
 def small(backbone: str = "gru", actions: int = 7, features: int = 128, **arguments: Any) -> SequenceEncoder:
@@ -39,7 +46,7 @@ def perfect(count: int = 6) -> tuple[SequencePolicy, list[int]]:
     """A policy that has the expert's actions by heart, and the seeds of the episodes that it knows."""
     seeds = train_seeds(LEVEL, count)
     policy = SequencePolicy(small())
-    store = stored(play(LEVEL, seeds, expert()), LEVEL, Path(mkdtemp()) / "known")
+    store = stored(play(LEVEL, seeds, expert()), LEVEL, home() / "known")
     batch = Episodes.read(store, policy.encoder).batch(np.arange(count))
     optimizer = torch.optim.Adam(policy.parameters(), lr=3e-3)
     for _ in range(200):

@@ -4,11 +4,10 @@ import json
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
 
 import numpy as np
 import pytest
-from clones import LEVEL, SHORT, demos, small
+from clones import LEVEL, SHORT, demos, home, small
 from pixel_world import same
 
 from agents.clone import SequencePolicy, clone
@@ -23,12 +22,12 @@ CONFIG = replace(SHORT, steps=10, check_every=5)
 
 @cache
 def cloned() -> SequencePolicy:
-    return clone(demos(), small(), Path(mkdtemp()), CONFIG)
+    return clone(demos(), small(), home(), CONFIG)
 
 
 @cache
 def corrected(name: str) -> tuple[SequencePolicy, Path]:
-    out = Path(mkdtemp()) / name
+    out = home() / name
     return correct(name, cloned(), demos(), out, BUDGET, CONFIG), out
 
 
