@@ -163,6 +163,31 @@ def test_a_step_mixes_one_token_where_a_window_mixes_all(backbone: str) -> None:
     assert mixed == [3] * len(layers)
 
 
+@both
+@pytest.mark.parametrize("causal", [True, False])
+def test_the_last_step_alone_is_the_last_of_all(backbone: str, causal: bool) -> None:
+    """In windows as policies see them, padded on the left, some of them empty; gradients too."""
+    encoder = make(backbone, causal=causal)
+    for steps in (1, 4, WINDOW, 30):
+        features, actions, mission = inputs(steps)
+        present = torch.arange(steps) >= torch.tensor([[0], [steps // 2], [steps]])
+        answers = []
+        for alone in (encoder.last(features, actions, mission, present), encoder(features, actions, mission, present)):
+            last = alone if alone.ndim == 2 else alone[:, -1]
+            answers.append([last, *torch.autograd.grad(last.square().sum(), list(encoder.stages[0].parameters()))])
+        torch.testing.assert_close(*answers, rtol=0, atol=1e-4)
+        assert answers[0][0].abs().amax(1).gt(0).tolist() == [True, True, False]
+
+
+def test_the_last_step_alone_mixes_only_what_reaches_it() -> None:
+    encoder, given = make(), inputs(WINDOW)
+    mixed: list[int] = []
+    for layer in encoder.stages[1].layers:
+        layer.linear1.register_forward_hook(lambda _module, given, _out: mixed.append(given[0].shape[:-1].numel()))
+    encoder.last(*given, everywhere(given[0]))
+    assert mixed == [3 * 5, 3], "four steps back in each of two layers"
+
+
 def test_a_state_is_not_changed_by_the_step_that_reads_it() -> None:
     for backbone in BACKBONES:
         encoder, (features, actions, mission) = make(backbone), inputs(2)

@@ -51,6 +51,10 @@ class GRU(nn.Module):
             mixed, _ = self.gru(tokens)
         return self.norm(mixed.gather(1, order.argsort(1)[..., None].expand_as(mixed)))  # type: ignore[no-any-return]
 
+    def last(self, tokens: Tensor, present: Tensor) -> Tensor:
+        """The last step (batch, width) of ``forward``."""
+        return self(tokens, present)[:, -1]  # type: ignore[no-any-return]
+
     def begin(self, batch: int) -> tuple[Tensor, ...]:
         """The hidden state (layers, batch, width) before the first token."""
         return (self.norm.weight.new_zeros(self.gru.num_layers, batch, self.gru.hidden_size),)

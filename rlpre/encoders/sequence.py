@@ -114,18 +114,15 @@ class SequenceEncoder(Checkpoint):
         Raises:
             RlpreError: if the shapes do not fit each other.
         """
-        if present.shape != tokens.shape[:2]:
-            raise RlpreError(
-                f"present has shape {tuple(present.shape)} for tokens {tuple(tokens.shape)}: say of each whether it is "
-                "there"
-            )
-        padding = ~present[..., None]
-        mixed = self._memory(tokens.masked_fill(padding, 0), present)
-        return self._standardised(mixed).masked_fill(padding, 0)
+        return self._mixed(self._memory, tokens, present, present)
 
     def forward(self, features: Tensor, actions: Tensor, mission: Tensor | None, present: Tensor) -> Tensor:
         """``mix`` of ``tokens``: one feature vector per step, (batch, steps, width)."""
         return self.mix(self.tokens(features, actions, mission), present)
+
+    def last(self, features: Tensor, actions: Tensor, mission: Tensor | None, present: Tensor) -> Tensor:
+        """The last step of ``forward``, (batch, width), for a fraction of the work if the backbone is a transformer."""
+        return self._mixed(self._memory.last, self.tokens(features, actions, mission), present, present[:, -1])
 
     def begin(self, batch: int) -> State:
         """The state of so many episodes before their first step.
@@ -196,6 +193,18 @@ class SequenceEncoder(Checkpoint):
     @property
     def _memory(self) -> GRU | Transformer:
         return cast(GRU | Transformer, self.stages[1])
+
+    def _mixed(
+        self, backbone: Callable[[Tensor, Tensor], Tensor], tokens: Tensor, present: Tensor, asked: Tensor
+    ) -> Tensor:
+        """What the backbone makes of tokens, standardised; 0 where what is ``asked`` for is not present."""
+        if present.shape != tokens.shape[:2]:
+            raise RlpreError(
+                f"present has shape {tuple(present.shape)} for tokens {tuple(tokens.shape)}: say of each whether it is "
+                "there"
+            )
+        mixed = backbone(tokens.masked_fill(~present[..., None], 0), present)
+        return self._standardised(mixed).masked_fill(~asked[..., None], 0)
 
     def _check_shapes(self, features: Tensor, actions: Tensor, mission: Tensor | None) -> None:
         size = self.frames.num_features

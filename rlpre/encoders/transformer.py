@@ -54,6 +54,16 @@ class Transformer(nn.Module):
         nothing = tokens.new_zeros(len(self.layers), len(tokens), 0, 2 * tokens.shape[-1])
         return self._mix(tokens, nothing, present)[0]
 
+    def last(self, tokens: Tensor, present: Tensor) -> Tensor:
+        """The last step (batch, width) of ``forward``; each layer mixes only the steps that reach it."""
+        x, depth = tokens, len(self.layers)
+        nothing = tokens.new_zeros(len(tokens), 0, 2 * tokens.shape[-1])
+        for above, layer in zip(reversed(range(depth)), self.layers, strict=True):
+            x = x[:, -(1 + self.span * (above + 1)) :]
+            bias = self._bias(min(1 + self.span * above, x.shape[1]), present[:, -x.shape[1] :])
+            x, _ = _block(cast(nn.TransformerEncoderLayer, layer), x, nothing, bias)
+        return cast(Tensor, self.norm(x[:, -1]))
+
     def begin(self, batch: int) -> tuple[Tensor, ...]:
         """Keys and values of the last ``span`` tokens in each layer, and which of them there were: none."""
         width = self.norm.normalized_shape[0]
@@ -90,15 +100,18 @@ class Transformer(nn.Module):
 
 
 def _block(layer: nn.TransformerEncoderLayer, x: Tensor, past: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """The layer's own forward pass, but keys and values (batch, keys, 2 * width) of the past come before its own."""
+    """The layer's own forward pass, but keys and values (batch, keys, 2 * width) of the past come before its own.
+
+    Only the last steps, as many as ``bias`` (batch, heads, steps, keys) tells of, are mixed.
+    """
     attention = layer.self_attn
-    width, heads = attention.embed_dim, attention.num_heads
+    width, heads, steps = attention.embed_dim, attention.num_heads, bias.shape[2]
     projected = F.linear(layer.norm1(x), attention.in_proj_weight, attention.in_proj_bias)
     queries, keys_values = torch.split_with_sizes(projected, [width, 2 * width], dim=-1)
     keys_values = torch.cat([past, keys_values], dim=1)
-    q, k, v = (_by_head(part, heads) for part in (queries, *keys_values.chunk(2, dim=-1)))
+    q, k, v = (_by_head(part, heads) for part in (queries[:, -steps:], *keys_values.chunk(2, dim=-1)))
     mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
-    x = x + attention.out_proj(mixed.transpose(1, 2).flatten(2))
+    x = x[:, -steps:] + attention.out_proj(mixed.transpose(1, 2).flatten(2))
     return x + layer.linear2(F.gelu(layer.linear1(layer.norm2(x)))), keys_values
 
 

@@ -51,8 +51,7 @@ class SequenceExtractor(ProtectedExtractor):
         self.check_ready()
         features = observations["features"] if "features" in observations else self._encode(observations["frames"])
         mission = observations["mission"].long() if self.encoder.vocabulary else None
-        mixed: Tensor = self.encoder(features, observations["actions"].long(), mission, observations["present"] > 0)
-        return mixed[:, -1]
+        return self.encoder.last(features, observations["actions"].long(), mission, observations["present"] > 0)
 
     def _encode(self, frames: Tensor) -> Tensor:
         return encode_distinct(self.encoder.encode_frames, frames.flatten(0, 1)).reshape(*frames.shape[:2], -1)
