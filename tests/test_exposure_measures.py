@@ -238,6 +238,7 @@ def policy(forced: float, free: float, solved: float, seed: int = 0, seeds: int 
         (0.10, 0.14, 0.90, CURES),
         (0.10, 0.24, 0.70, REDUCES),
         (0.10, 0.36, 0.60, HARMS),  # more errors on its own
+        (0.10, 0.36, 0.90, NOTHING),  # more errors on its own, and more successes
         (0.10, 0.14, 0.30, HARMS),  # fewer errors, fewer successes
         (0.05, 0.25, 0.60, NOTHING),  # better everywhere: the excess is what it was
         (0.30, 0.30, 0.60, NOTHING),  # worse with the expert's contexts, not better on its own: no excess, and no cure

@@ -4,7 +4,7 @@ Errors are regret errors per episode up to the horizon, padded; the excess is OO
 All changes are against the plain clone, pair by pair of seed and episode; something rises or falls if its 95 % interval
 excludes 0. The first line that holds is the verdict:
 
-- *harms*: OO rises, or success falls;
+- *harms*: success falls, or OO rises and success does not: whoever succeeds more by a longer way is not worse;
 - *cures*: OO falls, the excess falls, and at least half of the clone's excess is removed;
 - *reduces*: OO falls and the excess falls;
 - *no effect*: anything else, which is not to say that there is none.
@@ -57,7 +57,7 @@ class Change:
         """See the top of this file; "no verdict" without intervals."""
         if any(figure.low is None for figure in (self.before, self.excess, self.free, self.success)):
             return NONE
-        if above(self.free) or below(self.success):
+        if below(self.success) or (above(self.free) and not above(self.success)):
             return HARMS
         if self.removed is None or not (below(self.free) and below(self.excess)):
             return NOTHING

@@ -116,7 +116,7 @@ def reason(found: Change) -> str:
     if found.verdict == NONE:
         return UNKNOWN if math.isnan(found.excess.value) else FEW
     if found.verdict == HARMS:
-        return "it errs more on its own" if above(found.free) else "success falls"
+        return "success falls" if below(found.success) else "it errs more on its own"
     if found.verdict == NOTHING:
         return _why_nothing(found)
     return "at least half of the excess is removed" if found.verdict == CURES else "less than half of it is removed"
@@ -142,6 +142,8 @@ def signed(figure: Interval) -> str:
 def _why_nothing(found: Change) -> str:
     if found.removed is None:
         return "there is no excess to remove"
+    if above(found.free):
+        return "it errs more on its own, and succeeds more"
     if below(found.free):
         return "it errs less on its own, and teacher-forced too"
     if below(found.excess):
