@@ -15,9 +15,9 @@ interaction: OO - EO - OE + EE. slope: d log AccErr / d log l, 1 without growth 
 of the errors among the episodes that still run. disagreement: excess of actions that are not the expert's. recovery:
 P(right | the step before was wrong) in EE and in OO. nll: of a step in EE and in OO, in nats. gap: success of the
 expert - success. Changes are against {0}, pair by pair of seed and episode. removed: the smaller of the falls of OO and
-of the excess, over the excess of {0}. harms: success falls, or OO rises and success does not. cures: OO and the excess fall, at least half of
-it is removed. reduces: less than half. no effect: anything else. Rises and falls have an interval that excludes 0. "?":
-too few resamples give the number to say how sure it is, "-": it is not known.
+of the excess, over the excess of {0}. harms: success falls, or OO rises and success does not. cures: OO and the excess
+fall, at least half of it is removed. reduces: less than half. no effect: anything else. Rises and falls have an
+interval that excludes 0. "?": too few resamples give the number to say how sure it is, "-": it is not known.
 """
 
 
