@@ -152,11 +152,11 @@ h2 + .wide + p { margin-top: 1.25rem; }
     {% endfor %}
   </table></div>
   <p class="soft">The rule, fixed before anything was measured. Errors are regret errors an episode; the excess is
-    OO - EE; changes are against {{ question.baseline }}, pair by pair of seed and episode; something rises or falls if
-    its 95 % interval excludes 0. <b>Harms:</b> success falls, or OO rises and success does not. <b>Cures:</b> OO and
-    the excess fall, and the smaller of the two falls is at least half of the excess of {{ question.baseline }}. <b>Reduces:</b> it is less
-    than half. <b>No effect:</b> anything else, also where {{ question.baseline }} shows no excess; it says that none
-    was measured, not that there is none.</p>
+    OO - EE; changes are against {{ question.baseline }}, pair by pair of seed and episode; something rises or falls
+    if its 95 % interval excludes 0. <b>Harms:</b> success falls, or OO rises and success does not. <b>Cures:</b> OO
+    and the excess fall, and the smaller of the two falls is at least half of the excess of {{ question.baseline }}.
+    <b>Reduces:</b> it is less than half. <b>No effect:</b> anything else, also where {{ question.baseline }} shows
+    no excess; it says that none was measured, not that there is none.</p>
 </section>
 
 {% for level, arms in results.items() %}{% set one = arms.values() | first %}
