@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium import spaces
 
 import envs
 from agents.clone import CloneConfig, clone
@@ -20,7 +21,7 @@ from envs.experts import expert_for
 from envs.trials import Trial, expert, play, test_seeds
 from rlpre import Encoder, FrameStore, InputSpec, PretrainConfig, RlpreError, SequenceEncoder, pretrain
 from rlpre.device import resolve_device
-from rlpre.encoders import Vocabulary, find_architecture
+from rlpre.encoders import Vocabulary
 from rlpre.errors import at_least, lookup
 from rlpre.loop import STANDARD_ROWS
 from rlpre.measure.exposure import save_contexts
@@ -147,8 +148,7 @@ def prepare_cell(study: Exposure, home: Path, cell: Cell, out: Path, report: Rep
         pretrain(frames, out=out, config=study.pretrain, report=report)
         return
     torch.manual_seed(cell.seed)
-    arguments = {} if study.pretrain.features is None else {"features": study.pretrain.features}
-    encoder = Encoder(study.pretrain.encoder, InputSpec(frames.space.shape), **arguments)
+    encoder = _fresh(study, frames.space)
     rows = frames.sample(STANDARD_ROWS, np.random.default_rng(cell.seed))
     encoder.standardise(encode(encoder, frames, rows))  # as pretraining does: the weights alone differ
     encoder.save(out)
@@ -157,17 +157,9 @@ def prepare_cell(study: Exposure, home: Path, cell: Cell, out: Path, report: Rep
 def clone_cell(study: Exposure, home: Path, cell: Cell, out: Path, report: Report) -> None:
     """Clones the expert and measures the clone."""
     name, previous_action = CLONES[cell.arm]
-    store = _demonstrations(home, cell)
-    settings = asdict(study.backbone)
+    store, frames = _demonstrations(home, cell), Encoder.load(home / encoder_cell(study, name).path)
     torch.manual_seed(cell.seed)
-    start = SequenceEncoder(
-        settings.pop("name"),
-        Encoder.load(home / encoder_cell(study, name).path),
-        store.num_actions,
-        Vocabulary.of(store.missions),
-        previous_action=previous_action,
-        **settings,
-    )
+    start = _start(study, frames, store.num_actions, Vocabulary.of(store.missions), previous_action)
     policy = clone(store, start, out, replace(study.clone, seed=cell.seed), report)
     measure(study, policy, cell, out)
 
@@ -226,27 +218,50 @@ def check(study: Exposure) -> None:
     Raises:
         RlpreError: for unknown names, numbers out of range, a missing device, or a level without an expert.
     """
-    at_least(study, seeds=1, first_seed=0, episodes=1, frames=1, steps=1)
+    at_least(study, seeds=1, first_seed=0, episodes=1, frames=1)
     if not study.levels:
         raise RlpreError("the study has no level: give at least one, such as BabyAI-PutNextLocal-v0")
     for name in study.clones:
         lookup("clone", name, CLONES)
-    for name in study.corrections:
-        lookup("correction", name, CORRECTIONS)
+    if both := sorted(set(study.corrections) & set(study.tunings)):
+        raise RlpreError(f"{both[0]!r} names a correction and a tuning: give the tuning another name")
     for tuning in study.tunings.values():
         tuning.check()
+    rounds = max((lookup("correction", name, CORRECTIONS).rounds for name in study.corrections), default=1)
+    at_least(study, steps=rounds)
+    for level in study.levels.values():
+        at_least(level, demonstrations=2, labels=rounds, steps=1)
     question(study)
     if study.clone.seed != CloneConfig.seed:
         raise RlpreError("clone.seed is decided by the study itself: leave it out, or set first_seed")
     study.clone.check()
     parse_objective(study.pretrain.objective)
-    find_architecture(study.pretrain.encoder)
-    for name, level in study.levels.items():
-        at_least(level, demonstrations=2, labels=1, steps=1)
-        world = envs.make(name)
-        world.reset(seed=0)
-        if expert_for(world) is None:
-            raise RlpreError(f"there is no expert for {name}: choose a level of BabyAI that its bot can solve")
+    resolve_device(study.pretrain.device)
+    for name in study.levels:
+        _check_world(study, name)
+
+
+def _check_world(study: Exposure, name: str) -> None:
+    world = envs.make(name)
+    world.reset(seed=0)
+    if expert_for(world) is None:
+        raise RlpreError(f"there is no expert for {name}: choose a level of BabyAI that its bot can solve")
+    _start(study, _fresh(study, world.observation_space), int(world.action_space.n), None, True)
+
+
+def _fresh(study: Exposure, frames: spaces.Box) -> Encoder:
+    """An encoder of frames with fresh weights."""
+    arguments = {} if study.pretrain.features is None else {"features": study.pretrain.features}
+    return Encoder(study.pretrain.encoder, InputSpec(frames.shape), **arguments)
+
+
+def _start(
+    study: Exposure, frames: Encoder, actions: int, vocabulary: Vocabulary | None, previous_action: bool
+) -> SequenceEncoder:
+    """A sequence encoder with fresh weights over an encoder of frames."""
+    settings = asdict(study.backbone)
+    name = settings.pop("name")
+    return SequenceEncoder(name, frames, actions, vocabulary, previous_action=previous_action, **settings)
 
 
 def encoder_cell(study: Exposure, name: str) -> Cell:
