@@ -5,7 +5,6 @@ References:
     [1] Wolczyk et al. 2024, "Fine-tuning Reinforcement Learning Models is Secretly a Forgetting Mitigation Problem".
 """
 
-import contextlib
 import copy
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -156,11 +155,10 @@ def worlds(level: str, n_envs: int, seed: int) -> VecEnv:
 
 
 class _ToLearnFrom(gym.Wrapper):
-    """Resets again while the layout is one for tests; what MiniGrid prints of its own rejections is not shown."""
+    """Resets again while the layout is one for tests."""
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        with contextlib.redirect_stdout(None):
-            answer = self.env.reset(seed=seed, options=options)
-            while is_test(layout(self.unwrapped)):
-                answer = self.env.reset(options=options)
+        answer = self.env.reset(seed=seed, options=options)
+        while is_test(layout(self.unwrapped)):
+            answer = self.env.reset(options=options)
         return answer

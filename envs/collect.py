@@ -1,6 +1,5 @@
 """Collecting offline frames of MiniGrid and BabyAI into a `FrameStore`."""
 
-import contextlib
 import importlib.metadata
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -140,8 +139,7 @@ def _run(
     with Recorder(writer, spec["n_envs"] * sum(length for _, length in parts)) as recorder:
         for number, (task, length) in list(enumerate(parts))[done:]:
             world_seed, seed = seeds(spec["seed"], number)
-            # MiniGrid prints every level it rejects; a saved agent samples its actions with torch
-            with contextlib.redirect_stdout(None), torch.random.fork_rng(devices=[]):
+            with torch.random.fork_rng(devices=[]):  # a saved agent samples its actions with torch
                 torch.manual_seed(seed)
                 venv = make_vec(spec["environments"][task], spec["n_envs"], world_seed, **look)
                 observed = venv.reset()

@@ -1,6 +1,5 @@
 """Layouts: what a world looks like after a reset. One fifth of them is for tests and never demonstrated."""
 
-import contextlib
 import hashlib
 import itertools
 from functools import lru_cache
@@ -30,9 +29,8 @@ def is_test(layout: int) -> bool:
 
 
 def enter(world: GridWorld, seed: int) -> int:
-    """Resets a world and returns its layout; MiniGrid's prints of what it rejected on the way are not shown."""
-    with contextlib.redirect_stdout(None):
-        world.begin(seed)
+    """Resets a world and returns its layout."""
+    world.begin(seed)
     return layout(world.grid_env)
 
 

@@ -1,5 +1,6 @@
 """MiniGrid and BabyAI as pixels: one environment, or many that share one look-up."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -70,11 +71,14 @@ class GridWorld(gym.Wrapper, RecordConstructorArgs):
     def begin(self, seed: int | None = None, options: dict[str, Any] | None = None) -> dict:
         """A reset up to the glance, without pixels: returns ``info``.
 
+        MiniGrid prints of every level that it rejects on the way; that is not shown.
+
         Raises:
             RlpreError: if MiniGrid cannot build the world.
         """
         try:
-            _, info = self._unobserved(self.env.reset, seed=seed, options=options)
+            with contextlib.redirect_stdout(None):
+                _, info = self._unobserved(self.env.reset, seed=seed, options=options)
         except (ImportError, FileNotFoundError, DependencyNotInstalled) as error:
             name = self.spec.id if self.spec else type(self.grid_env).__name__
             raise RlpreError(f"the installed minigrid cannot build {name}: {error}") from error

@@ -48,10 +48,10 @@ def test_every_seed_belongs_to_one_part_and_no_layout_to_both() -> None:
 def test_minigrid_keeps_its_rejections_to_itself(capsys: pytest.CaptureFixture[str]) -> None:
     world = make(LEVEL)
     for seed in range(20):
-        layouts.enter(world, seed)
+        world.reset(seed=seed)
     assert capsys.readouterr().out == ""
     for seed in range(20):
-        world.begin(seed)
+        world.unwrapped.reset(seed=seed)
     assert "Sampling rejected" in capsys.readouterr().out
 
 
