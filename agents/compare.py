@@ -19,7 +19,7 @@ from rlpre.objectives import parse_objective
 from rlpre.report.compare import report
 from rlpre.report.facts import FILM, FRAMES
 from rlpre.report.results import Metric
-from rlpre.study import Cell, StudyResult, run_study
+from rlpre.study import Cell, StudyResult, run_study, succeed
 
 Report = Callable[[int], None]
 RUNS = "runs"  # the study of agents, below a comparison's directory
@@ -81,10 +81,10 @@ def compare(comparison: Comparison, out: Path, workers: int | None = None, execu
     out = out.resolve()  # workers may have been started elsewhere
     where: dict[str, Any] = {"executor": executor, "workers": workers}
     stores = {name: collect(comparison, name, out) for name in comparison.data}
-    _succeed(pretrain_encoders(comparison, out, where))
+    succeed(pretrain_encoders(comparison, out, where))
     result = train_arms(comparison, out, {name: len(store) for name, store in stores.items()}, where)
     text = report(out / RUNS) if result.done else ""
-    _succeed(result)
+    succeed(result)
     lines = (
         f"offline, {name}: {len(store):,} frames, {store.distinct:,} distinct, of {', '.join(store.tasks)}"
         for name, store in stores.items()
@@ -217,9 +217,3 @@ def data_of(comparison: Comparison, arm: Arm) -> str:
 def encoder_cell(comparison: Comparison, arm: Arm) -> Cell:
     """The cell whose run directory holds the encoder of an arm."""
     return Cell("encoders", f"{arm.objective}@{data_of(comparison, arm)}", comparison.pretrain.seed)
-
-
-def _succeed(result: StudyResult) -> None:
-    if result.failed:
-        cell, error = next(iter(result.failed.items()))
-        raise RlpreError(f"{len(result.failed)} runs failed, {cell} with: {error}; the same command tries them again")

@@ -29,7 +29,7 @@ from rlpre.measure.probe import encode
 from rlpre.objectives import parse_objective
 from rlpre.report.exposure import report
 from rlpre.report.exposure_results import CLONE, CONTROL, CORRECTION, RECORD, Question
-from rlpre.study import Cell, StudyResult, run_study
+from rlpre.study import Cell, StudyResult, run_study, succeed
 
 Report = Callable[[int], None]
 FRAMES, DEMONSTRATIONS, ENCODERS, RUNS = "frames", "demonstrations", "encoders", "runs"  # below a study's directory
@@ -105,11 +105,11 @@ def expose(study: Exposure, out: Path, workers: int | None = None, executor: Exe
     check(study)
     out = out.resolve()  # workers may have been started elsewhere
     where: dict[str, Any] = {"executor": executor, "workers": workers}
-    _succeed(prepare(study, out, where))
+    succeed(prepare(study, out, where))
     cloned = clone_experts(study, out, where)
     corrected = correct_clones(study, out, cloned, where)
     text = report(out / RUNS) if cloned.done else ""
-    _succeed(cloned, corrected)
+    succeed(cloned, corrected)
     return text
 
 
@@ -279,10 +279,3 @@ def _seeds(study: Exposure) -> range:
 
 def _percent(report: Report, total: int) -> Report:
     return lambda done: report(min(PERCENT, PERCENT * done // total))
-
-
-def _succeed(*results: StudyResult) -> None:
-    failed = {cell: error for result in results for cell, error in result.failed.items()}
-    if failed:
-        cell, error = next(iter(failed.items()))
-        raise RlpreError(f"{len(failed)} runs failed, {cell} with: {error}; the same command tries them again")

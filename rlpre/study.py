@@ -116,6 +116,18 @@ def run_study(
     return StudyResult(tuple(cell for cell in cells if cell not in failed), failed)
 
 
+def succeed(*results: StudyResult) -> None:
+    """Does nothing if every cell has ended well.
+
+    Raises:
+        RlpreError: naming the first that has not, and its error.
+    """
+    failed = {cell: error for result in results for cell, error in result.failed.items()}
+    if failed:
+        cell, error = next(iter(failed.items()))
+        raise RlpreError(f"{len(failed)} runs failed, {cell} with: {error}; the same command tries them again")
+
+
 def finished_runs(directory: Path) -> dict[Cell, Path]:
     """The cells of a study that have ended well, sorted, and their run directories."""
     runs = {}
