@@ -51,7 +51,8 @@ class Level:
     """What is spent on a level, and how far it is measured."""
 
     demonstrations: int  # episodes of the expert that a clone learns from
-    horizon: int  # steps over which errors are added up; about the expert's 90th percentile
+    horizon: int  # steps over which errors are added up; about as many as the expert needs
+    episodes: int  # for tests, the same for every policy
     labels: int  # further steps that the expert labels, for corrections that ask it
     steps: int  # environment steps of reinforcement learning
 
@@ -77,7 +78,6 @@ class Exposure:
     clones: tuple[str, ...] = tuple(CLONES)
     seeds: int = 4  # each draws demonstrations, weights, batches and worlds of its own
     first_seed: int = 0  # settings were tuned on seeds from 100 on
-    episodes: int = 100  # test episodes, the same for every policy of a level
     switches: tuple[int, ...] = (25, 50, 100)  # percent of the horizon after which the baseline and the expert switch
     frames: int = 30_000  # transitions of all levels to pretrain the encoder of frames on
     steps: int = 500  # further gradient steps of supervised corrections
@@ -181,12 +181,12 @@ def correct_cell(study: Exposure, home: Path, cell: Cell, out: Path, report: Rep
 
 def measure(study: Exposure, policy: SequencePolicy, cell: Cell, out: Path) -> None:
     """Asks a policy in the four contexts, and the baseline also in episodes in which it and the expert switch."""
-    level = cell.environment
-    seeds = test_seeds(level, study.episodes)
-    found = contexts(policy, level, seeds, demonstrated(level, study.episodes))
+    level, settings = cell.environment, study.levels[cell.environment]
+    seeds = test_seeds(level, settings.episodes)
+    found = contexts(policy, level, seeds, demonstrated(level, settings.episodes))
     curves = None
     if cell.arm == BASELINE:
-        steps = sorted({study.levels[level].horizon * percent // PERCENT for percent in study.switches})
+        steps = sorted({settings.horizon * percent // PERCENT for percent in study.switches})
         curves = switch_curves(policy, level, seeds, steps)
     save_contexts(out / RECORD, found, curves)
 
@@ -218,7 +218,7 @@ def check(study: Exposure) -> None:
     Raises:
         RlpreError: for unknown names, numbers out of range, a missing device, or a level without an expert.
     """
-    at_least(study, seeds=1, first_seed=0, episodes=1, frames=1)
+    at_least(study, seeds=1, first_seed=0, frames=1)
     if not study.levels:
         raise RlpreError("the study has no level: give at least one, such as BabyAI-PutNextLocal-v0")
     for name in study.clones:
@@ -230,7 +230,7 @@ def check(study: Exposure) -> None:
     rounds = max((lookup("correction", name, CORRECTIONS).rounds for name in study.corrections), default=1)
     at_least(study, steps=rounds)
     for level in study.levels.values():
-        at_least(level, demonstrations=2, labels=rounds, steps=1)
+        at_least(level, demonstrations=2, episodes=1, labels=rounds, steps=1)
     question(study)
     if study.clone.seed != CloneConfig.seed:
         raise RlpreError("clone.seed is decided by the study itself: leave it out, or set first_seed")

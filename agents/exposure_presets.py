@@ -1,30 +1,56 @@
 """Studies of exposure bias with a name."""
 
-from agents.exposure import Exposure, Level
+from dataclasses import replace
+
+from agents.clone import CloneConfig
+from agents.exposure import BASELINE, Backbone, Exposure, Level
 from agents.tuning import Tuning
 from rlpre import PretrainConfig
 
+LONGEST = "BabyAI-KeyCorridorS3R3-v0"
+BLOCKED = "BabyAI-BlockedUnlockPickup-v0"
+# demonstrations: so many that clones accomplish some of their missions and not all; horizon: the expert's mean length
 LEVELS = {
-    "BabyAI-GoToLocal-v0": Level(demonstrations=1000, horizon=10, labels=2_000, steps=40_960),  # short: little to see
-    "BabyAI-PutNextLocal-v0": Level(demonstrations=2000, horizon=20, labels=5_000, steps=40_960),
-    "BabyAI-GoToObjMazeS5-v0": Level(demonstrations=1000, horizon=50, labels=8_000, steps=61_440),
-    "BabyAI-BlockedUnlockPickup-v0": Level(demonstrations=300, horizon=50, labels=5_000, steps=61_440),
-    "BabyAI-KeyCorridorS3R3-v0": Level(demonstrations=300, horizon=80, labels=6_000, steps=61_440),
+    LONGEST: Level(demonstrations=300, horizon=60, episodes=24, labels=10_000, steps=24_576),
+    BLOCKED: Level(demonstrations=300, horizon=35, episodes=32, labels=10_000, steps=24_576),
+    "BabyAI-GoToObjMazeS5-v0": Level(demonstrations=1000, horizon=30, episodes=32, labels=20_000, steps=24_576),
+    "BabyAI-PutNextLocal-v0": Level(demonstrations=3000, horizon=12, episodes=64, labels=20_000, steps=24_576),
+    "BabyAI-GoToLocal-v0": Level(demonstrations=1000, horizon=6, episodes=100, labels=5_000, steps=24_576),
 }
+SCRATCH = Tuning("scratch", value_first=0.0)
 TUNINGS = {
     "ppo": Tuning(),
     "ppo-kl": Tuning(beta=0.2),
-    "ppo-scratch": Tuning("scratch", value_first=0.0),
+    "ppo-scratch": replace(SCRATCH, ppo=replace(SCRATCH.ppo, ent_coef=0.01)),
 }
+VISION = PretrainConfig(features=512, steps=1000, checkpoint_every=500)
+
+SMALL = {"n_envs": 4, "n_steps": 8, "batch_size": 16, "n_epochs": 1}
 
 EXPOSURES = {
-    "quick": Exposure(
-        levels={"BabyAI-PutNextLocal-v0": LEVELS["BabyAI-PutNextLocal-v0"]},
-        tunings=TUNINGS,
-        clones=("clone",),
-        seeds=3,
-        frames=10_000,
-        pretrain=PretrainConfig(steps=300, checkpoint_every=150),
+    # does everything run? Nothing is learned
+    "smoke": Exposure(
+        levels={"BabyAI-GoToLocal-v0": Level(demonstrations=20, horizon=6, episodes=3, labels=20, steps=64)},
+        tunings={name: replace(tuning, ppo=replace(tuning.ppo, **SMALL)) for name, tuning in TUNINGS.items()},
+        clones=(BASELINE, "clone-random-observation"),
+        seeds=1,
+        switches=(50,),
+        frames=320,
+        steps=5,
+        pretrain=PretrainConfig(features=16, steps=2, batch=16, checkpoint_every=2),
+        backbone=Backbone(width=16, layers=1, window=8),
+        clone=CloneConfig(steps=4, batch=4, check_every=2),
     ),
-    "full": Exposure(levels=LEVELS, tunings=TUNINGS, pretrain=PretrainConfig(steps=1000, checkpoint_every=500)),
+    "quick": Exposure(
+        levels={BLOCKED: replace(LEVELS[BLOCKED], episodes=12, labels=5_000, steps=10_240)},
+        tunings=TUNINGS,
+        clones=(BASELINE,),
+        seeds=3,
+        switches=(50,),
+        frames=10_000,
+        steps=300,
+        pretrain=replace(VISION, steps=150, checkpoint_every=150),
+        clone=CloneConfig(steps=800),
+    ),
+    "full": Exposure(levels=LEVELS, tunings=TUNINGS, steps=750, pretrain=VISION),
 }

@@ -35,7 +35,7 @@ class Tuning:
     value_first: float = 0.1  # share of the gradient steps in which the value head learns alone
     beta: float = 0.0  # cost of a nat of divergence from the policy that it starts as, in the first rollout
     beta_left: float = 0.05  # share of beta in the last rollout
-    ppo: PPOConfig = field(default_factory=lambda: PPOConfig(n_steps=128, learning_rate=1e-3, n_epochs=4))
+    ppo: PPOConfig = field(default_factory=lambda: PPOConfig(n_steps=128, learning_rate=1e-3, n_epochs=4, ent_coef=0.0))
 
     def check(self) -> None:
         """Refuses what could not be trained.

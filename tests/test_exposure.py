@@ -14,7 +14,7 @@ import pytest
 
 from agents.clone import CloneConfig
 from agents.corrections import CORRECTIONS
-from agents.exposure import BASELINE, CLONES, Backbone, Exposure, Level, check, expose
+from agents.exposure import BASELINE, CLONES, Backbone, Exposure, check, expose
 from agents.exposure_presets import EXPOSURES
 from agents.policy import SequencePolicy
 from agents.tuning import Tuning
@@ -24,34 +24,9 @@ from rlpre.files import read_json
 from rlpre.measure.exposure import load_contexts
 
 ROOT = Path(__file__).parents[1]
-LEVEL = "BabyAI-PutNextLocal-v0"
-QUICK = EXPOSURES["quick"]
-SMALL = {"n_envs": 4, "n_steps": 8, "batch_size": 16, "n_epochs": 1}
-TINY = replace(
-    QUICK,
-    levels={LEVEL: Level(demonstrations=12, horizon=8, labels=20, steps=64)},
-    tunings={name: replace(tuning, ppo=replace(tuning.ppo, **SMALL)) for name, tuning in QUICK.tunings.items()},
-    clones=(BASELINE, "clone-random-observation"),
-    corrections=("history-dropout", "dagger", "more-labels"),
-    seeds=1,
-    first_seed=100,
-    episodes=2,
-    switches=(50,),
-    frames=320,
-    steps=5,
-    pretrain=replace(QUICK.pretrain, steps=2, batch=16, features=16),
-    backbone=Backbone(width=16, layers=1, window=8),
-    clone=CloneConfig(steps=4, batch=4, check_every=2, device="cpu"),
-)
-FLAGS = f"""quick --clones {" ".join(TINY.clones)} --corrections {" ".join(TINY.corrections)} --seeds 1
-    --first-seed 100 --episodes 2 --switches 50 --frames 320 --steps 5 --clone.steps 4 --clone.batch 4
-    --clone.check-every 2 --clone.device cpu --pretrain.steps 2 --pretrain.batch 16 --pretrain.features 16
-    --backbone.width 16 --backbone.layers 1 --backbone.window 8"""
-COMMAND = [
-    *FLAGS.split(),
-    *(f"--levels.{LEVEL}.{name}={value}" for name, value in vars(TINY.levels[LEVEL]).items()),
-    *(f"--tunings.{tuning}.ppo.{name}={value}" for tuning in QUICK.tunings for name, value in SMALL.items()),
-]
+TINY = EXPOSURES["smoke"]
+(LEVEL,) = TINY.levels
+SOME = TINY.levels[LEVEL]
 ARMS = (*TINY.clones, *TINY.corrections, *TINY.tunings)
 
 
@@ -68,14 +43,14 @@ def markers(out: Path) -> dict[Path, int]:
 
 def of(out: Path, arm: str) -> Path:
     """The run directory of an arm."""
-    return out / "runs" / LEVEL / arm / "seed-100"
+    return out / "runs" / LEVEL / arm / "seed-0"
 
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[Path, int]]:
     """A study started by its script and killed when its first cell has ended; what was done by then."""
     out = tmp_path_factory.mktemp("study") / "out"
-    command = [sys.executable, str(ROOT / "scripts/exposure.py"), "--out", str(out), "--workers", "1", *COMMAND]
+    command = [sys.executable, str(ROOT / "scripts/exposure.py"), "--out", str(out), "--workers", "1", "smoke"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     with (out.parent / "said").open("w+") as said:
         process = subprocess.Popen(command, env=environment, stdout=said, stderr=said)
@@ -111,14 +86,14 @@ def test_every_arm_is_measured_on_the_same_episodes_and_judged(answered: tuple[P
     out, text = answered
     for arm in ARMS:
         found, switches = load_contexts(of(out, arm) / "contexts.npz")
-        assert all(len(context.success) == TINY.episodes for context in found.values())
+        assert all(len(context.success) == TINY.levels[LEVEL].episodes for context in found.values())
         assert (switches is not None) == (arm == BASELINE)
         assert arm in text
         SequencePolicy.load(of(out, arm))
     for name in ("report.html", "results.json", "table.md"):
         assert (out / "runs" / name).stat().st_size
     kinds = read_json(out / "runs" / "study.json")["exposure"]["arms"]
-    assert [arm for arm, kind in kinds.items() if kind == "control"] == ["more-labels", "ppo-scratch"]
+    assert [arm for arm, kind in kinds.items() if kind == "control"] == ["more-labels", "more-steps", "ppo-scratch"]
     assert list(kinds) == list(ARMS)
     assert text.count("no verdict") >= len(ARMS) - len(TINY.clones), "one seed has no interval"
 
@@ -141,14 +116,14 @@ def test_budgets_are_matched(answered: tuple[Path, str]) -> None:
     cost = {arm: read_json(of(out, arm) / "run.json") for arm in ARMS}
     assert {cost[arm]["gradient_steps"] for arm in TINY.corrections} == {TINY.steps}
     asked = {arm: cost[arm]["labels"] for arm in TINY.corrections if CORRECTIONS[arm].player}
-    assert asked == dict.fromkeys(("dagger", "more-labels"), TINY.levels[LEVEL].labels)
+    assert asked == dict.fromkeys(("dart", "dagger", "more-labels"), TINY.levels[LEVEL].labels)
     assert {cost[arm]["environment_steps"] for arm in TINY.tunings} == {TINY.levels[LEVEL].steps}
 
 
 def test_nothing_is_learned_from_layouts_for_tests(answered: tuple[Path, str]) -> None:
     out, _ = answered
     stores = [manifest.parent for manifest in out.rglob("manifest.json") if manifest.parent.name != "frames"]
-    assert len(stores) == 1 + 5 + 1, "demonstrations, dagger five times, more labels"
+    assert len(stores) == 1 + 1 + 5 + 1, "demonstrations, dart, dagger five times, more labels"
     for store in stores:
         assert not is_test(FrameStore.open(store).column("layout")).any()
 
@@ -175,8 +150,8 @@ def test_what_fails_is_reported_and_tried_again(answered: tuple[Path, str], tmp_
 
 
 def test_another_study_is_refused(answered: tuple[Path, str]) -> None:
-    with pytest.raises(RlpreError, match=r"belongs to another study: .*horizon is 8 there and 9 here"):
-        run(replace(TINY, levels={LEVEL: replace(TINY.levels[LEVEL], horizon=9)}), answered[0])
+    with pytest.raises(RlpreError, match=r"belongs to another study: .*horizon is 6 there and 9 here"):
+        run(replace(TINY, levels={LEVEL: replace(SOME, horizon=9)}), answered[0])
 
 
 @pytest.mark.parametrize("name", EXPOSURES)
@@ -193,18 +168,15 @@ def test_full_asks_the_whole_protocol() -> None:
     assert len(full.corrections) + len(full.tunings) == 9
 
 
-LEVELS = {LEVEL: Level(12, 8, 20, 64)}
-
-
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
         ({"levels": {}}, "the study has no level"),
-        ({"levels": {"BabyAI-PutNxtLocal-v0": LEVELS[LEVEL]}}, "did you mean 'BabyAI-PutNextLocal-v0'"),
-        ({"levels": {"MiniGrid-MemoryS7-v0": LEVELS[LEVEL]}}, "there is no expert for MiniGrid-MemoryS7-v0"),
-        ({"levels": {LEVEL: Level(12, 0, 20, 64)}}, f"horizon of {LEVEL} is 0 steps"),
-        ({"levels": {LEVEL: Level(1, 8, 20, 64)}}, "demonstrations is 1: it must be at least 2"),
-        ({"levels": {LEVEL: Level(12, 8, 4, 64)}}, "labels is 4: it must be at least 5"),
+        ({"levels": {"BabyAI-GoToLocl-v0": SOME}}, "did you mean 'BabyAI-GoToLocal-v0'"),
+        ({"levels": {"MiniGrid-MemoryS7-v0": SOME}}, "there is no expert for MiniGrid-MemoryS7-v0"),
+        ({"levels": {LEVEL: replace(SOME, horizon=0)}}, f"horizon of {LEVEL} is 0 steps"),
+        ({"levels": {LEVEL: replace(SOME, demonstrations=1)}}, "demonstrations is 1: it must be at least 2"),
+        ({"levels": {LEVEL: replace(SOME, labels=4)}}, "labels is 4: it must be at least 5"),
         ({"steps": 4}, "steps is 4: it must be at least 5"),
         ({"corrections": ("daggr",)}, "unknown correction 'daggr': did you mean 'dagger'"),
         ({"clones": ("clone", "cloned")}, "unknown clone 'cloned': did you mean 'clone'"),
