@@ -3,7 +3,7 @@
 import copy
 import io
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -79,6 +79,7 @@ class Run:
         out: directory for everything that is written; only the first process writes.
         config: settings.
         report: called by the first process with the number of steps so far.
+        keep: steps after which the encoder is also saved to a directory of its own, see `kept`; 0: as it starts.
     """
 
     def __init__(
@@ -89,8 +90,10 @@ class Run:
         out: Path,
         config: PretrainConfig,
         report: Callable[[int], None],
+        keep: Collection[int] = (),
     ) -> None:
         self.fabric, self.frames, self.out, self.config, self.report = fabric, frames, out, config, report
+        self.keep = keep
         torch.manual_seed(config.seed)
         encoder = first_encoder(frames, start, config)
         objective = make_objective(config.objective, encoder, frames)
@@ -109,6 +112,13 @@ class Run:
     def finish(self) -> Reports:
         """Resumes if there is a state, then runs to the last step; returns the probes, of the fresh encoder too."""
         self._resume()
+        for step in self.keep:
+            passed = 0 < self.step >= step and not kept(self.out, step).exists()
+            if passed or not 0 <= step <= self.config.steps:
+                raise RlpreError(
+                    f"step {step} cannot be kept: {self.out} is at step {self.step} of {self.config.steps}; keep steps "
+                    "that are still to come, or choose another directory"
+                )
         if self.step < self.config.steps:
             with Watch(self.out, self.step) if self.fabric.is_global_zero else nullcontext() as watch:
                 self._loop(watch)
@@ -119,6 +129,7 @@ class Run:
         if self.step == 0 and watch:
             self.reports["control"] = linear_probe(self.pretext.encoder, self.reader)
             write_json(self.out / "run.json", {"configuration": self.identity, **provenance()})
+            self._keep()
         self.model.train()
         metrics: dict[str, Tensor] = {}
         with tqdm(
@@ -141,6 +152,7 @@ class Run:
                 if checkpoint:
                     self._refuse_nan(metrics)
                 if watch:
+                    self._keep()
                     self._tell(watch, bar, metrics)
                     if checkpoint:
                         self._checkpoint(watch, batch, last)
@@ -190,6 +202,12 @@ class Run:
         torch.save(self._state(), buffer)
         write_bytes(self.out / STATE, buffer.getbuffer())
 
+    def _keep(self) -> None:
+        if self.step in self.keep:
+            encoder = self._finished()
+            encoder.pretraining = {**self.identity, "step": self.step}
+            encoder.save(kept(self.out, self.step))
+
     def _finished(self) -> AnyEncoder:
         """The encoder as users get it: a copy whose features have mean 0 and SD 1 over the frames."""
         encoder = copy.deepcopy(self.pretext.encoder).eval()
@@ -217,6 +235,11 @@ class Run:
         except (RuntimeError, ValueError) as error:
             raise RlpreError(f"{self.out / STATE} is of another version of rlpre: choose another directory") from error
         self.step, self.reports = state["step"], state["reports"]
+
+
+def kept(path: Path, step: int) -> Path:
+    """Where the pretraining in the directory ``path`` saves the encoder of a step that it was asked to keep."""
+    return path / f"step-{step}"
 
 
 def read_state(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import pickle
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
@@ -51,6 +51,7 @@ def pretrain(
     encoder: str | AnyEncoder | None = None,
     config: PretrainConfig | None = None,
     report: Callable[[int], None] = quiet,
+    keep: Collection[int] = (),
     **changes: Any,
 ) -> PretrainResult:
     """Pretrains an encoder on frames; killed and called again it goes on and ends with the same weights, bit for bit.
@@ -72,6 +73,8 @@ def pretrain(
         config: settings; default ``PretrainConfig()``.
         report: called with the number of steps so far; with several devices in another process, so it must be a
             function of a module.
+        keep: steps after which the encoder stays as it is then, a checkpoint in ``step-<number>`` below ``out``; 0: as
+            it starts. They belong to one run: the learning rate follows the whole of its steps.
         **changes: single settings that replace those of ``config``, as ``objective="jigsaw"``.
 
     Returns:
@@ -92,7 +95,7 @@ def pretrain(
     _check(config)
     began = time.perf_counter()
     with torch.random.fork_rng():
-        work = partial(_work, frames=frames, start=start, out=Path(out), config=config, report=report)
+        work = partial(_work, frames=frames, start=start, out=Path(out), config=config, report=report, keep=keep)
         reports = _launch(_fabric(config), work)
         pretrained = (type(start) if start else Encoder).load(out).eval()
     return PretrainResult(pretrained, Path(out), **reports, seconds=time.perf_counter() - began)

@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import rlpre
 from rlpre import Encoder, FrameStore, RlpreError
-from rlpre.loop import rate
+from rlpre.loop import kept, rate
 from rlpre.measure.probe import linear_probe
 from rlpre.objectives import FrameReader
 from rlpre.watch import POINTS
@@ -237,3 +237,25 @@ def test_full_disk_keeps_the_last_checkpoint(done: Path, monkeypatch) -> None:
         Encoder.load(done).save(done)
     monkeypatch.undo()
     assert equal(before, weights(done))
+
+
+def test_keeps_the_encoders_it_is_asked_for(doorkey: FrameStore, done: Path, tmp_path: Path) -> None:
+    result = rlpre.pretrain(doorkey, out=tmp_path / "a", keep=(0, 3, 8), **SHORT)
+    assert equal(weights(result.path), weights(done)), "keeping changes nothing"
+    assert equal(weights(kept(result.path, 8)), weights(result.path))
+    first = Encoder.load(kept(result.path, 0))
+    torch.manual_seed(0)
+    fresh = Encoder("cnn", first.input, features=32)
+    standard = ("feature_mean", "feature_std")
+    assert all(
+        torch.equal(first.state_dict()[name], fresh.state_dict()[name]) for name in fresh.state_dict().keys() - standard
+    )
+    features = first(torch.from_numpy(doorkey.frames(doorkey.sample(500, np.random.default_rng(1)))))
+    assert float(features.detach().mean(0).abs().max()) < 0.2
+    assert Encoder.load(kept(result.path, 3)).pretraining["step"] == 3
+    assert len({Encoder.load(kept(result.path, step)).fingerprint() for step in (0, 3, 8)}) == 3
+    for step, out in ((5, result.path), (9, tmp_path / "b"), (-1, tmp_path / "b")):
+        with pytest.raises(
+            RlpreError, match=rf"^step {step} cannot be kept: .* of 8; keep steps that are still to come"
+        ):
+            rlpre.pretrain(doorkey, out=out, keep=(step,), **SHORT)
