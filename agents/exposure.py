@@ -9,17 +9,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from gymnasium import spaces
 
 import envs
 from agents.clone import CloneConfig, clone
 from agents.contexts import contexts, switch_curves
 from agents.corrections import CORRECTIONS, Budget, correct
 from agents.policy import SequencePolicy
+from agents.starts import BASELINE, CLONES, PRETRAINED, PROTOCOL, RANDOM, Backbone, fresh_vision
 from agents.tuning import Tuning, tune
 from envs.experts import expert_for
 from envs.trials import Trial, expert, play, test_seeds
-from rlpre import Encoder, FrameStore, InputSpec, PretrainConfig, RlpreError, SequenceEncoder, pretrain
+from rlpre import Encoder, FrameStore, PretrainConfig, RlpreError, pretrain
 from rlpre.device import resolve_device
 from rlpre.encoders import Vocabulary
 from rlpre.errors import at_least, lookup
@@ -33,14 +33,6 @@ from rlpre.study import Cell, StudyResult, run_study, succeed
 
 Report = Callable[[int], None]
 FRAMES, DEMONSTRATIONS, ENCODERS, RUNS = "frames", "demonstrations", "encoders", "runs"  # below a study's directory
-PRETRAINED, RANDOM = "pretrained", "random"  # encoders of frames
-BASELINE = "clone"
-CLONES = {  # what a token tells of: whose features of the frame, and the action before it or not
-    BASELINE: (PRETRAINED, True),
-    "clone-observation": (PRETRAINED, False),
-    "clone-random": (RANDOM, True),
-    "clone-random-observation": (RANDOM, False),
-}
 CONTROLS = ("more-labels", "more-steps", "ppo-scratch")
 PERCENT = 100  # of a cell's work, for the progress bar
 BEHAVIOUR = "0.5*random + 0.5*expert:0.3"  # that the frames to pretrain on show
@@ -58,30 +50,20 @@ class Level:
 
 
 @dataclass(frozen=True)
-class Backbone:
-    """The sequence encoder over a frozen encoder of frames; without pretraining of its own."""
-
-    name: str = "transformer"
-    width: int = 64
-    layers: int = 2
-    heads: int = 4
-    window: int = 32
-
-
-@dataclass(frozen=True)
 class Exposure:
     """Everything that a study's numbers depend on, but for the seeds."""
 
     levels: dict[str, Level]
     tunings: dict[str, Tuning]  # corrections and controls by reinforcement learning, by name
     corrections: tuple[str, ...] = tuple(name for name in CORRECTIONS if name != BASELINE)  # supervised ones
-    clones: tuple[str, ...] = tuple(CLONES)
+    clones: tuple[str, ...] = PROTOCOL
     seeds: int = 4  # each draws demonstrations, weights, batches and worlds of its own
     first_seed: int = 0  # settings were tuned on seeds from 100 on
     switches: tuple[int, ...] = (25, 50, 100)  # percent of the horizon after which the baseline and the expert switch
     frames: int = 30_000  # transitions of all levels to pretrain the encoder of frames on
     steps: int = 500  # further gradient steps of supervised corrections
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    sequence: PretrainConfig = field(default_factory=lambda: PretrainConfig(batch=32, steps=1000))  # where a clone asks
     backbone: Backbone = field(default_factory=Backbone)
     clone: CloneConfig = field(default_factory=CloneConfig)
 
@@ -148,7 +130,7 @@ def prepare_cell(study: Exposure, home: Path, cell: Cell, out: Path, report: Rep
         pretrain(frames, out=out, config=study.pretrain, report=report)
         return
     torch.manual_seed(cell.seed)
-    encoder = _fresh(study, frames.space)
+    encoder = fresh_vision(study.pretrain, frames.space)
     rows = frames.sample(STANDARD_ROWS, np.random.default_rng(cell.seed))
     encoder.standardise(encode(encoder, frames, rows))  # as pretraining does: the weights alone differ
     encoder.save(out)
@@ -156,11 +138,15 @@ def prepare_cell(study: Exposure, home: Path, cell: Cell, out: Path, report: Rep
 
 def clone_cell(study: Exposure, home: Path, cell: Cell, out: Path, report: Report) -> None:
     """Clones the expert and measures the clone."""
-    name, previous_action = CLONES[cell.arm]
-    store, frames = _demonstrations(home, cell), Encoder.load(home / encoder_cell(study, name).path)
+    start, store = CLONES[cell.arm], _demonstrations(home, cell)
+    vision, frames = Encoder.load(home / encoder_cell(study, start.vision).path), FrameStore.open(home / FRAMES)
     torch.manual_seed(cell.seed)
-    start = _start(study, frames, store.num_actions, Vocabulary.of(store.missions), previous_action)
-    policy = clone(store, start, out, replace(study.clone, seed=cell.seed), report)
+    # one vocabulary for all arms: that of what any of them learns from
+    encoder = start.build(study.backbone, vision, store.num_actions, Vocabulary.of([*store.missions, *frames.missions]))
+    if start.objective:
+        config = replace(study.sequence, objective=start.objective, seed=cell.seed)
+        encoder = pretrain(frames, encoder=encoder, out=out / PRETRAINED, config=config).encoder.causal_copy()
+    policy = clone(store, encoder, out, replace(study.clone, seed=cell.seed), report)
     measure(study, policy, cell, out)
 
 
@@ -199,7 +185,7 @@ def demonstrated(level: str, episodes: int) -> Sequence[Trial]:
 
 def question(study: Exposure) -> Question:
     """What the study asks, fixed before it runs."""
-    kinds = dict.fromkeys(study.clones, CLONE)
+    kinds = {arm: CORRECTION if CLONES[arm].objective else CLONE for arm in study.clones}
     kinds |= {arm: CONTROL if arm in CONTROLS else CORRECTION for arm in (*study.corrections, *study.tunings)}
     return Question(kinds, {name: level.horizon for name, level in study.levels.items()}, BASELINE)
 
@@ -246,22 +232,8 @@ def _check_world(study: Exposure, name: str) -> None:
     world.reset(seed=0)
     if expert_for(world) is None:
         raise RlpreError(f"there is no expert for {name}: choose a level of BabyAI that its bot can solve")
-    _start(study, _fresh(study, world.observation_space), int(world.action_space.n), None, True)
-
-
-def _fresh(study: Exposure, frames: spaces.Box) -> Encoder:
-    """An encoder of frames with fresh weights."""
-    arguments = {} if study.pretrain.features is None else {"features": study.pretrain.features}
-    return Encoder(study.pretrain.encoder, InputSpec(frames.shape), **arguments)
-
-
-def _start(
-    study: Exposure, frames: Encoder, actions: int, vocabulary: Vocabulary | None, previous_action: bool
-) -> SequenceEncoder:
-    """A sequence encoder with fresh weights over an encoder of frames."""
-    settings = asdict(study.backbone)
-    name = settings.pop("name")
-    return SequenceEncoder(name, frames, actions, vocabulary, previous_action=previous_action, **settings)
+    vision = fresh_vision(study.pretrain, world.observation_space)
+    CLONES[BASELINE].build(study.backbone, vision, int(world.action_space.n), None)
 
 
 def encoder_cell(study: Exposure, name: str) -> Cell:

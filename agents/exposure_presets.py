@@ -3,7 +3,8 @@
 from dataclasses import replace
 
 from agents.clone import CloneConfig
-from agents.exposure import BASELINE, Backbone, Exposure, Level
+from agents.exposure import Exposure, Level
+from agents.starts import BASELINE, Backbone
 from agents.tuning import Tuning
 from rlpre import PretrainConfig
 
@@ -32,12 +33,13 @@ EXPOSURES = {
     "smoke": Exposure(
         levels={"BabyAI-GoToLocal-v0": Level(demonstrations=20, horizon=6, episodes=3, labels=20, steps=64)},
         tunings={name: replace(tuning, ppo=replace(tuning.ppo, **SMALL)) for name, tuning in TUNINGS.items()},
-        clones=(BASELINE, "clone-random-observation"),
+        clones=(BASELINE, "clone-random-observation", "clone-masked"),
         seeds=1,
         switches=(50,),
         frames=320,
         steps=5,
         pretrain=PretrainConfig(features=16, steps=2, batch=16, checkpoint_every=2),
+        sequence=PretrainConfig(steps=2, batch=8, checkpoint_every=2),
         backbone=Backbone(width=16, layers=1, window=8),
         clone=CloneConfig(steps=4, batch=4, check_every=2),
     ),
@@ -51,6 +53,16 @@ EXPOSURES = {
         steps=300,
         pretrain=replace(VISION, steps=150, checkpoint_every=150),
         clone=CloneConfig(steps=800),
+    ),
+    # does a policy gain from a sequence encoder that was pretrained, and by which objective?
+    "objectives": Exposure(
+        levels={BLOCKED: LEVELS[BLOCKED]},
+        tunings={},
+        corrections=(),
+        clones=(BASELINE, "clone-autoregressive", "clone-masked"),
+        seeds=5,
+        switches=(50,),
+        pretrain=VISION,
     ),
     "full": Exposure(levels=LEVELS, tunings=TUNINGS, steps=750, pretrain=VISION),
 }

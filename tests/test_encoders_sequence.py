@@ -188,6 +188,18 @@ def test_the_last_step_alone_mixes_only_what_reaches_it() -> None:
     assert mixed == [3 * 5, 3], "four steps back in each of two layers"
 
 
+def test_a_bidirectional_transformer_acts_as_a_causal_one_with_its_weights() -> None:
+    both_ways, causal = make(causal=False), make(causal=True)
+    causal.load_state_dict(both_ways.state_dict())
+    given = inputs(20)
+    twin = both_ways.causal_copy()
+    assert torch.equal(whole(twin, *given), whole(causal, *given))
+    assert not torch.allclose(whole(twin, *given), whole(both_ways, *given))
+    assert twin.fingerprint() == causal.fingerprint()
+    with pytest.raises(RlpreError, match="a bidirectional GRU reads from both ends and cannot act"):
+        make("gru", causal=False).causal_copy()
+
+
 def test_a_state_is_not_changed_by_the_step_that_reads_it() -> None:
     for backbone in BACKBONES:
         encoder, (features, actions, mission) = make(backbone), inputs(2)

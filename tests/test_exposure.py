@@ -14,12 +14,13 @@ import pytest
 
 from agents.clone import CloneConfig
 from agents.corrections import CORRECTIONS
-from agents.exposure import BASELINE, CLONES, Backbone, Exposure, check, expose
+from agents.exposure import Exposure, check, expose
 from agents.exposure_presets import EXPOSURES
 from agents.policy import SequencePolicy
+from agents.starts import BASELINE, PROTOCOL, Backbone
 from agents.tuning import Tuning
 from envs.layouts import is_test
-from rlpre import FrameStore, RlpreError
+from rlpre import FrameStore, RlpreError, SequenceEncoder
 from rlpre.files import read_json
 from rlpre.measure.exposure import load_contexts
 
@@ -103,10 +104,14 @@ def test_arms_are_what_they_are_called(answered: tuple[Path, str]) -> None:
     policies = {arm: SequencePolicy.load(of(out, arm)).encoder for arm in ARMS}
     seen = {name: read_json(out / "encoders" / name / "seed-0" / "config.json") for name in ("pretrained", "random")}
     assert (bool(seen["pretrained"]["pretraining"]), bool(seen["random"]["pretraining"])) == (True, False)
-    baseline, other = (policies[arm] for arm in TINY.clones)
+    baseline, other = (policies[arm] for arm in (BASELINE, "clone-random-observation"))
     assert (baseline.previous_action, other.previous_action) == (True, False)
     assert baseline.frames.fingerprint() != other.frames.fingerprint()
-    for arm in ARMS[len(TINY.clones) :]:
+    masked = SequenceEncoder.load(of(out, "clone-masked") / "pretrained")
+    assert (masked.causal, masked.pretraining["objective"]) == (False, "masked")
+    assert policies["clone-masked"].causal
+    assert policies["clone-masked"].pretraining == masked.pretraining
+    for arm in ("clone-masked", *ARMS[len(TINY.clones) :]):
         assert policies[arm].frames.fingerprint() == baseline.frames.fingerprint()
         assert policies[arm].vocabulary == baseline.vocabulary
 
@@ -164,7 +169,7 @@ def test_full_asks_the_whole_protocol() -> None:
     full = EXPOSURES["full"]
     assert len(full.levels) == 5
     assert full.seeds >= 4
-    assert list(full.clones) == list(CLONES)
+    assert full.clones == PROTOCOL
     assert len(full.corrections) + len(full.tunings) == 9
 
 

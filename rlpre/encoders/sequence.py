@@ -78,6 +78,18 @@ class SequenceEncoder(Checkpoint):
         freeze(self.frames)
         self._register_standard()
 
+    def causal_copy(self) -> Self:
+        """The same weights, looking back alone as a policy must: a transformer's masks have no weights.
+
+        Raises:
+            RlpreError: if it is a bidirectional GRU, one half of which reads from the end.
+        """
+        if self.backbone == "gru" and not self.causal:
+            raise RlpreError("a bidirectional GRU reads from both ends and cannot act: pretrain a transformer")
+        twin = self.from_config({**self.config, "causal": True})
+        twin.load_state_dict(self.state_dict())
+        return twin.to(self.device).train(self.training)
+
     def encode_frames(self, frames: Tensor) -> Tensor:
         """Encodes ``frames`` (n, C, H, W) as `Encoder` does, to (n, frames.num_features), without gradients."""
         shape = self.frames.input.shape
