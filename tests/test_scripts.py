@@ -103,6 +103,16 @@ def test_pretrain_a_sequence_encoder_on_top(home: Path, tmp_path: Path, call: Ca
     encoder = SequenceEncoder.load(tmp_path / "b")
     assert not encoder.causal
     assert encoder.frames.fingerprint() == Encoder.load(home / "encoder").fingerprint()
+    code, _, complaints = call("likelihood", home / "frames", tmp_path / "b")
+    assert code == 2
+    assert one_sentence(complaints, "was pretrained on")
+    assert call("collect", *COLLECT, "--seed", "1", "--out", tmp_path / "others")[0] == 0
+    code, printed, complaints = call("likelihood", tmp_path / "others", tmp_path / "b", "--windows", "20")
+    assert code == 0, complaints
+    names, numbers, probes = printed.splitlines()
+    assert names.split()[:4] == ["next", "nll", "next", "accuracy"]
+    assert all(np.isfinite(float(number)) for number in numbers.split()[1:])
+    assert "front" in probes
 
 
 def test_import_and_export(home: Path, tmp_path: Path, call: Call) -> None:
@@ -200,6 +210,8 @@ BAD = [
     ("pretrain {frames} {new} --sequence gru", "sees through a pretrained encoder of frames: give it with --start"),
     ("pretrain {frames} {new} --sequence gro --start {encoder}", "unknown backbone 'gro': did you mean 'gru'"),
     ("pretrain {frames} {new} --sequence gru --start {encoder} --window 999 --objective cpc", "a window of 999 steps"),
+    ("likelihood {nowhere} {encoder}", "manifest.json is missing"),
+    ("likelihood {frames} {encoder}", "this is a vision encoder, not a sequence encoder"),
     ("pretrain {frames} {new} --device abacus", "device 'abacus' cannot be used here"),
     ("pretrain {frames} {new} --batch 1", "batch is 1: it must be at least 2"),
     ("pretrain {frames} {encoder} --batch 32", "encoder holds a pretraining with"),
