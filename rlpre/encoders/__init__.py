@@ -6,9 +6,12 @@ from rlpre.encoders.registry import ARCHITECTURES, find_architecture, register_e
 from rlpre.encoders.sequence import BACKBONES, SequenceEncoder
 from rlpre.encoders.text import Vocabulary
 
+AnyEncoder = Encoder | SequenceEncoder
+
 __all__ = [
     "ARCHITECTURES",
     "BACKBONES",
+    "AnyEncoder",
     "Encoder",
     "InputSpec",
     "SequenceEncoder",

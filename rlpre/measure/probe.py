@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from rlpre.encoders import Encoder, SequenceEncoder
+from rlpre.encoders import AnyEncoder, Encoder, SequenceEncoder
 from rlpre.errors import RlpreError, lookup
 from rlpre.frames import FrameStore
 
@@ -100,7 +100,7 @@ def finite(features: Floats, what: str) -> Floats:
     return features
 
 
-def read(encoder: Encoder | SequenceEncoder, reader: Reader, rows: Indices) -> Floats:
+def read(encoder: AnyEncoder, reader: Reader, rows: Indices) -> Floats:
     """Features (n, num_features) of ``rows`` (n,) of the reader's store.
 
     Raises:
@@ -244,6 +244,12 @@ def _ask(reader: Reader, names: Sequence[str] | None, seed: int) -> tuple[Indice
     return rows, found, refused
 
 
+def standardised(features: Floats, rows: Indices | slice = slice(None)) -> Floats:
+    """Features (n, dim) as those of ``rows`` get mean 0 and standard deviation 1; one that is constant gets 0 there."""
+    mean, spread = features[rows].mean(0), features[rows].std(0)
+    return np.asarray((features - mean) / np.where(spread > 0, spread, 1))
+
+
 def ridge(quantity: bool) -> Any:
     """An unfitted probe: ridge on standardised features, for a quantity or for classes that count alike."""
     # here, because scikit-learn takes more than a second to import
@@ -263,7 +269,7 @@ def cross_score(features: Floats, of: Factor, seed: int = 0) -> float:
     return of.score(cross_val_predict(ridge(of.quantity), features, of.values, cv=of.folds(seed)))
 
 
-def linear_probe(encoder: Encoder | SequenceEncoder, reader: Reader, seed: int = 0) -> dict[str, float]:
+def linear_probe(encoder: AnyEncoder, reader: Reader, seed: int = 0) -> dict[str, float]:
     """Scores of ridge probes for every label of the store.
 
     Each distinct input is used at most once and cross-validated, so none is both trained on and tested.

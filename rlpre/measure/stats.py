@@ -146,11 +146,11 @@ def probability_of_improvement(treated: Floats, baseline: Floats) -> Interval:
     return Interval(value, low, high, runs)
 
 
-def area_under_curve(steps: NDArray[np.int64], returns: Floats) -> Floats:
+def area_under_curve(steps: NDArray[np.int64] | Floats, returns: Floats) -> Floats:
     """The mean height of a learning curve from its first to its last evaluation (trapezoid rule over the step range).
 
     Args:
-        steps: (points,) environment steps, increasing.
+        steps: (points,) environment steps, or another measure of experience, increasing.
         returns: (..., points).
 
     Returns:

@@ -2,8 +2,7 @@
 
 from collections.abc import Iterable
 
-from rlpre.encoders import Encoder
-from rlpre.encoders.sequence import SequenceEncoder
+from rlpre.encoders import AnyEncoder
 from rlpre.errors import RlpreError, lookup
 from rlpre.frames import FrameStore
 from rlpre.objectives.autoregressive import Autoregressive
@@ -32,7 +31,6 @@ OBJECTIVES: dict[str, type[Objective]] = {
 }
 READERS: dict[str, type[FrameReader] | type[WindowReader]] = {"vision": FrameReader, "sequence": WindowReader}
 
-AnyEncoder = Encoder | SequenceEncoder
 AnyBatch = Batch | WindowBatch
 
 __all__ = [
