@@ -8,16 +8,20 @@ from rlpre.encoders.backbone import Backbone
 from rlpre.encoders.cnn import cnn
 from rlpre.encoders.impala import impala
 from rlpre.encoders.vit import vit
+from rlpre.encoders.whitened import Whitened
 from rlpre.errors import RlpreError, lookup
 
 Architecture = Callable[..., nn.Module | Sequence[nn.Module]]
 
 ARCHITECTURES: dict[str, Architecture] = {"cnn": cnn, "impala": impala, "vit": vit}
-FAMILIES: dict[str, Callable[[str], Architecture]] = {"torchvision": Backbone}
+FAMILIES: dict[str, Callable[[str], Architecture]] = {
+    "torchvision": Backbone,
+    "whitened": lambda name: Whitened(find_architecture(name)),
+}
 
 
 def find_architecture(name: str) -> Architecture:
-    """Returns what builds the architecture ``name``, "cnn" or "torchvision:resnet18".
+    """Returns what builds the architecture ``name``, "cnn", "torchvision:resnet18" or "whitened:cnn".
 
     Raises:
         RlpreError: if the name is unknown, or of an encoder that was not registered in this process.
