@@ -171,6 +171,8 @@ def test_variance_is_that_of_sampled_answers(rows):
     mean, variance = head.predict(new)
     np.testing.assert_allclose(variance, answers.var(1), rtol=0.04)
     assert np.all(np.abs(answers.mean(1) - mean) < 0.03 * np.sqrt(variance))
+    centre = x.mean(0, keepdims=True)  # where only the bias is open
+    assert head.predict(centre)[1] == pytest.approx(head.noise * (1 + 1 / rows))
 
 
 def test_variance_covers_new_targets():

@@ -8,11 +8,13 @@ X and y are centred, and the best estimate is
 
 A strength is t² over the variance of the prior: it counts like so many rows of features of unit variance. Where X'X is
 n I this is the mean ``(n θ + λ w_par + μ w_pre) / (n + λ + μ)`` of the least-squares head θ and the priors. On real
-features, which vary far more in some directions than in others, that mean is worse than the priors alone: it trusts θ
-as much where the data says nothing.
+features, which vary far more in some directions than in others, that mean trusts θ as much where the data says nothing
+as where it says all: its weights are worse than the priors' alone, its predictions worse than those of θ.
 
 **Strengths** are those of the highest evidence, ``p(y | X, λ, μ)`` with the noise that makes it highest [1]. A prior
-that is not given is 0, the plain ridge's, so that the evidence of a single prior also says how far to shrink it.
+that is not given is 0, the plain ridge's, so that the evidence of a single prior also says how far to shrink it. With
+fewer rows than dimensions only the unevenness of the features tells noise from distance, and the evidence may take the
+targets for free of noise.
 
 **The gate.** With a prior at squared distance δ² from the truth, held by λ, d weights are better than the least-squares
 ones if and only if ``δ² < t² d (2 / λ + 1 / n)``; best is λ* = t² d / δ², whatever n is. That is for X'X = n I. In
