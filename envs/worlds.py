@@ -91,6 +91,10 @@ class GridWorld(gym.Wrapper, RecordConstructorArgs):
         self._look()
         return float(reward), terminated, truncated, self._described(info)
 
+    def skip(self, action: int) -> None:
+        """A step that nobody looks at: the glance stays what it was."""
+        self._unobserved(self.env.step, int(action))
+
     def develop(self, glances: Sequence[views.Glance]) -> tuple[np.ndarray, np.ndarray]:
         """Codes (N, R, C, 3) and frames (N, 3, H, W) of N glances, in one look-up."""
         codes = views.encode(glances, self.rows, self.columns)

@@ -1,0 +1,61 @@
+"""What frames hold of an environment: ``python scripts/contamination.py runs/frames/mixed MiniGrid-DoorKey-6x6-v0``."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import tyro
+
+from cli import run
+from envs.overlap import SEED, STEPS, overlaps
+from rlpre import Encoder, FrameStore, InputSpec
+from rlpre.files import write_json
+from rlpre.measure.overlap import ALIKE, CELLS, Overlap
+from rlpre.report.answers import show_interval
+
+
+def main(
+    frames: tyro.conf.Positional[Path],
+    environments: tyro.conf.Positional[tuple[str, ...]],
+    encoder: Path | None = None,
+    steps: int = STEPS,
+    seed: int = SEED,
+    behaviour: str | None = None,
+    out: Path | None = None,
+) -> None:
+    """Says how much of what an agent will meet was seen before: as shares, with 95 % intervals over fresh episodes.
+
+    Args:
+        frames: directory of a frame store, see collect.py.
+        environments: where an agent is to be trained or tested.
+        encoder: directory of an encoder that judges likeness and has not learned from these frames; default: fresh
+            weights.
+        steps: to play in each environment.
+        seed: of those episodes.
+        behaviour: who plays them, as for collect.py; default: half at random, half a noisy expert where there is one.
+        out: JSON file for the same figures.
+    """
+    store = FrameStore.open(frames)
+    torch.manual_seed(0)
+    judge = Encoder.load(encoder) if encoder else Encoder("cnn", InputSpec(store.space.shape))
+    found = overlaps(store, environments, steps, seed, behaviour, judge)
+    if out:
+        write_json(out, {"frames": str(frames), "hash": store.hash, "overlap": {k: asdict(v) for k, v in found.items()}})
+    print(f"{frames}: {len(store):,} frames, {store.distinct:,} distinct; what each environment shows of them:")
+    width = max(map(len, environments)) + 2
+    print("".join([f"{'':<{width}}", *(f"{name:<20}" for name in columns(next(iter(found.values()))))]))
+    for name, of in found.items():
+        print("".join([f"{name:<{width}}", *(f"{value:<20}" for value in columns(of).values())]))
+        if of.untold:
+            print(f"  states and layouts cannot be told: {of.untold}")
+
+
+def columns(of: Overlap) -> dict[str, str]:
+    """The figures of an environment by heading."""
+    near = {f"within {cells} cells": of.near[cells - 1] if of.near else None for cells in range(1, CELLS + 1)}
+    shares = {"state": of.state, "layout": of.layout, "observation": of.observation, **near, f"cosine {ALIKE}": of.alike}
+    return {name: show_interval(share) if share else "-" for name, share in shares.items()}
+
+
+if __name__ == "__main__":
+    run(main)
