@@ -21,7 +21,7 @@ from rlpre.frames import FrameStore
 
 Floats = npt.NDArray[np.floating[Any]]
 Indices = npt.NDArray[np.int64]
-E = TypeVar("E", Encoder, SequenceEncoder)
+E = TypeVar("E", bound=AnyEncoder)
 
 NUMBERS = ("distance",)  # labels that are quantities, scored by R²; the others are classes
 NAMES = ("layout",)  # labels that say which episode a frame is from, not what is in it
