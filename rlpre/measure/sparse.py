@@ -14,12 +14,13 @@ random rotation, in which the same is known by none in particular, and of their 
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from rlpre.encoders import AnyEncoder
-from rlpre.measure.probe import Factor, Floats, Indices, Reader, cross_score, factors, read, ridge, standardised
+from rlpre.measure.probe import RIDGE, Factor, Floats, Indices, Reader, cross_score, factors, read, standardised
 
 ENOUGH = 0.95  # of what the dense probe scores above chance
 NOTHING = 0.05  # a dense probe that is no further above chance finds nothing
@@ -60,14 +61,11 @@ def sparsity(features: Floats, of: Factor, seed: int = 0) -> Sparsity:
     dim = features.shape[1]
     sizes = np.unique(np.append(np.round(2 ** np.arange(0, np.log2(dim), 1 / 3)), dim)).astype(int).tolist()
     dense = cross_score(features, of, seed)
-    answers: dict[str, npt.NDArray[np.floating]] = {}
+    answers: dict[str, npt.NDArray[Any]] = {}
     for number, (train, test) in enumerate(of.folds(seed)):
         for name, basis in _bases(features, train, np.random.default_rng((seed, number))).items():
-            order = _order(basis[train], of.values[train], of.quantity)
             into = answers.setdefault(name, np.empty((len(sizes), len(features))))
-            for row, size in zip(into, sizes, strict=True):
-                chosen = basis[:, order[:size]]
-                row[test] = ridge(of.quantity).fit(chosen[train], of.values[train]).predict(chosen[test])
+            into[:, test] = _answers(standardised(basis, train), of, train, test, sizes)
     scores = {name: tuple(of.score(row) for row in rows) for name, rows in answers.items()}
     enough = of.chance + ENOUGH * (dense - of.chance) if dense > of.chance + NOTHING else np.inf
     smallest = {
@@ -105,21 +103,36 @@ def _bases(features: Floats, train: Indices, rng: np.random.Generator) -> dict[s
     return {"features": plain, "rotated": plain @ rotation, "pca": plain @ kept.T}
 
 
-def _order(features: Floats, values: npt.NDArray[np.generic], quantity: bool) -> Indices:
-    """All columns of features (n, dim), in the order in which a group lasso takes them up."""
+def _answers(x: Floats, of: Factor, train: Indices, test: Indices, sizes: list[int]) -> list[npt.NDArray[Any]]:
+    """What probes of the first features say about the test inputs, by size; as `ridge`, but all from one product."""
+    values = of.values[train]
+    classes, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    targets = values[:, None].astype(float) if of.quantity else np.eye(len(classes))[place]
+    share = np.full(len(train), 1 / len(train)) if of.quantity else 1 / (len(classes) * counts[place])
+    center, middle = share @ x[train], share @ targets
+    root = np.sqrt(share)[:, None]
+    q, r = np.linalg.qr(root * (x[train] - center))  # these dim rows have the same answers as all n
+    asked = q.T @ (root * (targets - middle))
+    order, gram, moment = _order(r, asked), r.T @ r, r.T @ asked
+    said = []
+    for size in sizes:
+        first = order[:size]
+        penalty = RIDGE / len(train) * np.eye(len(first))
+        weights = np.linalg.solve(gram[np.ix_(first, first)] + penalty, moment[first])
+        answer = (x[test][:, first] - center[first]) @ weights + middle
+        said.append(answer[:, 0] if of.quantity else classes[answer.argmax(1)])
+    return said
+
+
+def _order(known: Floats, asked: Floats) -> Indices:
+    """The columns of ``known`` (rows, dim) in the order in which a group lasso takes them up to explain ``asked``."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import enet_path
 
-    classes, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    targets = values[:, None].astype(float) if quantity else np.eye(len(classes))[place]
-    share = np.full(len(values), 1 / len(values)) if quantity else 1 / (len(classes) * counts[place])
-    known, asked = (np.sqrt(share)[:, None] * (x - share @ x) for x in (standardised(features), targets))
-    q, r = np.linalg.qr(known)  # the lasso of these dim rows has the same answers as that of all n
-    asked = q.T @ asked
-    largest = np.linalg.norm(r.T @ asked, axis=1).max() / len(r)
+    largest = np.linalg.norm(known.T @ asked, axis=1).max() / len(known)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the order is known long before the coefficients
-        _, path, _ = enet_path(r, asked, l1_ratio=1.0, alphas=largest * PENALTIES, tol=1e-3)
+        _, path, _ = enet_path(known, asked, l1_ratio=1.0, alphas=largest * PENALTIES, tol=1e-3)
     weights = np.linalg.norm(path, axis=0)  # (dim, penalties)
     taken = np.where(weights.any(axis=1), (weights > 0).argmax(axis=1), len(PENALTIES))
     at_entry = weights[np.arange(len(weights)), np.minimum(taken, len(PENALTIES) - 1)]
