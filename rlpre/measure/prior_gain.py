@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rlpre.encoders import Encoder, SequenceEncoder
+from rlpre.encoders import AnyEncoder
 from rlpre.errors import RlpreError
 from rlpre.measure.prior import PriorHead
 from rlpre.measure.probe import Factor, Floats, Indices, Reader, factors, read
@@ -36,7 +36,7 @@ class PriorGain:
 
 
 def prior_gain(
-    encoder: Encoder | SequenceEncoder,
+    encoder: AnyEncoder,
     source: Reader,
     target: Reader,
     label: str,
@@ -44,6 +44,8 @@ def prior_gain(
     seeds: Sequence[int] = range(5),
 ) -> PriorGain:
     """Fits heads to few labels, with and without a prior: the head that all labels of another world give.
+
+    Inputs that both worlds show are not left out: the prior has seen their labels.
 
     Args:
         encoder: frozen for the purpose; its mode is restored.
@@ -77,7 +79,7 @@ def prior_gain(
     return PriorGain(label, rows, *(interval(column[:, None], rng, mean) for column in np.array(found).T))
 
 
-def _read(encoder: Encoder | SequenceEncoder, reader: Reader, label: str, seed: int) -> tuple[Floats, Factor]:
+def _read(encoder: AnyEncoder, reader: Reader, label: str, seed: int) -> tuple[Floats, Factor]:
     """Features (n, d) where the label is known."""
     rows, (asked,) = factors(reader, [label], seed)
     return read(encoder, reader, rows[asked.places]), asked
