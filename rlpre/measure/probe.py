@@ -9,7 +9,7 @@ held out.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -116,7 +116,7 @@ def fresh(encoder: E, seed: int = 0) -> E:
         control = type(encoder).from_config({**encoder.config, "pretraining": {}})
     if isinstance(control, SequenceEncoder) and isinstance(encoder, SequenceEncoder):
         control.frames.load_state_dict(encoder.frames.state_dict())
-    return control.to(encoder.device).eval()
+    return cast(E, control.to(encoder.device).eval())
 
 
 @dataclass(frozen=True)

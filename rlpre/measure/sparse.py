@@ -24,7 +24,7 @@ from rlpre.measure.probe import RIDGE, Factor, Floats, Indices, Reader, cross_sc
 
 ENOUGH = 0.95  # of what the dense probe scores above chance
 NOTHING = 0.05  # a dense probe that is no further above chance finds nothing
-PENALTIES = np.logspace(0, -3, 60)  # of the path, in units of the smallest that takes up no feature
+PENALTIES = np.logspace(0, -2, 40)  # of the path, in units of the smallest that takes up no feature
 TINY = 1e-5  # of the largest singular value: a component below is rounding
 
 
@@ -132,7 +132,7 @@ def _order(known: Floats, asked: Floats) -> Indices:
     largest = np.linalg.norm(known.T @ asked, axis=1).max() / len(known)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # the order is known long before the coefficients
-        _, path, _ = enet_path(known, asked, l1_ratio=1.0, alphas=largest * PENALTIES, tol=1e-3)
+        _, path, _ = enet_path(known, asked, l1_ratio=1.0, alphas=largest * PENALTIES, max_iter=100, tol=1e-3)
     weights = np.linalg.norm(path, axis=0)  # (dim, penalties)
     taken = np.where(weights.any(axis=1), (weights > 0).argmax(axis=1), len(PENALTIES))
     at_entry = weights[np.arange(len(weights)), np.minimum(taken, len(PENALTIES) - 1)]
