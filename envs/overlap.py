@@ -23,7 +23,7 @@ from rlpre.sources.rollout import seeds
 
 LOOK = {"view": "partial", "tile_size": 8, "palette": "day"}  # of frames that do not say how they were drawn
 SEED = 2**31 - 1  # of the episodes that are met: not one that frames are collected with
-STEPS = 10_000
+STEPS = 20_000
 HANDS = (Actions.pickup, Actions.drop, Actions.toggle)  # change more than the agent's pose
 
 
@@ -50,10 +50,12 @@ def overlaps(
         encoder: judges likeness, see `rlpre.measure.contamination.overlap`.
 
     Raises:
-        RlpreError: for an unknown name, ``frames`` of another shape, the seed that they were collected with, or an
-            encoder that is not independent of them.
+        RlpreError: for an unknown name or none, ``frames`` of another shape, the seed that they were collected with, or
+            an encoder that is not independent of them.
     """
     spec = frames.manifest["spec"]
+    if not environments:
+        raise RlpreError("no environment to compare with: name at least one id, such as MiniGrid-DoorKey-5x5-v0")
     if spec.get("seed") == seed:
         raise RlpreError(f"{frames.path} was collected with seed {seed}, and would be met again: give another")
     look = {key: spec.get(key, usual) for key, usual in LOOK.items()}

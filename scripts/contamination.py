@@ -40,20 +40,32 @@ def main(
     judge = Encoder.load(encoder) if encoder else Encoder("cnn", InputSpec(store.space.shape))
     found = overlaps(store, environments, steps, seed, behaviour, judge)
     if out:
-        write_json(out, {"frames": str(frames), "hash": store.hash, "overlap": {k: asdict(v) for k, v in found.items()}})
+        write_json(
+            out, {"frames": str(frames), "hash": store.hash, "overlap": {k: asdict(v) for k, v in found.items()}}
+        )
     print(f"{frames}: {len(store):,} frames, {store.distinct:,} distinct; what each environment shows of them:")
     width = max(map(len, environments)) + 2
-    print("".join([f"{'':<{width}}", *(f"{name:<20}" for name in columns(next(iter(found.values()))))]))
+    lines = {"": list(columns(next(iter(found.values())))), **{k: list(columns(v).values()) for k, v in found.items()}}
+    for name, cells in lines.items():
+        print("".join([f"{name:<{width}}", *(f"{cell:<20}" for cell in cells)]).rstrip())
     for name, of in found.items():
-        print("".join([f"{name:<{width}}", *(f"{value:<20}" for value in columns(of).values())]))
         if of.untold:
-            print(f"  states and layouts cannot be told: {of.untold}")
+            print(f"{name}: states and layouts cannot be told: {of.untold}")
 
 
 def columns(of: Overlap) -> dict[str, str]:
     """The figures of an environment by heading."""
-    near = {f"within {cells} cells": of.near[cells - 1] if of.near else None for cells in range(1, CELLS + 1)}
-    shares = {"state": of.state, "layout": of.layout, "observation": of.observation, **near, f"cosine {ALIKE}": of.alike}
+    near = {
+        f"{cells} cell{'s' * (cells > 1)} apart": of.near[cells - 1] if of.near else None
+        for cells in range(1, CELLS + 1)
+    }
+    shares = {
+        "state": of.state,
+        "layout": of.layout,
+        "observation": of.observation,
+        **near,
+        f"cosine {ALIKE}": of.alike,
+    }
     return {name: show_interval(share) if share else "-" for name, share in shares.items()}
 
 

@@ -60,7 +60,7 @@ class Overlap:
 
 
 def overlap(
-    seen: FrameStore, met: FrameStore, states: tuple[Indices, Indices] | str, encoder: Encoder | None
+    seen: FrameStore, met: FrameStore, states: tuple[Indices, Indices] | str, encoder: Encoder | None = None
 ) -> Overlap:
     """What the store ``seen`` holds of the episodes of the store ``met``.
 
