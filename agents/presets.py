@@ -1,6 +1,6 @@
 """Comparisons with a name."""
 
-from agents.compare import Arm, Comparison, Offline
+from agents.comparison import Arm, Comparison, Offline
 from agents.train import TrainConfig
 from rlpre import PretrainConfig
 

@@ -81,6 +81,11 @@ def mean(scores: Floats) -> Floats:
     return np.asarray(scores.mean(axis=(-2, -1)))
 
 
+def geometric_mean(scores: Floats) -> Floats:
+    """The geometric mean of positive scores over runs and tasks: ``(..., runs, tasks)`` -> ``(...)``."""
+    return np.asarray(np.exp(mean(np.log(scores))))
+
+
 def iqm(scores: Floats) -> Floats:
     """The interquartile mean over runs and tasks: ``(..., runs, tasks)`` -> ``(...)``.
 

@@ -17,7 +17,7 @@ from rlpre.framewriter import MANIFEST
 from rlpre.report.pictures import rgb
 from rlpre.study import DONE, FAILED, STUDY, finished_runs, flat
 
-RUN, CHECKPOINT, FILM, FRAMES = "run.json", "config.json", "policy.gif", "frames"
+RUN, CHECKPOINT, FILM, FRAMES, FEATURES = "run.json", "config.json", "policy.gif", "frames", "features"
 STRIP = 12  # frames of a strip
 
 
