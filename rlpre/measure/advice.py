@@ -82,7 +82,7 @@ def advise(evidence: Evidence) -> Advice:
     if not _counts(few, 1):
         return Advice(SCRATCH, "start from scratch", (f"{told}, no gain of {MATTERS:g} that is certain",))
     kept = f"with most labels {_signed(most)}, {'a loss' if _counts(most, -1) else 'no loss'}"
-    reasons = (told, kept, _seen(evidence.seen))
+    reasons: tuple[str, ...] = (told, kept, _seen(evidence.seen))
     if not _counts(most, -1) and evidence.seen is not None and evidence.seen.value >= SEEN:
         return Advice(FREEZE, "freeze it", reasons)
     helped, harmed = ([name for name, gain in evidence.priors.items() if _counts(gain, sign)] for sign in (1, -1))
