@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, FigureBase
 from matplotlib.ticker import EngFormatter
 
 from rlpre.files import atomic
@@ -73,7 +73,7 @@ def draw_label_curves(found: Mapping[str, Efficiency], path: Path) -> None:
     figure = Figure(figsize=(4.4 * columns, 1 + 3.2 * lines), dpi=150, layout="constrained")
     panels = figure.subplots(lines, columns, squeeze=False).ravel()
     for panel, (label, of) in zip(panels, found.items(), strict=False):
-        _label_panel(panel, of)
+        label_panel(panel, of)
         panel.set_title(label, fontweight="bold")
     for empty in panels[len(found) :]:
         empty.remove()
@@ -84,7 +84,8 @@ def draw_label_curves(found: Mapping[str, Efficiency], path: Path) -> None:
         figure.savefig(temporary, format="png")
 
 
-def _label_panel(panel: Axes, of: Efficiency) -> None:
+def label_panel(panel: Axes, of: Efficiency) -> None:
+    """Draws the score of every source against the number of labels."""
     others = [name for name in of.curves if name != of.baseline]
     colours = {of.baseline: CONTROLS[0], **{name: COLOURS[at % len(COLOURS)] for at, name in enumerate(others)}}
     for name, curve in of.curves.items():
@@ -104,6 +105,15 @@ def _label_panel(panel: Axes, of: Efficiency) -> None:
 
 def draw_invariances(found: Invariances, path: Path) -> None:
     """Draws as PNG how far each change of frames moves features, and what probes lose by it."""
+    width, height = 3.2 + 0.75 * (2 + 2 * len(found.plain)), 1.6 + 0.36 * len(found.changes)
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    invariance_panels(figure, found)
+    with atomic(path) as temporary:
+        figure.savefig(temporary, format="png")
+
+
+def invariance_panels(figure: FigureBase, found: Invariances) -> None:
+    """Draws the same into a figure or a part of one."""
     labels, names = list(found.plain), list(found.changes)
     of = found.changes.values()
     moved = np.array([[each.fresh, each.moved] for each in of])
@@ -111,15 +121,11 @@ def draw_invariances(found: Invariances, path: Path) -> None:
         np.array([[scores[label] - found.plain[label] for label in labels] for scores in asked])
         for asked in ([each.asked for each in of], [each.relearnt for each in of])
     ]
-    widths = [2, len(labels), len(labels)]
-    figure = Figure(figsize=(3.2 + 0.75 * sum(widths), 1.6 + 0.36 * len(names)), dpi=150, layout="constrained")
-    panels = figure.subplots(1, 3, width_ratios=widths, sharey=True)
+    panels = figure.subplots(1, 3, width_ratios=[2, len(labels), len(labels)], sharey=True)
     _heat(panels[0], moved, "Greys", (0, 1), ["fresh", "this"], "features move\n1: as far as another frame")
     _heat(panels[1], lost[0], "RdBu", (-LOST, LOST), labels, "score gained or lost by a probe\nof plain frames")
     _heat(panels[2], lost[1], "RdBu", (-LOST, LOST), labels, "score gained or lost by a probe\nof changed frames")
     panels[0].set_yticks(range(len(names)), names)
-    with atomic(path) as temporary:
-        figure.savefig(temporary, format="png")
 
 
 def _heat(
