@@ -1,6 +1,7 @@
 """What frames hold of an environment: ``python scripts/contamination.py runs/frames/mixed MiniGrid-DoorKey-6x6-v0``."""
 
 from dataclasses import asdict
+from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -40,9 +41,8 @@ def main(
     judge = Encoder.load(encoder) if encoder else Encoder("cnn", InputSpec(store.space.shape))
     found = overlaps(store, environments, steps, seed, behaviour, judge)
     if out:
-        write_json(
-            out, {"frames": str(frames), "hash": store.hash, "overlap": {k: asdict(v) for k, v in found.items()}}
-        )
+        figures = {name: asdict(of) for name, of in found.items()}
+        write_json(out, {"frames": str(frames), "hash": store.hash, "overlap": figures})
     print(f"{frames}: {len(store):,} frames, {store.distinct:,} distinct; what each environment shows of them:")
     width = max(map(len, environments)) + 2
     lines = {"": list(columns(next(iter(found.values())))), **{k: list(columns(v).values()) for k, v in found.items()}}
@@ -55,17 +55,10 @@ def main(
 
 def columns(of: Overlap) -> dict[str, str]:
     """The figures of an environment by heading."""
-    near = {
-        f"{cells} cell{'s' * (cells > 1)} apart": of.near[cells - 1] if of.near else None
-        for cells in range(1, CELLS + 1)
-    }
-    shares = {
-        "state": of.state,
-        "layout": of.layout,
-        "observation": of.observation,
-        **near,
-        f"cosine {ALIKE}": of.alike,
-    }
+    shares = {"state": of.state, "layout": of.layout, "observation": of.observation}
+    for cells, share in zip_longest(range(1, CELLS + 1), of.near):
+        shares[f"{cells} cell{'s' * (cells > 1)} apart"] = share
+    shares[f"cosine {ALIKE}"] = of.alike
     return {name: show_interval(share) if share else "-" for name, share in shares.items()}
 
 
