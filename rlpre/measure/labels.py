@@ -32,7 +32,7 @@ Scores = npt.NDArray[np.float64]
 COUNTS = (10, 20, 30, 50, 100, 200, 300, 500, 1000, 2000)
 SEEDS = 5
 NEARLY = 0.9  # of the way from chance to what the baseline knows with most labels: the default threshold
-STRENGTHS = np.logspace(-1, 5, 13)  # of ridge, of which leave-one-out chooses: with few labels it matters most
+STRENGTHS = np.logspace(0, 5, 11)  # of ridge, of which leave-one-out chooses: with few labels it matters most
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def label_curves(
     lookup("source of features", baseline, features)
     if seeds < 1 or min(counts) < 2 or np.any(np.diff(counts) <= 0):
         raise RlpreError(
-            f"labels are counted at {list(counts)} with {seeds} seeds: use increasing counts from 2, 1 seed"
+            f"labels are counted at {list(counts)} with {seeds} seeds: use increasing counts from 2 and at least 1 seed"
         )
     draws = [_draw(of, seed) for seed in range(seeds)]
     most = min(len(pool) for pool, _ in draws)
