@@ -1,6 +1,7 @@
 """Comparisons with a name."""
 
 from agents.comparison import Arm, Comparison, Offline
+from agents.presets_why import PRESETS as CAUSES
 from agents.train import TrainConfig
 from rlpre import PretrainConfig
 
@@ -90,4 +91,5 @@ PRESETS = {
         seeds=5,
         **LONG,
     ),
+    **CAUSES,
 }

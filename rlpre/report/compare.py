@@ -10,13 +10,15 @@ from rlpre.report.curves import draw_curves
 from rlpre.report.html import write_html
 from rlpre.report.overall import summarise_overall
 from rlpre.report.results import as_json, load_metric, load_runs, summarise
+from rlpre.report.scaling import draw_scaling
+from rlpre.report.why import causes, read_why, tables
 
 
 def report(directory: Path) -> str:
     """Compares the arms of a study, as far as it has come.
 
-    Writes ``report.html`` (see `rlpre.report.html.write_html`), ``results.json``, ``table.md``, ``curves.png`` and
-    TensorBoard events (``compare/``) into the directory.
+    Writes ``report.html`` (see `rlpre.report.html.write_html`), ``results.json``, ``table.md``, ``curves.png``,
+    where arms differ in their number of frames ``scaling.png``, and TensorBoard events (``compare/``).
 
     Returns:
         The answers and the tables, for a terminal.
@@ -32,11 +34,15 @@ def report(directory: Path) -> str:
     content = as_json(results, metric)
     if len(results) > 1:
         content["overall"] = {arm: of.as_json() for arm, of in overall.items()}
-    write_json(directory / "results.json", {"answer": lines, **content})
-    said = "\n".join(lines)
+    why = read_why(directory, results, metric)
+    write_json(directory / "results.json", {"answer": lines, **content, **why.as_json()})
+    said = "\n".join([*lines, *causes(why)])
     with atomic(directory / "table.md") as temporary:
-        temporary.write_text(f"{said}\n\n{table.markdown(results, overall, metric)}")
+        parts = [said, table.markdown(results, overall, metric), *tables(why, metric, table.piped)]
+        temporary.write_text("\n\n".join(parts))
+    if why.sizes:
+        draw_scaling(results, why, metric, directory / "scaling.png")
     draw_curves(results, metric, directory / "curves.png")
     log_comparison(results, metric, directory / "compare")
-    write_html(directory, results, overall, found, metric)
-    return f"{said}\n\n{table.text(results, overall, metric)}"
+    write_html(directory, results, overall, found, metric, why)
+    return "\n\n".join([said, table.text(results, overall, metric), *tables(why, metric, table.aligned)])

@@ -15,8 +15,11 @@ from rlpre.report import charts, facts
 from rlpre.report.answers import COST, SAVED, Answer, reached, show_interval, show_ratio, thousands, verdict
 from rlpre.report.curves import treated
 from rlpre.report.overall import Overall
+from rlpre.report.overlap import columns, read_overlap
 from rlpre.report.page import PAGE, STYLE
 from rlpre.report.results import Figures, Metric, Results, short_names
+from rlpre.report.scaling import scaling_charts
+from rlpre.report.why import Why, cause_sentence, feature_rows, gain_rows
 from rlpre.study import Cell
 
 T = TypeVar("T")
@@ -35,21 +38,28 @@ class Film:
 
 
 def write_html(
-    directory: Path, results: Results, overall: dict[str, Overall], answers: dict[str, Answer], metric: Metric
+    directory: Path,
+    results: Results,
+    overall: dict[str, Overall],
+    answers: dict[str, Answer],
+    metric: Metric,
+    why: Why,
 ) -> None:
     """Writes ``report.html``, which loads nothing: what it shows of other files it holds.
 
     Args:
-        directory: the study. Beside it ``frames`` (frame stores) and ``encoders`` (a study of pretraining) are looked
-            for; without them the page says so. A run may hold ``run.json`` and the film ``policy.gif``.
+        directory: the study. Beside it ``frames`` (frame stores), ``encoders`` (a study of pretraining) and
+            ``overlap.json`` are looked for; without the first two the page says so. A run may hold ``run.json`` and the film ``policy.gif``.
         results: the figures by environment.
         overall: the figures over all environments.
         answers: the sentence to begin with, then one per environment.
         metric: what the study asks.
+        why: what is known of the causes.
     """
     home = directory.resolve().parent
     data, data_problem = _attempt(lambda: facts.read_data(home / facts.FRAMES))
     pretrained, pretrained_problem = _attempt(lambda: facts.read_pretrained(home / "encoders"))
+    overlap, overlap_problem = _attempt(lambda: read_overlap(home))
     failed = {"encoders": facts.read_failed(home / "encoders"), "runs": facts.read_failed(directory)}
     content = {
         "results": results,
@@ -73,7 +83,9 @@ def write_html(
         "pretrained": pretrained,
         "pretrained_problem": pretrained_problem or f"{home / 'encoders'} holds no finished encoder",
         "labels": list(dict.fromkeys(label for of in pretrained or [] for label in (*of.probes, *of.control))),
+        "overlap": {"all": overlap_problem} if overlap_problem else overlap,
         "provenance": facts.read_provenance(directory),
+        "why": why,
     }
     write_page(directory, PAGE, _TOOLS, content)
 
@@ -142,4 +154,9 @@ _TOOLS: dict[str, Any] = {
     "strip": charts.strip,
     "overview": charts.overview,
     "against_baseline": charts.against_baseline,
+    "overlap_columns": columns,
+    "feature_rows": feature_rows,
+    "gain_rows": gain_rows,
+    "cause_sentence": cause_sentence,
+    "scaling_charts": scaling_charts,
 }

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 
 from rlpre.measure import stats
-from rlpre.measure.stats import Floats, Interval, StepsRatio, Times
-from rlpre.report.results import Figures, Metric, Results
+from rlpre.measure.stats import Floats, Interval, StepsRatio
+from rlpre.report.results import Figures, Metric, Results, times
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ def _overall(tasks: list[Figures], baseline: list[Figures] | None, seeds: tuple[
     ratio = improvement = None
     if baseline:
         pairs = zip(baseline, tasks, strict=True)
-        ratio = stats.overall_ratio([(_times(a), _times(b), float(b.runs.steps[-1])) for a, b in pairs], rng)
+        ratio = stats.overall_ratio([(times(a), times(b), float(b.runs.steps[-1])) for a, b in pairs], rng)
         improvement = stats.probability_of_improvement(areas, _scores(baseline, _common_seeds(baseline))[1])
     of_finals, of_areas = stats.interval(finals, rng), stats.interval(areas, rng)
     return Overall(seeds, finals, areas, of_finals, of_areas, ratio, improvement)
@@ -76,9 +76,3 @@ def _scores(tasks: list[Figures], seeds: tuple[int, ...]) -> tuple[Floats, Float
     finals = [figures.runs.finals[row] for figures, row in zip(tasks, rows, strict=True)]
     areas = [figures.runs.areas[row] for figures, row in zip(tasks, rows, strict=True)]
     return np.stack(finals, axis=1), np.stack(areas, axis=1)
-
-
-def _times(figures: Figures) -> Times:
-    budget = float(figures.runs.steps[-1])
-    reached = np.array([step is not None for step in figures.reached_at])
-    return np.array([budget if step is None else float(step) for step in figures.reached_at]), reached

@@ -1,5 +1,8 @@
 """The template of ``report.html``: one page without scripts that loads nothing, light or dark as its reader is."""
 
+from rlpre.report.overlap import SECTION
+from rlpre.report.page_why import WHY
+
 STYLE = """
 :root {
   color-scheme: light dark;
@@ -252,8 +255,12 @@ PAGE = (
   <h3>Encoders</h3>
   {% if pretrained %}
   <p class="soft">Linear probes: what can be read from the frozen features (balanced accuracy; R² for quantities),
-    below it the same for fresh weights. One encoder was pretrained per objective: the intervals above span the seeds of
-    training, not those of pretraining.</p>
+    below it the same for fresh weights.
+    {% if pretrained | map(attribute="objective") | unique | list | length == pretrained | length %}
+    One encoder was pretrained per objective: the intervals above span the seeds of training, not those of pretraining.
+    {% else %}
+    Every seed pretrained encoders of its own.
+    {% endif %}</p>
   <div class="wide"><table>
     <tr><th>objective<th>updates<th>batch<th>seconds{% for label in labels %}<th>{{ label }}{% endfor %}</tr>
     {% for encoder in pretrained %}
@@ -283,5 +290,7 @@ PAGE = (
 </section>
 
 """
+    + WHY
+    + SECTION
     + PROVENANCE
 )

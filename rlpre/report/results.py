@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from rlpre.errors import RlpreError, lookup
 from rlpre.files import read_json
 from rlpre.measure import stats
-from rlpre.measure.stats import Floats, Interval, StepsRatio
+from rlpre.measure.stats import Floats, Interval, StepsRatio, Times
 from rlpre.study import DONE, STUDY, Cell, finished_runs
 
 EVALUATIONS = "evaluations.npz"
@@ -173,6 +173,13 @@ def short_names(environments: Iterable[str]) -> dict[str, str]:
         short[environment] = name
     names = list(short.values())
     return {environment: name if names.count(name) == 1 else environment for environment, name in short.items()}
+
+
+def times(figures: Figures) -> Times:
+    """Steps to the threshold of each run, the budget for one that never reached it, and whether it did."""
+    budget = float(figures.runs.steps[-1])
+    reached = np.array([step is not None for step in figures.reached_at])
+    return np.array([budget if step is None else float(step) for step in figures.reached_at]), reached
 
 
 def as_json(results: Results, metric: Metric) -> dict[str, Any]:
