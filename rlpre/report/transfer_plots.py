@@ -28,7 +28,7 @@ def draw_ladders(validation: Validation, score: str, path: Path) -> None:
         panel.set_title(name, fontweight="bold")
         _draw_task(panel, {source: of[task] for source, of in validation.items()})
         panel.set(xlabel="steps of pretraining", ylabel=score)
-    title = "mean over the seeds that choose; bars and band: 95 % interval; grey dots: seeds of scratch"
+    title = "mean over the seeds that choose\nbars and band: 95 % interval; grey dots: seeds of scratch"
     figure.legend(*panel.get_legend_handles_labels(), title=title, loc="outside lower center", ncols=4, frameon=False)
     with atomic(path) as temporary:
         figure.savefig(temporary, format="png")
