@@ -25,9 +25,12 @@ from agents.features import measure_features
 from agents.film import film
 from agents.recipes import RECIPES
 from agents.train import train
-from rlpre import Encoder, FrameStore, pretrain, whiten
+from envs.overlap import STEPS, overlaps
+from rlpre import Encoder, FrameStore, RlpreError, pretrain, whiten
+from rlpre.files import write_json
 from rlpre.report.compare import report
 from rlpre.report.facts import FILM, FRAMES
+from rlpre.report.overlap import OVERLAP
 from rlpre.report.results import Metric
 from rlpre.sources.distinct import take_distinct
 from rlpre.study import Cell, StudyResult, run_study, succeed
@@ -44,7 +47,8 @@ def compare(comparison: Comparison, out: Path, workers: int | None = None, execu
 
     Args:
         comparison: what to run.
-        out: receives ``frames/<data>/``, ``encoders/<objective>@<data>/`` and ``runs/`` (the study with its report).
+        out: receives ``frames/<data>/``, what of each environment they hold (``overlap.json``),
+            ``encoders/<objective>@<data>/`` and ``runs/`` (the study with its report).
         workers: runs at a time on one machine; default one per core.
         executor: where encoders and runs are trained, such as `rlpre.cluster.cluster`; default processes of this
             machine. Machines must see ``out`` under the same path: workers write there and read each other's encoders.
@@ -59,6 +63,7 @@ def compare(comparison: Comparison, out: Path, workers: int | None = None, execu
     out = out.resolve()  # workers may have been started elsewhere
     where: dict[str, Any] = {"executor": executor, "workers": workers}
     stores = {name: collect(comparison, name, out) for name in comparison.data}
+    measure_overlap(comparison, stores, out)
     succeed(pretrain_encoders(comparison, out, where))
     succeed(measure_features(comparison, out, where))
     result = train_arms(comparison, out, {name: len(store) for name, store in stores.items()}, where)
@@ -114,6 +119,21 @@ def collect(comparison: Comparison, name: str, out: Path) -> FrameStore:
         palette=look.palette,
     )
     return frames if data.distinct is None else take_distinct(frames, path, data.distinct, comparison.pretrain.seed)
+
+
+def measure_overlap(comparison: Comparison, stores: dict[str, FrameStore], out: Path) -> None:
+    """Writes, once, how much of what agents will meet each data set holds, or why that cannot be told."""
+    if (out / OVERLAP).exists():
+        return
+    found: dict[str, Any] = {}
+    for name, store in stores.items():
+        steps = min(STEPS, comparison.data[name].steps)
+        try:
+            tasks = overlaps(store, comparison.environments, steps)
+            found[name] = {task: asdict(of) for task, of in tasks.items()}
+        except RlpreError as error:
+            found[name] = str(error)
+    write_json(out / OVERLAP, found)
 
 
 def pretrain_cell(comparison: Comparison, home: Path, cell: Cell, out: Path, report: Report) -> None:

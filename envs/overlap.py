@@ -81,8 +81,8 @@ def states(store: FrameStore) -> Indices:
         RlpreError: if the store is not `envs.collect`'s, or the installed minigrid plays another game than then.
     """
     spec = store.manifest["spec"]
-    if "environments" not in spec:
-        raise RlpreError(f"{store.path} is no collection by envs.collect, whose worlds can be played again")
+    if "environments" not in spec or "taken_from" in spec:
+        raise RlpreError(f"{store.path} is no whole collection by envs.collect, which could be played again")
     found = np.empty(len(store), np.int64)
     tasks, acted, start = store.column("task"), store.acted, 0
     for number, shard in enumerate(store.manifest["shards"]):

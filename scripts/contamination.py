@@ -1,7 +1,6 @@
 """What frames hold of an environment: ``python scripts/contamination.py runs/frames/mixed MiniGrid-DoorKey-6x6-v0``."""
 
 from dataclasses import asdict
-from itertools import zip_longest
 from pathlib import Path
 
 import torch
@@ -11,8 +10,7 @@ from cli import run
 from envs.overlap import SEED, STEPS, overlaps
 from rlpre import Encoder, FrameStore, InputSpec
 from rlpre.files import write_json
-from rlpre.measure.overlap import ALIKE, CELLS, Overlap
-from rlpre.report.answers import show_interval
+from rlpre.report.overlap import columns
 
 
 def main(
@@ -51,15 +49,6 @@ def main(
     for name, of in found.items():
         if of.untold:
             print(f"{name}: states and layouts cannot be told: {of.untold}")
-
-
-def columns(of: Overlap) -> dict[str, str]:
-    """The figures of an environment by heading."""
-    shares = {"state": of.state, "layout": of.layout, "observation": of.observation}
-    for cells, share in zip_longest(range(1, CELLS + 1), of.near):
-        shares[f"{cells} cell{'s' * (cells > 1)} apart"] = share
-    shares[f"cosine {ALIKE}"] = of.alike
-    return {name: show_interval(share) if share else "-" for name, share in shares.items()}
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from envs.overlap import overlaps, state, states
 from rlpre import Encoder, FrameStore, InputSpec, RlpreError
 from rlpre.files import read_json, write_json
 from rlpre.measure.overlap import nearest, overlap, share
+from rlpre.sources.distinct import take_distinct
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 EMPTY, DOOR, LARGER = "MiniGrid-Empty-5x5-v0", "MiniGrid-DoorKey-5x5-v0", "MiniGrid-DoorKey-6x6-v0"
@@ -141,7 +142,9 @@ def test_what_cannot_be_told_is_said(empty: FrameStore, tmp_path: Path) -> None:
     found = overlaps(mine, [EMPTY], steps=200)[EMPTY]
     assert (found.state, found.layout, found.near) == (None, None, ())
     assert found.observation.value > 0.9
-    assert "mine is no collection by envs.collect" in found.untold
+    assert "mine is no whole collection by envs.collect" in found.untold
+    part = take_distinct(empty, tmp_path / "part", 10)
+    assert "part is no whole collection" in overlaps(part, [EMPTY], steps=200)[EMPTY].untold
     other = tmp_path / "other"
     shutil.copytree(empty.path, other)
     manifest = read_json(other / "manifest.json")

@@ -49,7 +49,8 @@ def write_html(
 
     Args:
         directory: the study. Beside it ``frames`` (frame stores), ``encoders`` (a study of pretraining) and
-            ``overlap.json`` are looked for; without the first two the page says so. A run may hold ``run.json`` and the film ``policy.gif``.
+            ``overlap.json`` are looked for; without the first two the page says so. A run may hold ``run.json`` and the
+            film ``policy.gif``.
         results: the figures by environment.
         overall: the figures over all environments.
         answers: the sentence to begin with, then one per environment.

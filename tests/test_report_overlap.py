@@ -1,0 +1,62 @@
+"""The overlap of a comparison's frames on its page."""
+
+import html
+import re
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from studies import write_study
+
+from agents.compare import Comparison, Offline, measure_overlap
+from agents.presets import PRESETS
+from envs.overlap import overlaps
+from rlpre import FrameStore
+from rlpre.files import write_json
+from rlpre.measure.overlap import Overlap
+from rlpre.measure.stats import Interval
+from rlpre.report.compare import report
+from rlpre.report.overlap import OVERLAP, read_overlap
+
+DOOR, LARGER = "MiniGrid-DoorKey-5x5-v0", "MiniGrid-DoorKey-6x6-v0"
+
+
+def comparison(**others: object) -> Comparison:
+    quick = replace(PRESETS["quick"], environments=(DOOR, LARGER), data={"mixed": Offline((DOOR,), 300)})
+    return replace(quick, **others)
+
+
+def shown(directory: Path) -> str:
+    """The text of the page of a study beside which the overlap stands."""
+    runs = write_study(directory / "runs", {"scratch": [8000] * 3, "best": [2000] * 3})
+    report(runs)
+    return " ".join(html.unescape(re.sub("<[^>]*>", " ", (runs / "report.html").read_text())).split())
+
+
+def test_a_comparison_measures_once_and_its_page_shows_it(doorkey: FrameStore, tmp_path: Path) -> None:
+    measure_overlap(comparison(), {"mixed": doorkey}, tmp_path)
+    found = read_overlap(tmp_path)
+    assert found == {"mixed": overlaps(doorkey, (DOOR, LARGER), steps=300)}
+    written = (tmp_path / OVERLAP).stat().st_mtime_ns
+    measure_overlap(comparison(), {"mixed": doorkey}, tmp_path)
+    assert (tmp_path / OVERLAP).stat().st_mtime_ns == written
+    text = shown(tmp_path)
+    assert "task state layout observation 1 cell apart 2 cells apart" in text
+    of = found["mixed"][LARGER]
+    assert isinstance(of, Overlap)
+    assert f"{LARGER} 0.00 [0.00, {of.state.high:.2f}] 0.00 [0.00, {of.layout.high:.2f}]" in text
+    assert "cannot be told" not in text
+
+
+def test_page_says_what_cannot_be_told(doorkey: FrameStore, tmp_path: Path) -> None:
+    for name in ("unknown", "film", "none", "damaged"):
+        (tmp_path / name).mkdir()
+    measure_overlap(comparison(environments=("MiniGrid-Emty-v0",)), {"mixed": doorkey}, tmp_path / "unknown")
+    assert "mixed Not measured: unknown environment 'MiniGrid-Emty-v0'" in shown(tmp_path / "unknown")
+    some = Overlap(None, None, Interval(0.5, 0.4, 0.6, 9), (), None, "it is a film", 5, 6)
+    write_json(tmp_path / "film" / OVERLAP, {"film": {DOOR: asdict(some)}})
+    text = shown(tmp_path / "film")
+    assert f"{DOOR} - - 0.50 [0.40, 0.60] - -" in text
+    assert "States and layouts cannot be told: it is a film." in text
+    assert "Seen before" not in shown(tmp_path / "none")
+    write_json(tmp_path / "damaged" / OVERLAP, {"film": {DOOR: {"state": 1}}})
+    assert f"Not measured: {tmp_path}/damaged/{OVERLAP} is damaged" in shown(tmp_path / "damaged")
