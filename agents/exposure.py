@@ -195,6 +195,7 @@ def configuration(study: Exposure) -> dict[str, Any]:
     settings = asdict(study)
     for free in ("seeds", "first_seed"):
         del settings[free]
+    del settings["pretrain"]["collapse"]  # it decides no weights
     return {**settings, "exposure": asdict(question(study))}
 
 

@@ -8,13 +8,14 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from rlpre.collapse import control, explain, measure
 from rlpre.encoders import Encoder, InputSpec
 from rlpre.errors import RlpreError
 from rlpre.files import write_bytes, write_json
@@ -31,9 +32,10 @@ STATE = "state.ckpt"  # what resuming needs beside the checkpoint
 LOG_EVERY = 50  # steps between curve points
 STANDARD_ROWS = 2048  # frames over which features are standardised
 SEED_STRIDE = 1_000_003  # keeps the streams of two seeds apart
-UNRELATED = ("device", "devices", "checkpoint_every")  # settings that do not decide the weights
+UNRELATED = ("device", "devices", "checkpoint_every", "collapse")  # settings that do not decide the weights
 
-Reports = dict[str, dict[str, float]]
+Reports = dict[str, Any]  # what a checkpoint was found to be, see `rlpre.PretrainResult`
+Reaction = Literal["warn", "stop"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ class PretrainConfig:
     warmup: float = 0.05  # share of the steps over which the rate rises; then it follows a cosine to 0
     clip: float = 1.0  # largest gradient norm
     seed: int = 0  # draws the weights, the batches and the shifts
-    checkpoint_every: int = 500  # steps between checkpoints, each with its probes
+    checkpoint_every: int = 500  # steps between checkpoints, each with its probes and a look for collapse
+    collapse: Reaction = "warn"  # or "stop": what a checkpoint does whose features or projections have collapsed
     device: str = "auto"  # "cpu", "cuda", "cuda:1", ...
     devices: int = 1  # processes that share the batch out, each on its own GPU if there are any
 
@@ -107,11 +110,12 @@ class Run:
         self.identity |= {"features": encoder.num_features, "frames": frames.hash}
         self.identity["start"] = start.fingerprint() if start else None
         self.step = 0
-        self.reports: Reports = {"probes": {}, "control": {}}
+        self.reports: Reports = {"probes": {}, "control": {}, "health": {}, "fresh": {}, "collapse": None}
 
     def finish(self) -> Reports:
         """Resumes if there is a state, then runs to the last step; returns the probes, of the fresh encoder too."""
         self._resume()
+        self._refuse_collapse()
         for step in self.keep:
             passed = 0 < self.step >= step and not kept(self.out, step).exists()
             if passed or not 0 <= step <= self.config.steps:
@@ -130,6 +134,8 @@ class Run:
             self.reports["control"] = linear_probe(self.pretext.encoder, self.reader)
             write_json(self.out / "run.json", {"configuration": self.identity, **provenance()})
             self._keep()
+        if watch and not self.reports["fresh"]:
+            self.reports["fresh"] = control(self.pretext.encoder, config.objective, self.reader, config.seed)
         self.model.train()
         metrics: dict[str, Tensor] = {}
         with tqdm(
@@ -155,7 +161,7 @@ class Run:
                     self._keep()
                     self._tell(watch, bar, metrics)
                     if checkpoint:
-                        self._checkpoint(watch, batch, last)
+                        self._checkpoint(watch, batch, metrics, last)
 
     def update(self, batch: AnyBatch) -> dict[str, Tensor]:
         """One optimiser step on a batch; returns the metrics, each part's loss among them."""
@@ -185,11 +191,13 @@ class Run:
             accuracies = {name: float(value) for name, value in metrics.items() if name.endswith("accuracy")}
             bar.set_postfix({name.removesuffix("/accuracy"): f"{value:.2f}" for name, value in accuracies.items()})
 
-    def _checkpoint(self, watch: Watch, batch: AnyBatch, last: bool) -> None:
+    def _checkpoint(self, watch: Watch, batch: AnyBatch, metrics: dict[str, Tensor], last: bool) -> None:
         """Measures and draws the encoder, then saves it and the state to resume from."""
         self.model.eval()
         encoder = self._finished()
         self.reports["probes"] = linear_probe(encoder, self.reader)
+        self.reports["health"] = measure(self.pretext.encoder, self.pretext.objective, self.reader, self.config.seed)
+        self.reports["collapse"] = explain(self.reports["health"], self.reports["fresh"], metrics)
         with torch.inference_mode():
             pictures = self.pretext.objective.pictures(self.pretext.encoder, batch)
             watch.checkpoint(self.step, batch.views(encoder), pictures, self.reports)  # type: ignore[arg-type]
@@ -201,6 +209,14 @@ class Run:
         buffer = io.BytesIO()
         torch.save(self._state(), buffer)
         write_bytes(self.out / STATE, buffer.getbuffer())
+        self._refuse_collapse()
+
+    def _refuse_collapse(self) -> None:
+        if self.reports["collapse"] and self.config.collapse == "stop":
+            raise RlpreError(
+                f"{self.reports['collapse']}; stopped after step {self.step}, the checkpoint is in {self.out}: "
+                "choose another objective or a lower lr, or go on with collapse='warn'"
+            )
 
     def _keep(self) -> None:
         if self.step in self.keep:
@@ -234,7 +250,7 @@ class Run:
             self.optimizer.load_state_dict(state["optimizer"])
         except (RuntimeError, ValueError) as error:
             raise RlpreError(f"{self.out / STATE} is of another version of rlpre: choose another directory") from error
-        self.step, self.reports = state["step"], state["reports"]
+        self.step, self.reports = state["step"], self.reports | state["reports"]
 
 
 def kept(path: Path, step: int) -> Path:

@@ -6,15 +6,16 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import torch
 
+from rlpre.collapse import Parts
 from rlpre.device import resolve_device
 from rlpre.encoders import Encoder
-from rlpre.errors import RlpreError, at_least
+from rlpre.errors import RlpreError, at_least, lookup
 from rlpre.frames import FrameStore
-from rlpre.loop import PretrainConfig, Reports, Run
+from rlpre.loop import PretrainConfig, Reaction, Reports, Run
 from rlpre.objectives import AnyEncoder
 
 if TYPE_CHECKING:
@@ -30,6 +31,10 @@ class PretrainResult:
         path: its checkpoint directory.
         probes: scores of the linear probes on the last checkpoint, by label.
         control: the same for the encoder that it started from.
+        health: numbers of `rlpre.measure.health.Health` of the last checkpoint: of "features", and by the names of
+            objectives that compare projections of those.
+        fresh: the same for fresh weights.
+        collapse: what has collapsed, and how; None if nothing has.
         seconds: wall-clock time spent in this call; near 0 if everything was there already.
     """
 
@@ -37,6 +42,9 @@ class PretrainResult:
     path: Path
     probes: dict[str, float]
     control: dict[str, float]
+    health: Parts
+    fresh: Parts
+    collapse: str | None
     seconds: float
 
 
@@ -55,6 +63,9 @@ def pretrain(
     **changes: Any,
 ) -> PretrainResult:
     """Pretrains an encoder on frames; killed and called again it goes on and ends with the same weights, bit for bit.
+
+    At each checkpoint features and projections are compared with those of fresh weights (`rlpre.measure.health`): if
+    they have collapsed, a warning says how, or the run ends.
 
     Every step draws its randomness from (seed, step) alone, so the state to resume from is the weights, the optimiser
     and a step number.
@@ -82,8 +93,8 @@ def pretrain(
 
     Raises:
         RlpreError: for unknown settings, frames without what the objective learns from, an encoder that does not fit
-            the frames, a directory that holds another pretraining, a missing device, a process that was lost, or a loss
-            that is not finite (the last checkpoint stays).
+            the frames, a directory that holds another pretraining, a missing device, a process that was lost, a loss
+            that is not finite (the last checkpoint stays), or a collapse with ``collapse="stop"``.
     """
     known = {field.name for field in fields(PretrainConfig)}
     for name in changes.keys() - known:
@@ -109,6 +120,7 @@ def _architecture(encoder: str | AnyEncoder) -> str:
 
 def _check(config: PretrainConfig) -> None:
     at_least(config, features=1, steps=1, batch=2, gap=1, seed=0, checkpoint_every=1, devices=1)
+    lookup("reaction to a collapse", config.collapse, dict.fromkeys(get_args(Reaction)))
     if config.batch % config.devices:
         raise RlpreError(f"a batch of {config.batch} cannot be shared out to {config.devices} devices: use a multiple")
     if config.devices > 1 and resolve_device(config.device).index is not None:

@@ -1,19 +1,21 @@
 """What TensorBoard shows of a pretraining: curves, health, pictures, and at the end the features themselves."""
 
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
 
+from rlpre.collapse import FEATURES
 from rlpre.frames import FrameStore
-from rlpre.measure.health import alignment, effective_rank, uniformity
 from rlpre.objectives import Views, WindowViews
 from rlpre.report.pictures import neighbours, rgb
 from rlpre.sampling import Indices
@@ -54,17 +56,19 @@ class Watch:
         step: int,
         views: Views | WindowViews,
         pictures: dict[str, Tensor],
-        reports: dict[str, dict[str, float]],
+        reports: dict[str, Any],
     ) -> None:
-        """Adds probe scores, the health of the features on a batch, and pictures."""
+        """Adds probe scores, the health of features and projections, an alarm if they have collapsed, and pictures."""
         features, batch = views.plain.float(), views.batch
-        twins = [views.anchor.float(), views.twin.float()]  # alike for every objective
-        for kind, scores in reports.items():
-            for name, score in scores.items():
-                self.board.add_scalar(f"{kind}/{name}", score, step)
-        self.board.add_scalar("health/alignment", alignment(*twins), step)
-        self.board.add_scalar("health/uniformity", uniformity(features), step)
-        self.board.add_scalar("health/effective_rank", effective_rank(features), step)
+        groups = {kind: reports[kind] for kind in ("probes", "control")}
+        for kind in ("health", "fresh"):
+            groups |= {kind if part == FEATURES else f"{kind}/{part}": of for part, of in reports[kind].items()}
+        for group, numbers in groups.items():
+            for name, number in numbers.items():
+                self.board.add_scalar(f"{group}/{name}", number, step)
+        if reports["collapse"]:
+            self.board.add_text("collapse", reports["collapse"], step)
+            tqdm.write(f"warning: step {step}: {reports['collapse']}", file=sys.stderr)
         _, distinct = np.unique(batch.anchor_id.cpu().numpy(), return_index=True)
         near = neighbours(features[distinct], batch.anchor[distinct])
         for name, picture in {**pictures, "neighbours": near}.items():

@@ -40,6 +40,11 @@ class Objective(nn.Module, ABC):
         """Called after every step of the optimiser, for targets that follow the weights slowly."""
         return
 
+    def project(self, features: Tensor) -> Tensor | None:
+        """Latents (batch, dim) that the loss compares, of features (batch, num_features); None without a projector."""
+        projector = getattr(self, "projector", None)
+        return projector(features) if projector else None
+
     def picture(self, encoder: Any, batch: Any) -> Tensor | None:
         """An image (3, H, W) in [0, 1] that shows what the task asks and what the model answers, if there is one."""
         return None

@@ -10,7 +10,7 @@ from rlpre.encoders import Encoder
 from rlpre.frames import FrameStore
 from rlpre.objectives.base import Objective, head
 from rlpre.objectives.batch import Views
-from rlpre.objectives.info_nce import info_nce
+from rlpre.objectives.info_nce import blind_nce, info_nce
 
 PROJECTION = 64  # SimCLR uses 128 for 2048 features; a grid world needs less
 
@@ -27,4 +27,4 @@ class Contrastive(Objective):
         first, second, ids = self.projector(views.anchor), self.projector(views.twin), views.batch.anchor_id
         forward, hits = info_nce(first, second, ids, ids)
         backward, _ = info_nce(second, first, ids, ids)
-        return (forward + backward) / 2, {"accuracy": hits}
+        return (forward + backward) / 2, {"accuracy": hits, "blind": blind_nce(ids, ids)}

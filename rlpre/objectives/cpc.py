@@ -11,7 +11,7 @@ from rlpre.encoders.sequence import SequenceEncoder
 from rlpre.frames import FrameStore
 from rlpre.objectives.action_code import ActionCode
 from rlpre.objectives.base import head
-from rlpre.objectives.info_nce import info_nce
+from rlpre.objectives.info_nce import blind_nce, info_nce
 from rlpre.objectives.sequence import SequenceObjective, WindowViews
 
 PROJECTION = 64
@@ -52,4 +52,5 @@ class Cpc(SequenceObjective):
         queries, keys = self.query(torch.cat(beliefs)).split(sizes), self.key(torch.cat(seen)).split(sizes)
         found = [info_nce(q, k, *ids) for q, k, ids in zip(queries, keys, pairs, strict=True)]
         losses, hits = (torch.stack(parts) for parts in zip(*found, strict=True))
-        return losses.mean(), {"accuracy": hits.mean(), "furthest": hits[-1]}
+        blind = torch.stack([blind_nce(*ids) for ids in pairs]).mean()
+        return losses.mean(), {"accuracy": hits.mean(), "furthest": hits[-1], "blind": blind}

@@ -28,8 +28,17 @@ def info_nce(
         The mean loss in nats and the share of queries whose own key is the most similar, both scalars.
     """
     logits = F.normalize(query, dim=1) @ F.normalize(key, dim=1).T / temperature
-    same = (key_id[None] == key_id[:, None]) | (key_id[None] == query_id[:, None])
-    same.fill_diagonal_(False)
-    logits = logits.float().masked_fill(same, -torch.inf)
+    logits = logits.float().masked_fill(_same(query_id, key_id), -torch.inf)
     target = torch.arange(len(query), device=query.device)
     return F.cross_entropy(logits, target), (logits.argmax(1) == target).float().mean()
+
+
+def blind_nce(query_id: Tensor, key_id: Tensor) -> Tensor:
+    """The loss, in nats, of an encoder to which all frames look alike: ln N, less where keys are no negatives."""
+    return (~_same(query_id, key_id)).sum(1).float().log().mean()
+
+
+def _same(query_id: Tensor, key_id: Tensor) -> Tensor:
+    """Which keys (batch, batch) of other rows are no negatives."""
+    same = (key_id[None] == key_id[:, None]) | (key_id[None] == query_id[:, None])
+    return same.fill_diagonal_(False)

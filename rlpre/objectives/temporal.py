@@ -10,7 +10,7 @@ from rlpre.encoders import Encoder
 from rlpre.frames import FrameStore
 from rlpre.objectives.base import Objective, head
 from rlpre.objectives.batch import Views
-from rlpre.objectives.info_nce import info_nce
+from rlpre.objectives.info_nce import blind_nce, info_nce
 
 PROJECTION = 64
 
@@ -28,5 +28,6 @@ class Temporal(Objective):
     def forward(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``Objective.forward``."""
         now, later = self.projector(views.anchor), self.projector(views.later)
-        loss, hits = info_nce(now + self.predictor(now), later, views.batch.anchor_id, views.batch.later_id)
-        return loss, {"accuracy": hits}
+        ids = views.batch.anchor_id, views.batch.later_id
+        loss, hits = info_nce(now + self.predictor(now), later, *ids)
+        return loss, {"accuracy": hits, "blind": blind_nce(*ids)}
