@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from agents.compare import collect, compare
-from agents.comparison import Arm, Comparison, Offline, check, configuration, encoder_path
+from agents.comparison import Arm, Offline, check, configuration, encoder_path
 from agents.presets import PRESETS
 from agents.train import PPOConfig, TrainConfig
 from rlpre import Encoder, FrameStore, PretrainConfig, RlpreError
@@ -26,24 +26,16 @@ TINY = {
         features=16, eval_every=64, eval_episodes=2, ppo=PPOConfig(n_envs=2, n_steps=32, batch_size=32, n_epochs=1)
     ),
 }
-WHY = Comparison(
+WHY = replace(
+    PRESETS["why"],
     data={"mixed": Offline((WORLD,), 400)},
-    arms={
-        "fresh": Arm("frozen", "inverse", step=0),
-        "fresh-white": Arm("frozen", "inverse", step=0, whitened=True),
-        "trained": Arm("frozen", "inverse"),
-        "trained-white": Arm("frozen", "inverse", whitened=True),
-        "random": Arm("random-frozen"),
-    },
-    answer="trained",
-    baseline="fresh",
-    each_seed=True,
+    arms={**PRESETS["why"].arms, "random": Arm("random-frozen")},
     **TINY,
 )
-SCALING = Comparison(
-    data={f"{n}": Offline((WORLD,), 800, distinct=n) for n in (10, 20, 30)},
-    arms={"scratch": Arm("scratch"), **{f"frozen-{n}": Arm("frozen", "inverse", f"{n}") for n in (10, 20, 30)}},
-    answer="frozen-30",
+SIZES = {"1k": 10, "3k": 20, "10k": 30, "30k": 40, "100k": 50}
+SCALING = replace(
+    PRESETS["scaling"],
+    data={name: Offline((WORLD,), 800, distinct=SIZES[name]) for name in PRESETS["scaling"].data},
     **TINY,
 )
 
@@ -58,7 +50,7 @@ def why(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_one_pretraining_leaves_every_variant(why: Path) -> None:
-    home = why / "encoders" / "inverse@mixed" / "seed-1"
+    home = why / "encoders" / "temporal+inverse@mixed" / "seed-1"
     plain, start = Encoder.load(home), Encoder.load(home / "step-0")
     torch.manual_seed(plain.pretraining["seed"])
     drawn, fresh = Encoder("cnn", plain.input, features=16).state_dict(), start.state_dict()
@@ -83,30 +75,35 @@ def test_runs_start_from_their_variant(why: Path) -> None:
 def test_every_seed_may_have_encoders_of_its_own() -> None:
     for each, expected in ((True, [1, 2, 3]), (False, [1, 1, 1])):
         comparison = replace(WHY, seeds=3, each_seed=each)
-        paths = [encoder_path(comparison, WHY.arms["fresh-white"], seed) for seed in (3, 4, 5)]
-        assert paths == [Path(f"encoders/inverse@mixed/seed-{seed}/step-0/whitened") for seed in expected]
+        paths = [encoder_path(comparison, WHY.arms["fresh-whitened"], seed) for seed in (3, 4, 5)]
+        assert paths == [Path(f"encoders/temporal+inverse@mixed/seed-{seed}/step-0/whitened") for seed in expected]
 
 
 def test_features_are_measured_where_the_agents_act(why: Path) -> None:
     found = {arm: read_json(why / "features" / WORLD / arm / "seed-3" / "features.json") for arm in WHY.arms}
     frames, target = (FrameStore.open(why / path) for path in ("frames/mixed", f"targets/{WORLD}"))
     for arm, known in found.items():
-        assert known["whitened"] == arm.endswith("white")
-        assert known["updates"] == (4 if arm.startswith("trained") else 0)
+        assert known["whitened"] == arm.endswith("whitened")
+        assert known["updates"] == (4 if arm.startswith("pretrained") else 0)
         assert known["distinct"] == (None if arm == "random" else frames.distinct)
         assert 1 <= known["dimensions"] <= 16
         assert "front" in known["probes"]
-    for arm in ("fresh", "trained"):
-        assert found[f"{arm}-white"]["condition"] < found[arm]["condition"] / 3
-        assert found[f"{arm}-white"]["probes"]["front"] == pytest.approx(found[arm]["probes"]["front"], abs=0.2)
+    for arm in ("fresh", "pretrained"):
+        assert found[f"{arm}-whitened"]["condition"] < found[arm]["condition"] / 3
+        assert found[f"{arm}-whitened"]["probes"]["front"] == pytest.approx(found[arm]["probes"]["front"], abs=0.2)
     assert target.manifest["spec"]["seed"] != frames.manifest["spec"]["seed"]
 
 
 def test_encoders_of_exactly_so_many_frames(tmp_path: Path) -> None:
     stores = [collect(SCALING, name, tmp_path) for name in SCALING.data]
-    assert [store.distinct for store in stores] == [10, 20, 30]
-    assert [path.name for path in (tmp_path / "pools").iterdir()] == ["10"], "they are cut from one"
-    assert collect(SCALING, "20", tmp_path).hash == stores[1].hash
+    assert [store.distinct for store in stores] == list(SIZES.values())
+    assert [path.name for path in (tmp_path / "pools").iterdir()] == ["1k"], "they are cut from one"
+    assert collect(SCALING, "3k", tmp_path).hash == stores[1].hash
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_can_run(name: str) -> None:
+    check(PRESETS[name])
 
 
 def test_settings_that_change_nothing_are_not_told() -> None:
@@ -117,10 +114,10 @@ def test_settings_that_change_nothing_are_not_told() -> None:
     assert list(told) == ["environments", "steps", "data", "arms", "answer", "threshold", "pretrain", "train"]
     assert "collapse" not in told["pretrain"]
     why = configuration(WHY)
-    assert why["arms"]["fresh"] == {"agent": "frozen", "objective": "inverse", "data": "", "step": 0}
-    assert why["arms"]["trained-white"]["whitened"]
+    assert why["arms"]["fresh"] == {"agent": "frozen", "objective": "temporal+inverse", "data": "", "step": 0}
+    assert why["arms"]["pretrained-whitened"]["whitened"]
     assert (why["each_seed"], why["probe"]) == (True, 400)
-    assert configuration(SCALING)["data"]["10"]["distinct"] == 10
+    assert configuration(SCALING)["data"]["1k"]["distinct"] == 10
 
 
 @pytest.mark.parametrize(
