@@ -74,7 +74,7 @@ PRESETS = {
             f"{BEST}-frozen": Arm("frozen", BEST),
             **{f"{BEST}@{data}-frozen": Arm("frozen", BEST, data) for data in ("random", "expert", "few")},
             **{f"{name}-frozen": Arm("frozen", name) for name in ("temporal", "inverse", "forward", "forward+inverse")},
-            **{f"{BEST}-{agent}": Arm(agent, BEST) for agent in ("finetuned", "partial", "lp-ft")},
+            **{f"{BEST}-{agent}": Arm(agent, BEST) for agent in ("finetuned", "anchored", "partial", "lp-ft")},
         },
         answer=f"{BEST}-frozen",
         seeds=5,
