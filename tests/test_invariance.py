@@ -96,13 +96,13 @@ def test_an_encoder_without_colours_ignores_them_and_cannot_tell_them(coloured: 
 
 
 def test_contrast_under_shifts_learns_to_ignore_them(doorkey: FrameStore, tmp_path: Path) -> None:
-    settings = {"steps": 40, "batch": 32, "features": 32, "lr": 2e-3, "checkpoint_every": 40}
+    settings = {"steps": 30, "batch": 32, "features": 16, "lr": 2e-3, "checkpoint_every": 30}
     encoder = rlpre.pretrain(doorkey, objective="contrastive", out=tmp_path / "encoder", **settings).encoder
     reader = FrameReader(doorkey, encoder, None, CPU)
     found = invariances(encoder, reader, ["front"], ["shift", "flip", "palette"])
     assert found.changes["shift"].learnt
     assert not found.changes["flip"].learnt
-    assert found == invariances(encoder, reader, ["front"], ["shift", "flip", "palette"])
+    assert found.changes["shift"] == invariances(encoder, reader, ["front"], ["shift"]).changes["shift"]
     rows = invariance_rows(found)
     assert rows[0] == ["frames", "moved", "moved (fresh)", "ignored", "front"]
     assert [row[0] for row in rows[1:]] == ["plain (fresh weights)", "plain", "shift", "flip", "palette"]

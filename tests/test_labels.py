@@ -28,7 +28,7 @@ def halves() -> Factor:
 def test_the_stronger_signal_needs_fewer_labels(halves: Factor) -> None:
     """After 10 labels a = 1 is 95 % right, a = 0.6 80 %, less what it costs to choose the strength of ridge by them."""
     sources = {"weak": gaussian(0.6), "strong": gaussian(1.0), "none": gaussian(0.0)}
-    found = label_curves(sources, halves, threshold=0.8, seeds=10, counts=(10, 30, 100, 300, 1000))
+    found = label_curves(sources, halves, threshold=0.85, seeds=6, counts=(10, 30, 100, 300, 1000))
     means = {name: [point.value for point in curve.curve] for name, curve in found.curves.items()}
     for name, a in (("weak", 0.6), ("strong", 1.0), ("none", 0.0)):
         expected = [expected_accuracy(a / 0.54, count, 9) for count in found.counts.tolist()]

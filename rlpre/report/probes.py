@@ -123,8 +123,22 @@ def invariance_panels(figure: FigureBase, found: Invariances) -> None:
     ]
     panels = figure.subplots(1, 3, width_ratios=[2, len(labels), len(labels)], sharey=True)
     _heat(panels[0], moved, "Greys", (0, 1), ["fresh", "this"], "features move\n1: as far as another frame")
-    _heat(panels[1], lost[0], "RdBu", (-LOST, LOST), labels, "score gained or lost by a probe\nof plain frames")
-    _heat(panels[2], lost[1], "RdBu", (-LOST, LOST), labels, "score gained or lost by a probe\nof changed frames")
+    _heat(
+        panels[1],
+        lost[0],
+        "RdBu",
+        (-LOST, LOST),
+        labels,
+        "score on changed frames - on plain ones,\nlearnt on plain ones",
+    )
+    _heat(
+        panels[2],
+        lost[1],
+        "RdBu",
+        (-LOST, LOST),
+        labels,
+        "score on changed frames - on plain ones,\nlearnt on changed ones",
+    )
     panels[0].set_yticks(range(len(names)), names)
 
 
@@ -134,9 +148,9 @@ def _heat(
     panel.imshow(values, cmap=colours, vmin=ends[0], vmax=ends[1], aspect="auto")
     middle, half = sum(ends) / 2, (ends[1] - ends[0]) / 2
     for (row, column), value in np.ndenumerate(values):
-        dark = value > middle + 0.7 * half or (ends[0] < 0 and value < middle - 0.7 * half)
+        dark = value > middle + 0.5 * half or (ends[0] < 0 and value < middle - 0.5 * half)
         panel.text(
-            column, row, f"{value:.2f}", ha="center", va="center", fontsize=8, color="white" if dark else "black"
+            column, row, f"{value:z.2f}", ha="center", va="center", fontsize=8, color="white" if dark else "black"
         )
     panel.set_xticks(range(len(names)), names, rotation=30, ha="right")
     panel.set_title(title, fontsize="small")
