@@ -19,7 +19,7 @@ differences                         false calls
 normal                              .05 .05 .04
 normal, half of it common to tasks  .03 .05 .05
 uniform                             .08 .07 .06
-log-normal (.5), gains far out      .01 .00 .00
+log-normal (.5), gains far out      .02 .01 .01
 log-normal (.5), losses far out     .15 .16 .18
 ==================================  ===========
 
