@@ -5,12 +5,13 @@ import re
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import pytest
 from studies import write_study
 
 from agents.compare import Comparison, Offline, measure_overlap
 from agents.presets import PRESETS
 from envs.overlap import overlaps
-from rlpre import FrameStore
+from rlpre import FrameStore, RlpreError
 from rlpre.files import write_json
 from rlpre.measure.overlap import Overlap
 from rlpre.measure.stats import Interval
@@ -48,15 +49,14 @@ def test_a_comparison_measures_once_and_its_page_shows_it(doorkey: FrameStore, t
 
 
 def test_page_says_what_cannot_be_told(doorkey: FrameStore, tmp_path: Path) -> None:
-    for name in ("unknown", "film", "none", "damaged"):
-        (tmp_path / name).mkdir()
-    measure_overlap(comparison(environments=("MiniGrid-Emty-v0",)), {"mixed": doorkey}, tmp_path / "unknown")
-    assert "mixed Not measured: unknown environment 'MiniGrid-Emty-v0'" in shown(tmp_path / "unknown")
+    assert read_overlap(tmp_path) == {}
+    measure_overlap(comparison(environments=("MiniGrid-Emty-v0",)), {"mixed": doorkey}, tmp_path)
     some = Overlap(None, None, Interval(0.5, 0.4, 0.6, 9), (), None, "it is a film", 5, 6)
-    write_json(tmp_path / "film" / OVERLAP, {"film": {DOOR: asdict(some)}})
-    text = shown(tmp_path / "film")
+    write_json(tmp_path / OVERLAP, {**read_overlap(tmp_path), "film": {DOOR: asdict(some)}})
+    text = shown(tmp_path)
+    assert "mixed Not measured: unknown environment 'MiniGrid-Emty-v0'" in text
     assert f"{DOOR} - - 0.50 [0.40, 0.60] - -" in text
     assert "States and layouts cannot be told: it is a film." in text
-    assert "Seen before" not in shown(tmp_path / "none")
-    write_json(tmp_path / "damaged" / OVERLAP, {"film": {DOOR: {"state": 1}}})
-    assert f"Not measured: {tmp_path}/damaged/{OVERLAP} is damaged" in shown(tmp_path / "damaged")
+    write_json(tmp_path / OVERLAP, {"film": {DOOR: {"state": 1}}})
+    with pytest.raises(RlpreError, match=r"overlap\.json is damaged \(.*: remove it, and compare again"):
+        read_overlap(tmp_path)
