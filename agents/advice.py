@@ -53,8 +53,8 @@ def _contests(study: Path, out: Path, steps: int) -> list[Contest]:
             store = FrameStore.open(study / FRAMES / data)
             target = _target(comparison, environment, comparison.data[data].behaviour, out / FRAMES / study.name, steps)
             encoder = Encoder.load(study / encoder_path(comparison, arm, comparison.first_seed))
-            way = advise(examine(encoder, target, store).evidence).way
-            found.append(Contest(environment, f"{arm.objective}@{data}", way, areas))
+            advice = advise(examine(encoder, target, store).evidence)
+            found.append(Contest(environment, f"{arm.objective}@{data}", advice.way, areas, advice.reasons))
     return found
 
 
