@@ -202,7 +202,7 @@ RULE = Section(  # scripts/advice.py measured what it says of itself, see rlpre.
         f"loss with most labels and at least {SEEN:.0%} of the target's steps seen, freeze; heads of its "
         "pretraining's frames help as priors, anchor; otherwise fine-tune. Differences count from "
         f"{MATTERS:g} on, if their interval excludes 0.",
-        "Take it as a summary of the evidence: held against learning curves by scripts/advice.py, the rule has not been "
+        "Take it as a summary of the evidence: held against learning curves (scripts/advice.py), the rule has not been "
         "better than always starting from scratch.",
     ),
     [],
