@@ -164,12 +164,9 @@ def diagnose_encoder(encoder: AnyEncoder, frames: FrameStore, pretrained_on: Fra
     found = examine(encoder, frames, pretrained_on, reader)
     rows, unknown = some_inputs(reader, 0), dict(found.unknown)
     now, untrained = (conditioning(torch.from_numpy(read(each, reader, rows))) for each in (encoder, fresh(encoder)))
-    sparse: dict[str, Sparsity] = {}
-    strengths: dict[str, Signal] = {}
-    ignored = None
-    if LABELS not in unknown:
-        sparse, strengths = sparse_probe(encoder, reader), signals(encoder, reader)
-        ignored = _try(unknown, CHANGES, lambda: invariances(encoder, reader))
+    sparse = {} if LABELS in unknown else sparse_probe(encoder, reader)
+    strengths = {} if LABELS in unknown else signals(encoder, reader)
+    ignored = _try(unknown, CHANGES, lambda: invariances(encoder, reader))
     return Diagnosis(advise(found.evidence), found, now, untrained, sparse, strengths, ignored, unknown)
 
 

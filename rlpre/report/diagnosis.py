@@ -195,7 +195,8 @@ def _prior(found: Diagnosis) -> Section:
     return Section(title, (*says, *_unknown(found, PRIORS)), rows)
 
 
-RULE = Section(  # scripts/advice.py measured what it says of itself, see rlpre.measure.advice
+# what it says of its worth was measured: see rlpre.measure.advice
+RULE = Section(
     "How the advice comes about",
     (
         "The first that applies: collapsed features, scratch; no gain over fresh weights with few labels, scratch; no "
@@ -244,7 +245,7 @@ PAGE = """\
   <div class="wide"><table>
     <tr>{% for cell in part.rows[0] %}<th>{{ cell }}{% endfor %}
     {% for row in part.rows[1:] %}
-    <tr>{% for cell in row %}<td>{{ cell }}{% endfor %}
+    <tr>{% for cell in row %}<td{% if cell | length > 40 %} class="words"{% endif %}>{{ cell }}{% endfor %}
     {% endfor %}
   </table></div>
   {% endif %}
