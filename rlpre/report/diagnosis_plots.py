@@ -48,7 +48,7 @@ def _below(figure: FigureBase, found: Diagnosis) -> None:
     if found.invariances is None:
         _sparse(figure.subplots(), found)
         return
-    left, right = figure.subfigures(1, 2, width_ratios=[1, 3])
+    left, right = figure.subfigures(1, 2, squeeze=False, width_ratios=[1, 3])[0]
     _sparse(left.subplots(), found)
     invariance_panels(right, found.invariances)
 
