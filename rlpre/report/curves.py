@@ -16,35 +16,39 @@ from rlpre.report.results import Figures, Metric, Results, short_names
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 CONTROLS = ("#000000", "#707070", "#A0A0A0")
 DASHES = ("-", "--", ":")
-COLUMNS = 3
+COLUMNS = 3  # of panels, at most
 
 
 def draw_curves(results: Results, metric: Metric, path: Path) -> None:
     """Draws the learning curves as PNG.
 
-    For each environment one panel with the IQM of every arm, then one per arm against the baseline with every run and
-    the 95 % bands: bands of more than two arms hide each other. Arms keep their colour from study to study as long as
-    they keep their place in ``metric.arms``.
+    For each environment one panel with the IQM of every arm; if there is one alone, then one per arm against the
+    baseline with every run and the 95 % bands: bands of more than two arms hide each other. Arms keep their colour from
+    study to study as long as they keep their place in ``metric.arms``.
     """
-    heights = [math.ceil((1 + len(treated(arms, metric))) / COLUMNS) for arms in results.values()]
-    figure = Figure(figsize=(4.4 * COLUMNS, 1.2 + 3.2 * sum(heights)), dpi=150)
+    names, ((_, only), *others) = short_names(results), results.items()
+    each = [] if others else treated(only, metric)
+    count = len([*results, *each])
+    columns = min(COLUMNS, math.ceil(math.sqrt(count)))
+    rows = math.ceil(count / columns)
+    figure = Figure(figsize=(4.4 * columns, 1.2 + 3.2 * rows), dpi=150)
     figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.1)
-    axes = figure.subplots(sum(heights), COLUMNS, squeeze=False)
-    names = short_names(results)
-    for block, (environment, arms) in zip(np.split(axes, np.cumsum(heights)[:-1]), results.items(), strict=True):
-        first, *others = block.flat
-        first.set_title(names[environment], fontweight="bold")
-        draw_overview(first, arms, metric)
-        for panel, arm in zip(others, treated(arms, metric), strict=False):
-            panel.set_title(arm, color=style(arm, metric)[0])
-            draw_against_baseline(panel, arm, arms, metric)
-        for empty in others[len(treated(arms, metric)) :]:
-            empty.remove()
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for environment, arms in results.items():
+        panel = panels.pop(0)
+        panel.set_title(names[environment], fontweight="bold")
+        draw_overview(panel, arms, metric)
+    for arm in each:
+        panel = panels.pop(0)
+        panel.set_title(arm, color=style(arm, metric)[0])
+        draw_against_baseline(panel, arm, only, metric)
+    for empty in panels:
+        empty.remove()
     lines = {line.get_label(): line for panel in figure.axes for line in panel.get_lines()}
     shown = [arm for arm in metric.arms if arm in lines]
-    title = "thick: IQM over runs; thin: runs; band: 95 % interval; dotted: threshold"
+    title = "thick: IQM over runs; thin: runs; band: 95 % interval; dotted: threshold" if each else "IQM over runs"
     handles = [lines[arm] for arm in shown]
-    figure.legend(handles, shown, title=title, loc="outside lower center", ncols=COLUMNS, frameon=False)
+    figure.legend(handles, shown, title=title, loc="outside lower center", ncols=columns, frameon=False)
     with atomic(path) as temporary:
         figure.savefig(temporary, format="png")
 
