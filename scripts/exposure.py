@@ -1,6 +1,5 @@
 """Measure exposure bias: ``python scripts/exposure.py quick`` clones an expert, corrects the clones, and judges."""
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -8,8 +7,7 @@ import tyro
 
 from agents.exposure import expose
 from agents.exposure_presets import EXPOSURES
-from cli import run
-from rlpre.cluster import cluster
+from cli import Where, run
 
 Preset = tyro.extras.subcommand_type_from_defaults(EXPOSURES)
 
@@ -17,19 +15,17 @@ Preset = tyro.extras.subcommand_type_from_defaults(EXPOSURES)
 def main(
     study: Annotated[Preset, tyro.conf.arg(name="")],
     out: Path = Path("runs/exposure"),
-    workers: int | None = None,
-    dask: str | None = None,
+    where: tyro.conf.OmitArgPrefixes[Where] = Where(),  # noqa: B008 (frozen)
 ) -> None:
     """Answers how much worse a cloned policy acts on its own than after its expert, and what cures it.
 
     Args:
         study: a preset, any part of which can be set.
         out: results directory; an interrupted study there goes on.
-        workers: runs at a time, default one per core; on a cluster, what the cores of each machine are shared by.
-        dask: address of a dask scheduler, such as tcp://host:8786, as for ``compare.py``.
+        where: processes of this machine, or a cluster.
     """
-    with nullcontext() if dask is None else cluster(dask) as executor:
-        print(expose(study, out, workers, executor))
+    with where.executor() as executor:
+        print(expose(study, out, where.workers, executor))
     print(f"page: {out}/runs/report.html   figures: {out}/runs/results.json   tensorboard --logdir {out}")
 
 
