@@ -5,7 +5,7 @@ import pytest
 from scipy import stats as scipy_stats
 
 from rlpre import RlpreError
-from rlpre.measure.transfer import LEVEL, Ladder, Transfer, contrasts, holm, one_sided, transfer
+from rlpre.measure.transfer import LEVEL, Ladder, Transfer, against, contrasts, holm, one_sided, transfer
 
 
 def rng(seed: int = 0) -> np.random.Generator:
@@ -81,6 +81,17 @@ def test_transfer_by_hand() -> None:
     assert b.contrasts.early.verdict == "undecided", "there was nothing to choose"
     assert found.overall.last.gain.value == pytest.approx(-0.3)
     assert found.overall.early.gain.value == pytest.approx(0.225)
+
+
+def test_a_source_against_another_by_hand() -> None:
+    right = {"a": ladder([9.0] * 3, step_9=[0.5, 0.6, 0.7]), "b": ladder([9.0] * 3, step_9=[0.5, 0.5, 0.5])}
+    wrong = {"a": ladder([9.0] * 3, step_9=[0.3, 0.39, 0.51]), "b": ladder([9.0] * 3, step_5=[0.6, 0.5, 0.4])}
+    tasks, overall = against(right, wrong, rng())
+    assert [of.gain.value for of in (*tasks.values(), overall)] == pytest.approx([-0.2, 0.0, -0.1])
+    assert [of.verdict for of in tasks.values()] == ["negative", "undecided"]
+    for other in ({"a": wrong["a"]}, {**wrong, "b": ladder([9.0], step_9=[0.5])}):
+        with pytest.raises(RlpreError, match="were not tested on the same tasks with the same seeds"):
+            against(right, other, rng())
 
 
 def simulated(gains: dict[int, float], seed: int, seeds: int = 5) -> Transfer:

@@ -170,6 +170,10 @@ def test_report_says_who_helps_who_harms_and_when_to_stop(planted: Path) -> None
     assert (of["chosen"], of["advised"], of["early"]["verdict"]) == (50, 50, "positive")
     assert of["best"]["gain"]["value"] == pytest.approx(0.3, abs=0.05)
     assert found["sources"]["wrong"]["tasks"][TWO[0]]["advised"] is None
+    assert "- wrong instead of right: -0.5" in text
+    rival = found["instead_of_first"]["wrong"]
+    assert [rival[name]["verdict"] for name in (*TWO, "all")] == ["negative"] * 3
+    assert rival[TWO[1]]["gain"]["value"] == pytest.approx(-0.5, abs=0.05)
     assert len(found["scores"]) == len(TWO) * len(TRUE) * 8
     assert (planted / "transfer.png").read_bytes().startswith(b"\x89PNG")
     assert (planted / "table.md").read_text().startswith("- right: best checkpoint positive")

@@ -8,6 +8,9 @@ is flattered, the second look is not. Three differences are asked on each task, 
 - *last*: the last rung, pretraining to its end, against scratch; below 0 this is negative transfer;
 - *early*: the chosen rung against the last; above 0 it helps to stop early.
 
+Scratch asks whether to pretrain at all: frozen features of any source can lose to it. Whether a *source* is wrong is
+asked of its last rung against that of another source, the right one.
+
 Each is tested in both directions, one-sided at `LEVEL`, with Holm's correction over the tasks [0]. The standard error
 is that of the bootstrap over pairs and the quantiles are Student's, as in `rlpre.measure.stats`, where it is said why
 percentiles of few pairs are far too narrow. Measured share of families of 4 tasks without any effect of which one or
@@ -168,6 +171,30 @@ def transfer(validation: Mapping[str, Ladder], test: Mapping[str, Ladder], rng: 
         for (task, ladder), found in zip(validation.items(), each, strict=True)
     }
     return Transfer(outcomes, Contrasts(*overall))
+
+
+def against(
+    first: Mapping[str, Ladder], other: Mapping[str, Ladder], rng: np.random.Generator
+) -> tuple[dict[str, Contrast], Contrast]:
+    """What pretraining to its end on another source gains over the first, pair by pair of seed.
+
+    Args:
+        first: task -> scores on the test of the source that is thought to be right.
+        other: the same of another.
+        rng: the source of the resampling.
+
+    Returns:
+        By task, corrected over the tasks, and of the mean score over the tasks.
+
+    Raises:
+        RlpreError: if the tasks or the numbers of seeds differ.
+    """
+    last = [[of[task].rungs[of[task].last] for task in first if task in of] for of in (first, other)]
+    if first.keys() != other.keys() or len({len(scores) for of in last for scores in of}) != 1:
+        raise RlpreError("the sources were not tested on the same tasks with the same seeds: pairs need both")
+    differences = np.stack(last[1], axis=1) - np.stack(last[0], axis=1)
+    (overall,) = contrasts(differences.mean(axis=1, keepdims=True), rng)
+    return dict(zip(first, contrasts(differences, rng), strict=True)), overall
 
 
 def contrasts(differences: Floats, rng: np.random.Generator) -> tuple[Contrast, ...]:

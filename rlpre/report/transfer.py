@@ -1,6 +1,6 @@
 """The report on a study of transfer: what was asked, the scores, verdicts in words and tables."""
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from rlpre.measure.transfer import (
     Ladder,
     Outcome,
     Transfer,
+    against,
     transfer,
 )
 from rlpre.report.exposure_answers import signed
@@ -64,11 +65,13 @@ class Findings:
     Attributes:
         validation: source -> task -> the scores that chose.
         judged: source -> its verdicts.
+        rivals: every source but the first -> what it gains over the first by task, and over all tasks.
         seeds: that tested.
     """
 
     validation: dict[str, dict[str, Ladder]]
     judged: dict[str, Transfer]
+    rivals: dict[str, tuple[dict[str, Contrast], Contrast]]
     seeds: tuple[int, ...]
 
 
@@ -94,7 +97,13 @@ def report(directory: Path) -> str:
     """
     question, scores = load_question(directory), load_scores(directory)
     found = find(scores, question)
-    said = "\n".join(f"- {source}: {answer(judged)}." for source, judged in found.judged.items())
+    first, *_ = question.sources
+    lines = [f"- {source}: {answer(judged)}." for source, judged in found.judged.items()]
+    lines += [
+        f"- {source} instead of {first}: {signed(overall.gain)} over all tasks, {overall.verdict}."
+        for source, (_, overall) in found.rivals.items()
+    ]
+    said = "\n".join(lines)
     write_json(directory / "results.json", {"answer": said.splitlines(), **as_json(found, scores, question)})
     with atomic(directory / "table.md") as temporary:
         temporary.write_text(f"{said}\n\n{_tables(found, question, piped)}")
@@ -148,8 +157,11 @@ def find(scores: Scores, question: Question) -> Findings:
     if not seeds:
         raise RlpreError("no seed has tested every chosen checkpoint yet: run the study to its end")
     rng = np.random.default_rng(0)
-    judged = {name: transfer(validation[name], _ladders(scores, name, of, seeds), rng) for name, of in wanted.items()}
-    return Findings(validation, judged, seeds)
+    tested = {name: _ladders(scores, name, of, seeds) for name, of in wanted.items()}
+    judged = {name: transfer(validation[name], of, rng) for name, of in tested.items()}
+    first, *others = tested
+    rivals = {name: against(tested[first], tested[name], rng) for name in others}
+    return Findings(validation, judged, rivals, seeds)
 
 
 def answer(judged: Transfer) -> str:
@@ -179,15 +191,21 @@ def as_json(found: Findings, scores: Scores, question: Question) -> dict[str, An
         "question": asdict(question),
         "test_seeds": list(found.seeds),
         "sources": {source: _judged(judged) for source, judged in found.judged.items()},
+        "instead_of_first": {
+            source: {name: _contrast(of) for name, of in {**tasks, "all": overall}.items()}
+            for source, (tasks, overall) in found.rivals.items()
+        },
         "scores": {str(cell): score for cell, score in scores.items()},
     }
 
 
+def _contrast(of: Contrast) -> dict[str, Any]:
+    return {**asdict(of), "verdict": of.verdict}
+
+
 def _judged(judged: Transfer) -> dict[str, Any]:
     def each(contrasts: Any) -> dict[str, Any]:
-        return {
-            name: {**value, "verdict": getattr(contrasts, name).verdict} for name, value in asdict(contrasts).items()
-        }
+        return {name: _contrast(of) for name, of in vars(contrasts).items()}
 
     tasks = {
         task: {"chosen": of.chosen, "advised": of.advised, "last": of.last, **each(of.contrasts)}
@@ -218,19 +236,23 @@ def _tables(found: Findings, question: Question, draw: Callable[[Rows], str]) ->
         scratch = next(iter(found.validation.values()))[task].scratch.mean()
         rows = [_row(source, judged.tasks[task]) for source, judged in found.judged.items()]
         parts += [f"{name}, scratch {scratch:.2f} in validation, n={len(found.seeds)}", draw([header, *rows])]
-    rows = [[source, "", *_cells(judged.overall)] for source, judged in found.judged.items()]
+    rows = [[source, "", *_cells(vars(judged.overall).values())] for source, judged in found.judged.items()]
     parts += [f"all, mean of {len(question.tasks)} tasks", draw([header, *rows])]
+    if found.rivals:
+        names = [*short_names(question.tasks).values(), "all"]
+        rows = [["source", *(text for name in names for text in (name, ""))]]
+        rows += [[source, *_cells((*of.values(), overall))] for source, (of, overall) in found.rivals.items()]
+        parts += [f"instead of {question.sources[0]}, both pretrained to their ends", draw(rows)]
     return "\n\n".join([*parts, LEGEND.format(score=question.score, first=len(question.validation), level=LEVEL)])
 
 
 def _row(source: str, outcome: Outcome) -> list[str]:
     chosen = f"{outcome.chosen}" + ("" if outcome.advised else " or scratch")
-    return [source, chosen, *_cells(outcome.contrasts)]
+    return [source, chosen, *_cells(vars(outcome.contrasts).values())]
 
 
-def _cells(contrasts: Any) -> list[str]:
-    three = (contrasts.best, contrasts.last, contrasts.early)
-    return [text for one in three for text in (signed(one.gain), one.verdict)]
+def _cells(contrasts: Iterable[Contrast]) -> list[str]:
+    return [text for one in contrasts for text in (signed(one.gain), one.verdict)]
 
 
 def _listed(names: list[str]) -> str:
