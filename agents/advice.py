@@ -14,8 +14,8 @@ from rlpre.files import read_json
 from rlpre.measure.advice import ANCHOR, FINE_TUNE, FREEZE, SCRATCH, Contest, advise
 from rlpre.measure.diagnosis import examine
 from rlpre.measure.stats import Floats
+from rlpre.report.comparison.results import Runs, load_runs
 from rlpre.report.facts import FRAMES
-from rlpre.report.results import Runs, load_runs
 from rlpre.study import STUDY
 
 AGENTS = {"scratch": SCRATCH, "frozen": FREEZE, "anchored": ANCHOR, "finetuned": FINE_TUNE}

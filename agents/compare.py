@@ -28,10 +28,10 @@ from agents.train import train
 from envs.overlap import STEPS, overlaps
 from rlpre import Encoder, FrameStore, RlpreError, pretrain, whiten
 from rlpre.files import write_json
-from rlpre.report.compare import report
+from rlpre.report.comparison.overlap import OVERLAP
+from rlpre.report.comparison.report import report
+from rlpre.report.comparison.results import Metric
 from rlpre.report.facts import FILM, FRAMES
-from rlpre.report.overlap import OVERLAP
-from rlpre.report.results import Metric
 from rlpre.sources.distinct import take_distinct
 from rlpre.study import Cell, StudyResult, run_study, succeed
 

@@ -12,7 +12,7 @@ from rlpre.encoders import find_architecture
 from rlpre.errors import at_least, lookup
 from rlpre.loop import kept
 from rlpre.objectives import parse_objective
-from rlpre.report.results import Metric
+from rlpre.report.comparison.results import Metric
 from rlpre.study import Cell
 
 DECIDED = ("env", "agent", "encoder", "seed", "steps")  # settings of a run that differ from run to run

@@ -27,8 +27,8 @@ from rlpre.loop import STANDARD_ROWS
 from rlpre.measure.exposure import save_contexts
 from rlpre.measure.probe import encode
 from rlpre.objectives import parse_objective
-from rlpre.report.exposure import report
-from rlpre.report.exposure_results import CLONE, CONTROL, CORRECTION, RECORD, Question
+from rlpre.report.exposure.report import report
+from rlpre.report.exposure.results import CLONE, CONTROL, CORRECTION, RECORD, Question
 from rlpre.study import Cell, StudyResult, run_study, succeed
 
 Report = Callable[[int], None]

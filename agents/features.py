@@ -18,8 +18,8 @@ from rlpre.files import write_json
 from rlpre.measure.conditioning import conditioning
 from rlpre.measure.probe import linear_probe, read
 from rlpre.objectives.batch import FrameReader
+from rlpre.report.comparison.features import KNOWN, Features
 from rlpre.report.facts import FEATURES, FRAMES
-from rlpre.report.features import KNOWN, Features
 from rlpre.study import Cell, StudyResult, run_study
 
 TARGETS = "targets"  # frames of the environments, of worlds that no encoder was pretrained in

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from rlpre.report.table import aligned
+from rlpre.report.tables import aligned
 
 HEADER = ["ours / stock", "stock", "ours", "unit", "ratio", "min..max", "aim", "met"]
 

@@ -23,8 +23,8 @@ from rlpre.files import write_json
 from rlpre.loop import kept
 from rlpre.measure.stats import area_under_curve
 from rlpre.objectives import parse_objective
-from rlpre.report.results import EVALUATIONS
-from rlpre.report.transfer import SCORE, SCRATCH, Question, arm, choosing, load_scores, report
+from rlpre.report.comparison.results import EVALUATIONS
+from rlpre.report.transfer.report import SCORE, SCRATCH, Question, arm, choosing, load_scores, report
 from rlpre.sb3.modes import MODES
 from rlpre.sources.rollout import begin
 from rlpre.study import Cell, StudyResult, run_study, succeed

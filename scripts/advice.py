@@ -10,8 +10,8 @@ from cli import run
 from rlpre.files import write_json
 from rlpre.measure.advice import WAYS, Contest, HitRate, hit_rates
 from rlpre.measure.stats import iqm
-from rlpre.report.results import short_names
-from rlpre.report.table import Rows, aligned
+from rlpre.report.tables import Rows, aligned
+from rlpre.report.words import short_names
 
 
 def main(studies: tyro.conf.Positional[tuple[Path, ...]], out: Path = Path("runs/advice"), steps: int = STEPS) -> None:

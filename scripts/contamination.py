@@ -10,7 +10,7 @@ from cli import run
 from envs.overlap import SEED, STEPS, overlaps
 from rlpre import Encoder, FrameStore, InputSpec
 from rlpre.files import write_json
-from rlpre.report.overlap import columns
+from rlpre.report.comparison.overlap import columns
 
 
 def main(

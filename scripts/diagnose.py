@@ -13,7 +13,7 @@ from rlpre import Encoder, FrameStore, RlpreError, SequenceEncoder
 from rlpre.encoders.checkpoint import CONFIG
 from rlpre.files import read_json
 from rlpre.measure.diagnosis import diagnose_encoder
-from rlpre.report.diagnosis import write_diagnosis
+from rlpre.report.diagnosis.report import write_diagnosis
 
 
 def main(

@@ -7,7 +7,7 @@ import numpy as np
 
 from rlpre.files import write_json
 from rlpre.measure.exposure import Context, Switches, save_contexts
-from rlpre.report.exposure_results import Question
+from rlpre.report.exposure.results import Question
 from rlpre.study import Cell
 
 EPISODES, STEPS = 200, 16

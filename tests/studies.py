@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from rlpre.files import write_json
-from rlpre.report.overall import Overall, summarise_overall
-from rlpre.report.results import Metric, Results, load_metric, load_runs, summarise
+from rlpre.report.comparison.overall import Overall, summarise_overall
+from rlpre.report.comparison.results import Metric, Results, load_metric, load_runs, summarise
 from rlpre.study import Cell
 
 STEPS = np.arange(1000, 10_001, 1000)

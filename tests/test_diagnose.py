@@ -19,8 +19,8 @@ from rlpre import Encoder, FrameStore, InputSpec, PretrainConfig, RlpreError, Se
 from rlpre.files import read_json, write_json
 from rlpre.measure.advice import advise
 from rlpre.measure.diagnosis import CHANGES, LABELS, OVERLAP, PRIORS, Diagnosis, Remembering, diagnose_encoder, examine
-from rlpre.report.diagnosis import write_diagnosis
-from rlpre.report.results import Metric
+from rlpre.report.comparison.results import Metric
+from rlpre.report.diagnosis.report import write_diagnosis
 from rlpre.study import Cell
 
 WORLD = "MiniGrid-DoorKey-5x5-v0"

@@ -18,10 +18,10 @@ from tensorboard.plugins.custom_scalar.metadata import CONFIG_SUMMARY_TAG
 from rlpre.errors import RlpreError
 from rlpre.files import write_json
 from rlpre.measure.exposure import Context, load_contexts, save_contexts
-from rlpre.report.exposure import report
-from rlpre.report.exposure_answers import arm_answer, change_answer, level_answer, overall_answer
-from rlpre.report.exposure_figures import summarise
-from rlpre.report.exposure_results import Question, find_runs, load_question
+from rlpre.report.exposure.answers import arm_answer, change_answer, level_answer, overall_answer
+from rlpre.report.exposure.figures import summarise
+from rlpre.report.exposure.report import report
+from rlpre.report.exposure.results import Question, find_runs, load_question
 from rlpre.study import Cell
 
 NEAR, FAR = QUESTION.horizons

@@ -10,11 +10,12 @@ from studies import METRIC, NEVER, STEPS, results_of, write_run, write_study
 
 from rlpre.errors import RlpreError
 from rlpre.files import write_json
-from rlpre.report import table
-from rlpre.report.answers import answer, answers
-from rlpre.report.compare import report
-from rlpre.report.curves import style
-from rlpre.report.results import Metric, load_runs, short_names
+from rlpre.report.comparison import table
+from rlpre.report.comparison.answers import answer, answers
+from rlpre.report.comparison.curves import style
+from rlpre.report.comparison.report import report
+from rlpre.report.comparison.results import Metric, load_runs
+from rlpre.report.words import short_names
 from rlpre.study import Cell
 
 

@@ -7,7 +7,7 @@ from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.custom_scalar.metadata import CONFIG_SUMMARY_TAG
 from tensorboard.plugins.hparams import metadata, plugin_data_pb2
 
-from rlpre.report.board import log_comparison
+from rlpre.report.comparison.board import log_comparison
 
 
 def read(path) -> EventAccumulator:

@@ -18,10 +18,10 @@ from agents import TrainConfig
 from agents.film import EPISODES, MOST_STEPS, SIDE, film
 from rlpre import FrameStore, RlpreError, pretrain
 from rlpre.files import write_json
-from rlpre.report.compare import report
-from rlpre.report.curves import style
+from rlpre.report.comparison.curves import style
+from rlpre.report.comparison.html import MOST_BYTES
+from rlpre.report.comparison.report import report
 from rlpre.report.facts import STRIP, read_pretrained
-from rlpre.report.html import MOST_BYTES
 from rlpre.study import Cell
 
 DOOR, EMPTY = "MiniGrid-DoorKey-5x5-v0", "MiniGrid-Empty-5x5-v0"

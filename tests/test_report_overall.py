@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from studies import METRIC, NEVER, overall_of, results_of, write_run, write_study
 
-from rlpre.report import table
-from rlpre.report.answers import Answer, answers
+from rlpre.report.comparison import table
+from rlpre.report.comparison.answers import answers
+from rlpre.report.words import Answer
 from rlpre.study import Cell
 
 FAST, SLOW = [2000, 3000, 4000], [8000, 9000, 10_000]

@@ -15,8 +15,8 @@ from rlpre import FrameStore, RlpreError
 from rlpre.files import write_json
 from rlpre.measure.overlap import Overlap
 from rlpre.measure.stats import Interval
-from rlpre.report.compare import report
-from rlpre.report.overlap import OVERLAP, read_overlap
+from rlpre.report.comparison.overlap import OVERLAP, read_overlap
+from rlpre.report.comparison.report import report
 
 DOOR, LARGER = "MiniGrid-DoorKey-5x5-v0", "MiniGrid-DoorKey-6x6-v0"
 

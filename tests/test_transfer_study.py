@@ -17,7 +17,7 @@ from agents.transfer_presets import TRANSFERS
 from rlpre import Encoder, FrameStore, InputSpec, RlpreError
 from rlpre.files import read_json, write_json
 from rlpre.frames import digests
-from rlpre.report.transfer import Question, report
+from rlpre.report.transfer.report import Question, report
 from rlpre.sb3.modes import MODES
 from rlpre.study import Cell
 

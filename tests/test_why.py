@@ -12,10 +12,10 @@ from studies import METRIC, NEVER, results_of, write_study
 from rlpre.errors import RlpreError
 from rlpre.files import write_json
 from rlpre.measure.factorial import two_way
-from rlpre.report.compare import report
-from rlpre.report.features import Features
-from rlpre.report.results import Metric
-from rlpre.report.why import cause_sentence, feature_rows, gain_rows, read_why
+from rlpre.report.comparison.features import Features
+from rlpre.report.comparison.report import report
+from rlpre.report.comparison.results import Metric
+from rlpre.report.comparison.why import cause_sentence, feature_rows, gain_rows, read_why
 from rlpre.study import Cell
 
 CORNERS = {"fresh": (0, False), "fresh-white": (0, True), "best": (900, False), "best-white": (900, True)}

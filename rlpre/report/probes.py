@@ -1,4 +1,4 @@
-"""What probes found, as tables (see ``rlpre.report.table.aligned`` and ``piped``) and pictures."""
+"""What probes found, as tables (see ``rlpre.report.tables.aligned`` and ``piped``) and pictures."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,9 +13,9 @@ from rlpre.measure.invariance import Invariances
 from rlpre.measure.labels import Efficiency
 from rlpre.measure.signal import Signal
 from rlpre.measure.sparse import Sparsity
-from rlpre.report.answers import show_interval, show_ratio
-from rlpre.report.curves import COLOURS, CONTROLS
-from rlpre.report.table import Rows
+from rlpre.report.colours import COLOURS, CONTROLS
+from rlpre.report.tables import Rows
+from rlpre.report.words import show_interval, show_ratio
 
 COLUMNS = 3
 LOST = 0.3  # of a score: the colours' end

@@ -9,7 +9,7 @@ from rlpre.errors import RlpreError
 from rlpre.files import read_json
 from rlpre.measure.overlap import ALIKE, CELLS, Overlap
 from rlpre.measure.stats import Interval
-from rlpre.report.answers import show_interval
+from rlpre.report.words import show_interval
 
 OVERLAP = "overlap.json"  # beside a study: by data set, `Overlap` by environment, or why it could not be measured
 

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure, FigureBase
 
 from rlpre.files import atomic
 from rlpre.measure.diagnosis import Diagnosis
-from rlpre.report.curves import COLOURS, CONTROLS
+from rlpre.report.colours import COLOURS, CONTROLS
 from rlpre.report.probes import invariance_panels, label_panel
 
 WIDTH = 14.0  # inches

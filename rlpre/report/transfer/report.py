@@ -23,10 +23,9 @@ from rlpre.measure.transfer import (
     against,
     transfer,
 )
-from rlpre.report.exposure_answers import signed
-from rlpre.report.results import short_names
-from rlpre.report.table import Rows, aligned, piped
-from rlpre.report.transfer_plots import draw_ladders, log_ladders
+from rlpre.report.tables import Rows, aligned, piped
+from rlpre.report.transfer.plots import draw_ladders, log_ladders
+from rlpre.report.words import short_names, signed
 from rlpre.study import STUDY, Cell, finished_runs
 
 SCORE, SCRATCH = "score.json", "scratch"

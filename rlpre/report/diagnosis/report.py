@@ -14,13 +14,12 @@ from rlpre.files import write_json
 from rlpre.frames import FrameStore
 from rlpre.measure.advice import MATTERS, SEEN, Advice
 from rlpre.measure.diagnosis import CHANGES, FRESH, LABELS, OVERLAP, PRIORS, THIS, Diagnosis
-from rlpre.report import charts
-from rlpre.report.answers import show_interval, show_ratio
-from rlpre.report.diagnosis_plots import draw_diagnosis
-from rlpre.report.html import sentence, write_page
+from rlpre.report.diagnosis.plots import draw_diagnosis
+from rlpre.report.page import write_page
 from rlpre.report.probes import invariance_rows, label_panel, sparse_rows
-from rlpre.report.results import short_names
-from rlpre.report.table import Rows, aligned
+from rlpre.report.svg import SMALL, svg
+from rlpre.report.tables import Rows, aligned
+from rlpre.report.words import sentence, short_names, show_interval, show_ratio
 
 MADE = ("objective", "steps", "step", "batch", "lr", "seed", "start")  # of what a checkpoint tells, worth a line each
 UNASKED = Advice(
@@ -217,7 +216,7 @@ def _text(part: Section) -> str:
 def _panels(found: Diagnosis) -> dict[str, Markup]:
     """Label-efficiency curves by label."""
     return {
-        label: charts.svg(charts.SMALL, f"score of {label} by number of labels", partial(label_panel, of=of))
+        label: svg(SMALL, f"score of {label} by number of labels", partial(label_panel, of=of))
         for label, of in found.findings.efficiency.items()
     }
 

@@ -8,8 +8,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from rlpre.measure.exposure import CONTEXTS
 from rlpre.measure.stats import Interval
-from rlpre.report.exposure_figures import Figures, Results
-from rlpre.report.results import short_names
+from rlpre.report.exposure.figures import Figures, Results
+from rlpre.report.words import short_names
 
 ENDS = ("", "_low", "_high")
 

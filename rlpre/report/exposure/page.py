@@ -8,9 +8,8 @@ from markupsafe import Markup
 
 from rlpre.measure.stats import Interval
 from rlpre.measure.verdict import CURES, HARMS, REDUCES
-from rlpre.report import charts, facts
-from rlpre.report.answers import Answer
-from rlpre.report.exposure_answers import (
+from rlpre.report import facts
+from rlpre.report.exposure.answers import (
     CURED,
     MEASURED,
     arm_answer,
@@ -18,17 +17,14 @@ from rlpre.report.exposure_answers import (
     judged,
     level_answer,
     overall_answer,
-    percent,
     reason,
-    show,
-    signed,
 )
-from rlpre.report.exposure_figures import Figures, Results
-from rlpre.report.exposure_plots import NAMES, STYLES, draw_accumulated, draw_errors, draw_turns
-from rlpre.report.exposure_results import CONTROL, Question
-from rlpre.report.html import write_page
-from rlpre.report.page import NUMBERS, PROVENANCE
-from rlpre.report.results import short_names
+from rlpre.report.exposure.figures import Figures, Results
+from rlpre.report.exposure.plots import NAMES, STYLES, draw_accumulated, draw_errors, draw_turns
+from rlpre.report.exposure.results import CONTROL, Question
+from rlpre.report.page import NUMBERS, PROVENANCE, write_page
+from rlpre.report.svg import HALF, bar, stroke, svg
+from rlpre.report.words import Answer, percent, short_names, show, signed
 
 TONES = {CURED: "saved", CURES: "saved", REDUCES: "saved", MEASURED: "cost", HARMS: "cost"}
 
@@ -74,7 +70,7 @@ def _panels(level: str, figures: Figures) -> list[tuple[str, Markup]]:
     ]
     if turns:
         every.append(("Taking turns", lambda axes: draw_turns(axes, turns)))
-    return [(title, charts.svg(charts.HALF, f"{title} on {level}", draw)) for title, draw in every]
+    return [(title, svg(HALF, f"{title} on {level}", draw)) for title, draw in every]
 
 
 def _reach(arms: dict[str, Figures]) -> float:
@@ -89,7 +85,7 @@ def _strip(figure: Interval, reach: float) -> Markup:
     if not np.isfinite(figure.value):
         return Markup()
     low, high = (figure.value if end is None else end for end in (figure.low, figure.high))
-    return charts.bar(low / reach, figure.value / reach, high / reach, signed(figure))
+    return bar(low / reach, figure.value / reach, high / reach, signed(figure))
 
 
 _TOOLS: dict[str, Any] = {
@@ -97,7 +93,7 @@ _TOOLS: dict[str, Any] = {
     "control": CONTROL,
     "strokes": STYLES,
     "contexts": NAMES,
-    "stroke": charts.stroke,
+    "stroke": stroke,
     "panels": _panels,
     "strip": _strip,
     "reach": _reach,

@@ -1,25 +1,26 @@
 """A comparison as one web page that stands alone."""
 
 import base64
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from rlpre.errors import RlpreError
-from rlpre.files import write_bytes
-from rlpre.report import charts, facts
-from rlpre.report.answers import COST, SAVED, Answer, reached, show_interval, show_ratio, thousands, verdict
-from rlpre.report.curves import treated
-from rlpre.report.overall import Overall
-from rlpre.report.overlap import columns, read_overlap
-from rlpre.report.page import PAGE, STYLE
-from rlpre.report.results import Figures, Metric, Results, short_names
-from rlpre.report.scaling import scaling_charts
-from rlpre.report.why import Why, cause_sentence, feature_rows, gain_rows
+from rlpre.report import facts
+from rlpre.report.comparison import charts
+from rlpre.report.comparison.answers import COST, SAVED, reached, verdict
+from rlpre.report.comparison.curves import treated
+from rlpre.report.comparison.overall import Overall
+from rlpre.report.comparison.overlap import columns, read_overlap
+from rlpre.report.comparison.page import PAGE
+from rlpre.report.comparison.results import Figures, Metric, Results
+from rlpre.report.comparison.scaling import scaling_charts
+from rlpre.report.comparison.why import Why, cause_sentence, feature_rows, gain_rows
+from rlpre.report.page import write_page
+from rlpre.report.words import Answer, short_names, show_interval, show_ratio, thousands
 from rlpre.study import Cell
 
 T = TypeVar("T")
@@ -91,13 +92,6 @@ def write_html(
     write_page(directory, PAGE, _TOOLS, content)
 
 
-def write_page(directory: Path, template: str, tools: Mapping[str, Any], content: Mapping[str, Any]) -> None:
-    """Writes a template filled with ``content`` as ``report.html``; besides `sentence` it can call ``tools``."""
-    environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
-    every = {"style": Markup(STYLE), "sentence": sentence, **tools}
-    write_bytes(directory / "report.html", environment.from_string(template, globals=every).render(content).encode())
-
-
 def _profiles(overall: dict[str, Overall], metric: Metric) -> list[Markup]:
     scores = {
         "area under the learning curve": {arm: of.areas for arm, of in overall.items()},
@@ -134,11 +128,6 @@ def _attempt(read: Callable[[], T]) -> tuple[T | None, str]:
         return read(), ""
     except RlpreError as error:
         return None, str(error)
-
-
-def sentence(text: str) -> str:
-    """With a capital."""
-    return text[:1].upper() + text[1:]
 
 
 _TOOLS: dict[str, Any] = {

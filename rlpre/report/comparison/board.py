@@ -5,7 +5,8 @@ from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
-from rlpre.report.results import Figures, Metric, Results, short_names
+from rlpre.report.comparison.results import Figures, Metric, Results
+from rlpre.report.words import short_names
 from rlpre.study import Cell
 
 

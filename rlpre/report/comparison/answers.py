@@ -1,32 +1,11 @@
 """How many environment steps did pretraining save? In words."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
-from rlpre.measure.stats import FEWEST, Interval, StepsRatio
-from rlpre.report.overall import Overall
-from rlpre.report.results import Figures, Metric, Results, short_names
+from rlpre.measure.stats import FEWEST, StepsRatio
+from rlpre.report.comparison.overall import Overall
+from rlpre.report.comparison.results import Figures, Metric, Results
+from rlpre.report.words import Answer, short_names, show_interval, show_ratio, thousands
 
 SAVED, COST, UNKNOWN, NONE = "saved", "cost", "not known", "no answer"
-
-
-@dataclass(frozen=True)
-class Answer:
-    """An answer in one sentence.
-
-    Attributes:
-        verdict: "saved", "cost", "not known" (the interval contains 1) or "no answer" (too few runs, none that reach);
-            over several environments that of the mean ratio.
-        claim: what the sentence says.
-        facts: the numbers behind it; may be empty.
-    """
-
-    verdict: str
-    claim: str
-    facts: str
-
-    def __str__(self) -> str:
-        return f"{self.claim}: {self.facts}." if self.facts else f"{self.claim}."
 
 
 def answer(arms: dict[str, Figures], metric: Metric) -> Answer:
@@ -92,27 +71,6 @@ def verdict(saved: StepsRatio) -> str:
     return UNKNOWN
 
 
-def show_ratio(saved: StepsRatio) -> str:
-    """A ratio with its interval."""
-    if saved.baseline_reached + saved.treated_reached == 0:
-        return "? (none reach)"
-    return show_interval(saved.ratio, bound=saved.bound)
-
-
-def show_interval(figure: Interval, show: Callable[[float], str] = "{:.2f}".format, bound: str = "") -> str:
-    """A figure with its interval; a bound leaves one end open."""
-    if figure.low is None or figure.high is None:
-        return f"{bound}{show(figure.value)} (n<{FEWEST})"
-    low = "0" if bound == "<=" else show(figure.low)
-    high = "inf" if bound == ">=" else show(figure.high)
-    return f"{bound}{show(figure.value)} [{low}, {high}]"
-
-
 def reached(steps: tuple[int | None, ...]) -> str:
     """How many runs reached the threshold, as "2/3"."""
     return f"{sum(step is not None for step in steps)}/{len(steps)}"
-
-
-def thousands(count: float) -> str:
-    """Three digits: 0.5k, 12.3k, 1.2M."""
-    return f"{count / 1000:.3g}k" if count < 999_500 else f"{count / 1e6:.3g}M"

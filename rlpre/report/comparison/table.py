@@ -2,11 +2,11 @@
 
 from collections.abc import Callable
 
-from rlpre.report.answers import reached, show_interval, show_ratio, thousands
-from rlpre.report.overall import Overall
-from rlpre.report.results import Figures, Metric, Results
-
-Rows = list[list[str]]
+from rlpre.report.comparison.answers import reached
+from rlpre.report.comparison.overall import Overall
+from rlpre.report.comparison.results import Figures, Metric, Results
+from rlpre.report.tables import Rows, aligned, piped
+from rlpre.report.words import show_interval, show_ratio, thousands
 
 LEGEND = """\
 IQM over n runs [95 % interval]; with n<3 there is none. area: mean height of the learning curve. steps: mean to the
@@ -72,16 +72,3 @@ def _overall(arm: str, of: Overall) -> list[str]:
         show_ratio(of.ratio) if of.ratio else "-",
         show_interval(of.improvement) if of.improvement else "-",
     ]
-
-
-def aligned(rows: Rows) -> str:
-    """Columns of equal width, with a rule under the first row."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
-
-
-def piped(rows: Rows) -> str:
-    """A table in Markdown."""
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])

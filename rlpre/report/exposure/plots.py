@@ -12,10 +12,10 @@ from rlpre.files import atomic
 from rlpre.measure.exposure import CONTEXTS
 from rlpre.measure.stats import Interval
 from rlpre.measure.verdict import CURES, HARMS, REDUCES
-from rlpre.report.curves import COLOURS, CONTROLS
-from rlpre.report.exposure_figures import Figures, Results, Turns
-from rlpre.report.exposure_results import Question
-from rlpre.report.results import short_names
+from rlpre.report.colours import COLOURS, CONTROLS
+from rlpre.report.exposure.figures import Figures, Results, Turns
+from rlpre.report.exposure.results import Question
+from rlpre.report.words import short_names
 
 BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = COLOURS
 # Teacher-forced is the control; free-running is what it is compared with; the channels lie between them, dashed.

@@ -10,10 +10,11 @@ from matplotlib.ticker import EngFormatter
 
 from rlpre.files import atomic
 from rlpre.measure.stats import Interval
-from rlpre.report.charts import HALF, svg
-from rlpre.report.curves import COLOURS, CONTROLS, DASHES
-from rlpre.report.results import Figures, Metric, Results, short_names
-from rlpre.report.why import Why
+from rlpre.report.colours import COLOURS, CONTROLS, DASHES
+from rlpre.report.comparison.results import Figures, Metric, Results
+from rlpre.report.comparison.why import Why
+from rlpre.report.svg import HALF, svg
+from rlpre.report.words import short_names
 
 
 def draw_scaling(results: Results, why: Why, metric: Metric, path: Path) -> None:

@@ -10,11 +10,12 @@ import numpy as np
 from rlpre.measure import stats
 from rlpre.measure.factorial import TwoWay, two_way
 from rlpre.measure.stats import StepsRatio
-from rlpre.report.answers import COST, SAVED, show_interval, show_ratio, thousands, verdict
+from rlpre.report.comparison.answers import COST, SAVED, verdict
+from rlpre.report.comparison.features import Encoders, Measured, read_features
+from rlpre.report.comparison.results import Figures, Metric, Results, times
 from rlpre.report.facts import FEATURES
-from rlpre.report.features import Encoders, Measured, read_features
-from rlpre.report.results import Figures, Metric, Results, short_names, times
-from rlpre.report.table import Rows
+from rlpre.report.tables import Rows
+from rlpre.report.words import short_names, show_interval, show_ratio, thousands
 
 FEWEST_SIZES = 3  # of offline data that make a curve
 

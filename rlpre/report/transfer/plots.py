@@ -13,8 +13,8 @@ from rlpre.files import atomic
 from rlpre.measure import stats
 from rlpre.measure.stats import Floats, Interval
 from rlpre.measure.transfer import Ladder
-from rlpre.report.curves import COLOURS, CONTROLS, DASHES
-from rlpre.report.results import short_names
+from rlpre.report.colours import COLOURS, CONTROLS, DASHES
+from rlpre.report.words import short_names
 
 Validation = Mapping[str, Mapping[str, Ladder]]  # source -> task -> scores
 

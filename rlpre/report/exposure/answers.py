@@ -1,14 +1,12 @@
 """Is there exposure bias, and what corrects it? In words."""
 
 import math
-from collections.abc import Callable
 
-from rlpre.measure.stats import FEWEST, Interval
+from rlpre.measure.stats import FEWEST
 from rlpre.measure.verdict import CURES, HARMS, NONE, NOTHING, REDUCES, Change, above, below
-from rlpre.report.answers import Answer, show_interval
-from rlpre.report.exposure_figures import Figures, Results
-from rlpre.report.exposure_results import CLONE, CORRECTION, Question
-from rlpre.report.results import short_names
+from rlpre.report.exposure.figures import Figures, Results
+from rlpre.report.exposure.results import CLONE, CORRECTION, Question
+from rlpre.report.words import Answer, percent, short_names, show, signed
 
 MEASURED, NOT_MEASURED, CURED = "measured", "not measured", "cured"
 FEW = f"fewer than {FEWEST} seeds say nothing about the next ones"
@@ -120,23 +118,6 @@ def reason(found: Change) -> str:
     if found.verdict == NOTHING:
         return _why_nothing(found)
     return "at least half of the excess is removed" if found.verdict == CURES else "less than half of it is removed"
-
-
-def show(figure: Interval, form: Callable[[float], str] = "{:.2f}".format) -> str:
-    """A figure with its interval; "-" if it is not known, "?" if its interval is not, whatever the number of seeds."""
-    if math.isnan(figure.value):
-        return "-"
-    return f"{form(figure.value)} (?)" if figure.low is None and figure.n >= FEWEST else show_interval(figure, form)
-
-
-def percent(share: float) -> str:
-    """A share in per cent."""
-    return f"{100 * share:.0f} %"
-
-
-def signed(figure: Interval) -> str:
-    """A change with its interval."""
-    return show(figure, "{:+.2f}".format)
 
 
 def _why_nothing(found: Change) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 
 from rlpre.measure import stats
 from rlpre.measure.stats import Floats, Interval, StepsRatio
-from rlpre.report.results import Figures, Metric, Results, times
+from rlpre.report.comparison.results import Figures, Metric, Results, times
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from rlpre.measure.exposure import (
 )
 from rlpre.measure.stats import Floats, Interval
 from rlpre.measure.verdict import Change, change
-from rlpre.report.exposure_results import CLONE, Question, Runs, find_runs, load_runs
+from rlpre.report.exposure.results import CLONE, Question, Runs, find_runs, load_runs
 
 MEASURES = {"regret error": REGRET, "error": ERROR}
 SUCCESS = ("EE", "OO", "gap")

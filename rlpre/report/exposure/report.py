@@ -3,14 +3,14 @@
 from pathlib import Path
 
 from rlpre.files import atomic, write_json
-from rlpre.report import exposure_table
-from rlpre.report.exposure_answers import arm_answer, judged, level_answer, overall_answer
-from rlpre.report.exposure_board import log_exposure
-from rlpre.report.exposure_figures import as_json, summarise
-from rlpre.report.exposure_page import write_exposure_page
-from rlpre.report.exposure_plots import draw_exposure
-from rlpre.report.exposure_results import load_question
-from rlpre.report.results import short_names
+from rlpre.report.exposure import table
+from rlpre.report.exposure.answers import arm_answer, judged, level_answer, overall_answer
+from rlpre.report.exposure.board import log_exposure
+from rlpre.report.exposure.figures import as_json, summarise
+from rlpre.report.exposure.page import write_exposure_page
+from rlpre.report.exposure.plots import draw_exposure
+from rlpre.report.exposure.results import load_question
+from rlpre.report.words import short_names
 
 
 def report(directory: Path) -> str:
@@ -38,10 +38,8 @@ def report(directory: Path) -> str:
     write_json(directory / "results.json", {"answer": lines, **as_json(results, question)})
     said = "\n".join(lines)
     with atomic(directory / "table.md") as temporary:
-        temporary.write_text(
-            "\n".join(f"- {line}" for line in lines) + f"\n\n{exposure_table.markdown(results, question)}"
-        )
+        temporary.write_text("\n".join(f"- {line}" for line in lines) + f"\n\n{table.markdown(results, question)}")
     draw_exposure(results, question, directory / "exposure.png")
     log_exposure(results, directory / "exposure")
     write_exposure_page(directory, results, question)
-    return f"{exposure_table.text(results, question)}\n{said}"
+    return f"{table.text(results, question)}\n{said}"

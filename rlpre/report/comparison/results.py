@@ -1,6 +1,5 @@
 """What a study found: every run's curve, and the figures with their intervals."""
 
-import re
 import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -17,7 +16,6 @@ from rlpre.measure.stats import Floats, Interval, StepsRatio, Times
 from rlpre.study import DONE, STUDY, Cell, finished_runs
 
 EVALUATIONS = "evaluations.npz"
-FAMILIES = ("MiniGrid-", "BabyAI-")  # say nothing that the rest of an environment's name does not
 
 
 @dataclass(frozen=True)
@@ -161,18 +159,6 @@ def summarise(runs: Iterable[Runs], metric: Metric) -> Results:
         environment: {arm: _figures(arms[arm], arms.get(metric.baseline), metric) for arm in metric.arms if arm in arms}
         for environment, arms in grouped.items()
     }
-
-
-def short_names(environments: Iterable[str]) -> dict[str, str]:
-    """Names for pictures, without family and version: "MiniGrid-DoorKey-5x5-v0" is "DoorKey-5x5"."""
-    short = {}
-    for environment in environments:
-        name = re.sub(r"-v\d+$", "", environment.rsplit("/", 1)[-1])
-        for family in FAMILIES:
-            name = name.removeprefix(family)
-        short[environment] = name
-    names = list(short.values())
-    return {environment: name if names.count(name) == 1 else environment for environment, name in short.items()}
 
 
 def times(figures: Figures) -> Times:

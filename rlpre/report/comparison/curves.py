@@ -10,12 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from rlpre.files import atomic
-from rlpre.report.results import Figures, Metric, Results, short_names
+from rlpre.report.colours import COLOURS, CONTROLS, DASHES
+from rlpre.report.comparison.results import Figures, Metric, Results
+from rlpre.report.words import short_names
 
-# Okabe and Ito 2008, told apart with any colour vision; controls are black and grey.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-CONTROLS = ("#000000", "#707070", "#A0A0A0")
-DASHES = ("-", "--", ":")
 COLUMNS = 3  # of panels, at most
 
 

@@ -2,10 +2,11 @@
 
 from collections.abc import Callable
 
-from rlpre.report.exposure_answers import judged, percent, show, signed
-from rlpre.report.exposure_figures import Figures, Results
-from rlpre.report.exposure_results import Question
-from rlpre.report.table import Rows, aligned, piped
+from rlpre.report.exposure.answers import judged
+from rlpre.report.exposure.figures import Figures, Results
+from rlpre.report.exposure.results import Question
+from rlpre.report.tables import Rows, aligned, piped
+from rlpre.report.words import percent, show, signed
 
 LEGEND = """\
 Means over n seeds and the test episodes [95 % interval]; with n<3 there is none. EE, EO, OE, OO: regret errors an

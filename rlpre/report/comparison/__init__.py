@@ -1,0 +1,1 @@
+"""Reports on comparisons of agents."""

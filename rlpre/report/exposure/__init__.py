@@ -1,0 +1,1 @@
+"""Reports on studies of exposure bias."""
