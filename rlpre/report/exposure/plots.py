@@ -91,10 +91,13 @@ def draw_turns(panel: Axes, turns: Turns) -> None:
         (turns.learner_first, VERMILION, "learner first, then expert"),
         (turns.expert_first, CONTROLS[0], "expert first, then learner"),
     ):
-        _band(panel, np.array(turns.steps), curve, colour, "-", label)
+        values = np.array([of.value for of in curve])
+        low, high = np.array([(of.low, of.high) for of in curve], dtype=np.float64).T  # None becomes NaN
+        reach = np.maximum([values - low, high - values], 0)
+        panel.errorbar(turns.steps, values, reach, color=colour, label=label, marker="o", markersize=4, capsize=2)
     _frame(panel, "steps before the other takes over", "success")
     panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-    panel.set_ylim(-0.02, 1.05)
+    panel.set(xlim=(0, 1.1 * max(turns.steps)), ylim=(-0.02, 1.05))
     panel.legend(frameon=False, fontsize="small", loc="lower right")
 
 
