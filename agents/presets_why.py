@@ -14,7 +14,7 @@ BALLS = (  # rooms full of things: nearly every layout is another one
     "BabyAI-PutNextLocal-v0",
 )
 SIZES = (1_000, 3_000, 10_000, 30_000, 100_000)  # different frames
-MANY = {  # environment steps of a run on each; scratch learns all of them
+MANY = {  # environment steps of a run on each; in pilots scratch came to 0.78 or more where it was tried
     "MiniGrid-Empty-Random-5x5-v0": 20_480,
     "MiniGrid-Empty-Random-6x6-v0": 32_768,
     "MiniGrid-DoorKey-5x5-v0": 61_440,
