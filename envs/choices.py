@@ -5,9 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from envs import layouts
-from envs.experts import expert_for
+from envs.experts import Expert, expert_for
 from envs.labels import UNKNOWN
-from envs.regret import cost_to_go
+from envs.regret import ahead, cost_to_go
 from envs.trials import Trial
 from envs.worlds import GridWorld, make
 from rlpre.errors import RlpreError
@@ -32,22 +32,36 @@ def choice_regrets(level: str, trials: Sequence[Trial], choices: Sequence[np.nda
 
 
 def _along(world: GridWorld, level: str, trial: Trial, asked: np.ndarray) -> np.ndarray:
-    expert, taken = None, None
+    expert = None
     if layouts.enter(world, trial.seed) == trial.layout:
         expert = expert_for(world)
     if expert is None:
         raise RlpreError(f"the trial of seed {trial.seed} was not played in {level}: give the level of the trials")
-    steps, advised = len(trial.actions), trial.advice[: asked.shape[1]]
-    regret = np.where(advised == UNKNOWN, np.nan, np.zeros(asked.shape))
+    advised, taken = trial.advice[: asked.shape[1]], trial.actions[: asked.shape[1]]
     wrong = (asked != advised) & (advised != UNKNOWN)
-    # from here on the advice was followed to success, so that the cost to go is what was left of the trial
-    followed = np.flatnonzero(trial.actions != trial.advice).max(initial=-1) + 1 if trial.success else steps
-    for t in range(np.flatnonzero(wrong.any(axis=0)).max(initial=-1) + 1):
-        advice, _ = expert.advise(taken)
-        if wrong[:, t].any():
-            best = steps - t if t >= followed else cost_to_go(world.grid_env, expert, advice)
-            for action in np.unique(asked[wrong[:, t], t]).tolist():
-                regret[asked[:, t] == action, t] = cost_to_go(world.grid_env, expert, action) - best
-        taken = int(trial.actions[t])
-        world.advance(taken)
+    regret = np.where(advised == UNKNOWN, np.nan, np.zeros(asked.shape))
+    end = int(np.flatnonzero(wrong.any(axis=0)).max(initial=-1)) + 1
+    best, considered = np.full(end + 1, float(world.grid_env.max_steps)), {}
+    for t in range(end):
+        advice, _ = expert.advise(taken[t - 1] if t else None)
+        if advice not in (taken[t], UNKNOWN):
+            best[t] = cost_to_go(world.grid_env, expert, advice)
+        for action in set(asked[wrong[:, t], t].tolist()) - {int(taken[t])}:
+            considered[t, action] = cost_to_go(world.grid_env, expert, action)
+        world.advance(int(taken[t]))
+    best[end] = _left(world, expert, trial, end)
+    after, left = ahead(taken[:end] == advised[:end], best, world.grid_env.max_steps)
+    for k, t in np.argwhere(wrong).tolist():
+        regret[k, t] = considered.get((t, int(asked[k, t])), after[t]) - left[t]
     return regret
+
+
+def _left(world: GridWorld, expert: Expert, trial: Trial, end: int) -> float:
+    """The cost-to-go after so many steps of a trial, to which its world and expert came."""
+    unfollowed = np.flatnonzero(trial.actions != trial.advice).max(initial=-1)
+    if trial.success and end > unfollowed:
+        return float(len(trial.actions) - end)
+    if trial.terminated and end == len(trial.actions):
+        return float(world.grid_env.max_steps)
+    advice, _ = expert.advise(int(trial.actions[end - 1]) if end else None)
+    return float(world.grid_env.max_steps) if advice == UNKNOWN else cost_to_go(world.grid_env, expert, advice)

@@ -40,12 +40,11 @@ def cost_to_go(world: MiniGridEnv, expert: Expert, advice: int) -> float:
     return float(world.max_steps)
 
 
-def regrets(followed: np.ndarray, costs: np.ndarray, most: int) -> np.ndarray:
-    """Of each action, the cost-to-go after it less the cost-to-go after the advised one.
+def ahead(followed: np.ndarray, costs: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
+    """What the actions of a trial and the advice beside them cost.
 
     Following the advice costs one step and the cost-to-go from there on, so only the states in which it was not
-    followed have to be played out. The expert is no oracle: while it explores, another action can be better than its
-    own, and the regret is below 0.
+    followed have to be played out.
 
     Args:
         followed: (T,) bool, whether the action was the advised one.
@@ -54,13 +53,29 @@ def regrets(followed: np.ndarray, costs: np.ndarray, most: int) -> np.ndarray:
         most: the largest cost-to-go.
 
     Returns:
+        (T,) float64, a step and the cost-to-go after each action; (T,) float64, the cost-to-go in each state; NaN where
+        a cost that matters is unknown.
+    """
+    left, after = np.array(costs, float), np.zeros(len(followed))
+    for t in reversed(range(len(followed))):
+        after[t] = np.minimum(1 + left[t + 1], most)
+        if followed[t]:
+            left[t] = after[t]
+    return after, left[:-1]
+
+
+def regrets(followed: np.ndarray, costs: np.ndarray, most: int) -> np.ndarray:
+    """Of each action, the cost-to-go after it less the cost-to-go after the advised one.
+
+    The expert is no oracle: while it explores, another action can be better than its own, and the regret is below 0.
+
+    Args:
+        followed: as in `ahead`.
+        costs: as in `ahead`.
+        most: as in `ahead`.
+
+    Returns:
         (T,) float64, 0 where the advice was followed, NaN where a cost that matters is unknown.
     """
-    left, regret = np.array(costs, float), np.zeros(len(followed))
-    for t in reversed(range(len(followed))):
-        after = np.minimum(1 + left[t + 1], most)
-        if followed[t]:
-            left[t] = after
-        else:
-            regret[t] = after - left[t]
-    return regret
+    after, left = ahead(followed, costs, most)
+    return np.where(followed, 0.0, after - left)
