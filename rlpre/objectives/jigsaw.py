@@ -3,8 +3,9 @@
 [0] Noroozi and Favaro 2016, "Unsupervised Learning of Visual Representations by Solving Jigsaw Puzzles".
 
 The whole puzzle is one frame for the encoder, so that any architecture can play. Tiles are cut on cell borders with
-spare cells between them whose place is drawn anew: neither the phase of the grid lines nor a continued edge gives
-the answer away. Where tiles are pixel-identical, every order that shows the same puzzle counts as right.
+spare cells between them whose place is drawn anew: the phase of the grid lines says nothing, and edges that go on in
+each other say less, though walls are longer than a gap (on DoorKey-5x5 the edges alone solve .58 of the puzzles, all
+of them without gaps). Where tiles are pixel-identical, every order that shows the same puzzle counts as right.
 """
 
 from itertools import islice, permutations
