@@ -5,7 +5,7 @@ from agents.train import TrainConfig
 from rlpre import PretrainConfig
 
 OBJECTIVE = "temporal+inverse"
-TRAINED = f"{OBJECTIVE}-frozen"
+TRAINED, WHITENED = f"{OBJECTIVE}-frozen", f"{OBJECTIVE}-whitened"
 BALLS = (  # rooms full of things: nearly every layout is another one
     "BabyAI-GoToRedBall-v0",
     "BabyAI-GoToRedBallGrey-v0",
@@ -69,8 +69,11 @@ MANY_TASKS = Comparison(
         "scratch": Arm("scratch"),
         "random-frozen": Arm("random-frozen"),
         TRAINED: Arm("frozen", OBJECTIVE),
+        "fresh-whitened": Arm("frozen", OBJECTIVE, step=0, whitened=True),
+        WHITENED: Arm("frozen", OBJECTIVE, whitened=True),
     },
-    answer=TRAINED,
+    answer=WHITENED,  # WHY had found whitening to halve the steps on one of these tasks
+    each_seed=True,
     probe=4_000,
     pretrain=PretrainConfig(steps=1000, checkpoint_every=1000),
     train=TrainConfig(eval_every=2048, eval_episodes=16),

@@ -109,7 +109,9 @@ def _sizes(arms: dict[str, Figures], encoders: dict[str, Encoders]) -> dict[int,
 
 def _gain(arms: dict[str, Figures], encoders: dict[str, Encoders], metric: Metric) -> Gain:
     asked, rng = arms[metric.answer], np.random.default_rng(0)
-    controls = [arm for arm, frames in metric.arms.items() if not frames and arm in arms and arm != metric.answer]
+    controls = [
+        arm for arm in metric.arms if arm in arms and arm != metric.answer and _untrained(arm, encoders, metric)
+    ]
     budget = float(asked.runs.steps[-1])
     ratios = {arm: stats.steps_ratio(times(arms[arm]), times(asked), budget, rng) for arm in controls}
     shared = [encoders[arm] for arm in (metric.answer, *controls) if arm in encoders]
@@ -120,6 +122,11 @@ def _gain(arms: dict[str, Figures], encoders: dict[str, Encoders], metric: Metri
         if labels and arm in encoders
     }
     return Gain(ratios, probes)
+
+
+def _untrained(arm: str, encoders: dict[str, Encoders], metric: Metric) -> bool:
+    """Whether no objective formed an arm's encoder; frames may have served to whiten it."""
+    return not metric.arms[arm] or (arm in encoders and not encoders[arm].updates)
 
 
 def causes(why: Why) -> list[str]:
