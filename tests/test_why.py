@@ -151,6 +151,15 @@ def test_gains_by_task(tmp_path: Path) -> None:
     assert "Gain by task" in (runs / "report.html").read_text()
 
 
+def test_fresh_weights_that_frames_only_whitened_are_a_control(home: Path) -> None:
+    for arm, (updates, whitened) in CORNERS.items():
+        write_study(home / "runs", {arm: [2000] * 3}, ROOMS, env="Room")
+        write_features(home, {arm: known(updates, whitened)}, env="Room")
+    gains = read_why(home / "runs", results_of(home / "runs"), ROOMS).gains
+    assert list(gains["Door"].ratios) == list(gains["Room"].ratios) == ["fresh", "fresh-white"]
+    assert gains["Door"].ratios["fresh-white"].ratio.value == pytest.approx(6000 / 4000)
+
+
 def test_damaged_features_are_refused(home: Path) -> None:
     path = home / "features" / Cell("Door", "best", 0).path / "features.json"
     write_json(path, {"updates": 3})
