@@ -20,9 +20,12 @@ SOURCES = (
     "MiniGrid-MultiRoom-N2-S4-v0",
     "MiniGrid-LavaCrossingS9N1-v0",
 )
-MEMORY = {  # what has been seen decides, and is no longer in sight; and environment steps of a run
+# What has been seen decides; and environment steps of a run. In S7 and S9 who looks back from the fork sees it again,
+# and both ends beside it: one frame tells all. S11 is longer than an agent sees.
+MEMORY = {
     "MiniGrid-MemoryS7-v0": 80_000,
-    "MiniGrid-MemoryS9-v0": 160_000,
+    "MiniGrid-MemoryS9-v0": 120_000,
+    "MiniGrid-MemoryS11-v0": 300_000,
     "MiniGrid-RedBlueDoors-6x6-v0": 250_000,
 }
 MIXED = Offline(SOURCES, 60_000)

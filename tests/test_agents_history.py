@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from minigrid.core.constants import OBJECT_TO_IDX
 from PIL import Image
 from stable_baselines3 import PPO
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -105,3 +106,14 @@ def test_the_wrong_kind_of_checkpoint_is_refused(agent: str, home: Path, tmp_pat
     other = home / {"vision": "frames"}.get(wrong, wrong)
     with pytest.raises(RlpreError, match=f"this is a {wrong} encoder"):
         train(tiny(agent, home, encoder=str(other)), tmp_path)
+
+
+@pytest.mark.parametrize("length", [7, 9, 11, 13])
+def test_one_frame_tells_all_in_short_corridors_only(length: int) -> None:
+    """Seen from the fork, facing back: what was shown at the start, and what lies at both ends."""
+    world = envs.make(f"MiniGrid-MemoryS{length}-v0").unwrapped
+    world.reset(seed=0)
+    world.agent_pos, world.agent_dir = np.array([world.success_pos[0], length // 2]), 2
+    seen = world.gen_obs()["image"][..., 0]
+    things = np.isin(seen, [OBJECT_TO_IDX["key"], OBJECT_TO_IDX["ball"]]).sum()
+    assert things == (3 if length < 11 else 2)
