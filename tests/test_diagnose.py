@@ -1,7 +1,7 @@
 """Diagnoses of real encoders on real frames, their page, and advice held against a study made by hand."""
 
 import runpy
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +99,10 @@ def test_the_page_shows_what_was_measured(
     rank = f"{diagnosis.findings.health.effective_rank:.1f}"
     assert f"Effective rank {rank} of 16" in seen["text"]
     assert f"Effective rank {rank} of 16" in text
+    for number in (10, 10_000):
+        ill = replace(diagnosis, conditioning=replace(diagnosis.conditioning, number=number))
+        told = write_diagnosis(taught, Path("runs/taught"), tmp_path, ill, frames, frames)
+        assert ("rlpre.whiten" in told) == (number > 1000)
 
 
 def test_a_collapsed_encoder_is_left(frames: FrameStore) -> None:

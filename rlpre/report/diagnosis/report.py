@@ -22,6 +22,7 @@ from rlpre.report.tables import Rows, aligned
 from rlpre.report.words import sentence, short_names, show_interval, show_ratio
 
 MADE = ("objective", "steps", "step", "batch", "lr", "seed", "start")  # of what a checkpoint tells, worth a line each
+UNEVEN = 1000  # a condition number that slows a policy's head; whitening took such features to a few hundred
 UNASKED = Advice(
     None, "no advice from a checkpoint alone", ("give frames of a target, with labels, and there is some",)
 )
@@ -141,7 +142,9 @@ def _dimensions(found: Diagnosis) -> Section:
     says = (
         f"Effective rank {health.health.effective_rank:.1f} of {health.health.dim} (fresh weights "
         f"{health.untrained.effective_rank:.1f}); condition number {now.number:.2g} over {now.dimensions} directions "
-        f"(fresh weights {untrained.number:.2g} over {untrained.dimensions}).",
+        f"(fresh weights {untrained.number:.2g} over {untrained.dimensions})."
+        + " Frozen features of frames often serve a policy better whitened (`rlpre.whiten`)."
+        * (now.number > UNEVEN),
         "The smallest number of features with which a probe scores 95 % of what all score above chance; turned at "
         "random or as principal components for comparison.",
     )
