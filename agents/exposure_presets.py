@@ -11,7 +11,7 @@ from rlpre import PretrainConfig
 LONGEST = "BabyAI-KeyCorridorS3R3-v0"
 BLOCKED = "BabyAI-BlockedUnlockPickup-v0"
 # demonstrations: so many that clones accomplish some of their missions and not all; horizon: the expert's mean length;
-# labels: in pilots gradient steps were no help without them
+# labels: in pilots with fewer, the weights that were best held out came early, so steps were not what was short
 LEVELS = {
     LONGEST: Level(demonstrations=300, horizon=60, episodes=16, labels=20_000, steps=24_576),
     BLOCKED: Level(demonstrations=300, horizon=35, episodes=24, labels=50_000, steps=24_576),

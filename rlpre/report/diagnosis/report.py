@@ -22,7 +22,7 @@ from rlpre.report.tables import Rows, aligned
 from rlpre.report.words import sentence, short_names, show_interval, show_ratio
 
 MADE = ("objective", "steps", "step", "batch", "lr", "seed", "start")  # of what a checkpoint tells, worth a line each
-UNEVEN = 1000  # a condition number that slows a policy's head; whitening took such features to a few hundred
+UNEVEN = 1000  # a condition number; `compare.py why` took features of 71k to 350, and a policy needed half the steps
 UNASKED = Advice(
     None, "no advice from a checkpoint alone", ("give frames of a target, with labels, and there is some",)
 )
