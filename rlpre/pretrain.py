@@ -101,7 +101,7 @@ def pretrain(
         raise RlpreError(f"pretraining has no setting {name!r}: it has {', '.join(sorted(known))}")
     start = None if isinstance(encoder, str) else encoder
     if encoder is not None:
-        changes["encoder"] = _architecture(encoder)
+        changes["encoder"] = encoder if isinstance(encoder, str) else getattr(encoder, encoder.design)
     config = replace(config or PretrainConfig(), **changes)
     _check(config)
     began = time.perf_counter()
@@ -110,12 +110,6 @@ def pretrain(
         reports = _launch(_fabric(config), work)
         pretrained = (type(start) if start else Encoder).load(out).eval()
     return PretrainResult(pretrained, Path(out), **reports, seconds=time.perf_counter() - began)
-
-
-def _architecture(encoder: str | AnyEncoder) -> str:
-    if isinstance(encoder, str):
-        return encoder
-    return encoder.architecture if isinstance(encoder, Encoder) else encoder.backbone
 
 
 def _check(config: PretrainConfig) -> None:

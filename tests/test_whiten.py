@@ -13,6 +13,7 @@ from rlpre import (
     EncodedVecEnv,
     Encoder,
     FrameStore,
+    HistoryVecEnv,
     InputSpec,
     RlpreError,
     SequenceEncoder,
@@ -22,6 +23,7 @@ from rlpre import (
 )
 from rlpre.measure.conditioning import conditioning
 from rlpre.measure.probe import encode
+from rlpre.objectives import WindowReader
 from rlpre.whiten import ROWS
 
 FRAMES = InputSpec((3, 56, 56))
@@ -132,9 +134,44 @@ def test_any_architecture(name: str) -> None:
     assert len(encoders[1].stages) == len(encoders[0].stages) + 1
 
 
+@pytest.mark.parametrize("backbone", ["gru", "transformer"])
+def test_a_sequence_encoder(backbone: str, plain: Encoder, doorkey: FrameStore, tmp_path: Path) -> None:
+    """White over windows, one step at a time as at once, saved, and frozen in a policy on windows of pixels."""
+    torch.manual_seed(0)
+    sequence = SequenceEncoder(backbone, plain, 7, width=16, layers=1, window=8)
+    white = SequenceEncoder.load(whiten(sequence, doorkey).save(tmp_path))
+    assert (white.backbone, len(white.stages)) == (f"whitened:{backbone}", 3)
+    features = WindowReader(doorkey, white, None, torch.device("cpu")).encode(
+        white, doorkey.sample(ROWS, np.random.default_rng(0))
+    )
+    variances = torch.linalg.eigvalsh(torch.cov(features.double().T, correction=0))
+    assert torch.allclose(variances[1:], torch.ones(15, dtype=torch.float64), atol=2e-2), "layer norm fixes the sum"
+    seen, actions = torch.randn(2, 6, 16), torch.randint(0, 7, (2, 6))
+    state, steps = white.begin(2), []
+    for t in range(6):
+        step, state = white.step(seen[:, t], actions[:, t], None, state)
+        steps.append(step)
+    wanted = white(seen, actions, None, torch.ones(2, 6, dtype=torch.bool))
+    torch.testing.assert_close(torch.stack(steps, dim=1), wanted, atol=1e-4, rtol=1e-4)
+    venv = HistoryVecEnv(envs.make_vec(WORLD, 2, 0), white)
+    arguments = {"n_steps": 16, "batch_size": 16, "n_epochs": 1, "device": "cpu"}
+    model = PPO("MultiInputPolicy", venv, policy_kwargs=policy_kwargs(white, "frozen"), **arguments).learn(32)
+    policy = fuse(model, white)
+    windows, _ = model.policy.obs_to_tensor(venv.reset())
+    pixels, _ = policy.obs_to_tensor(venv.frames)
+    with torch.no_grad():
+        theirs, ours = model.policy.get_distribution(windows), policy.get_distribution(pixels)
+    torch.testing.assert_close(ours.distribution.logits, theirs.distribution.logits, atol=1e-4, rtol=1e-4)
+
+
+def test_whitened_twice_changes_nothing_more(plain: Encoder, doorkey: FrameStore) -> None:
+    twice = whiten(whiten(SequenceEncoder("gru", plain, 7, width=8, window=4), doorkey), doorkey)
+    assert twice.backbone == "whitened:whitened:gru"
+    magnified = torch.linalg.eigvalsh(twice.stages[3].weight)
+    torch.testing.assert_close(magnified[:7], torch.ones(7), atol=1e-2, rtol=0)  # the last is what layer norm fixes
+
+
 def test_bad_input(plain: Encoder, doorkey: FrameStore) -> None:
-    with pytest.raises(RlpreError, match="whiten takes an encoder of frames, not a SequenceEncoder"):
-        whiten(SequenceEncoder("gru", plain, 7), doorkey)
     with pytest.raises(RlpreError, match=r"shape is \(3, 56, 56\), the encoder was built for \(3, 40, 40\)"):
         whiten(Encoder("cnn", InputSpec((3, 40, 40))), doorkey)
     broken, dead = fresh(), fresh()

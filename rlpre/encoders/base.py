@@ -37,7 +37,7 @@ class Encoder(Checkpoint):
             does not give vectors, or weights that cannot be had.
     """
 
-    kind = "vision"
+    kind, design = "vision", "architecture"
     scale: Tensor
     shift: Tensor
 

@@ -25,6 +25,7 @@ class Checkpoint(nn.Module):
 
     Attributes:
         kind: of encoder, a name in ``KINDS``.
+        design: the attribute, and the field of ``config``, that names what it is built of.
         pretraining: how the weights came about.
         num_features: length of the feature vector.
         feature_mean: subtracted from the features, 0 until ``standardise``.
@@ -32,6 +33,7 @@ class Checkpoint(nn.Module):
     """
 
     kind: ClassVar[str]
+    design: ClassVar[str]
     pretraining: dict[str, Any]
     num_features: int
     feature_mean: Tensor

@@ -14,6 +14,7 @@ from rlpre.encoders.gru import GRU
 from rlpre.encoders.initial import orthogonal
 from rlpre.encoders.text import MissionEmbedding, Vocabulary
 from rlpre.encoders.transformer import Transformer
+from rlpre.encoders.whitened import PREFIX, identity
 from rlpre.errors import RlpreError, at_least, lookup
 
 State = tuple[Tensor, ...]  # what the backbone keeps of the steps so far
@@ -29,7 +30,7 @@ class SequenceEncoder(Checkpoint):
     step at a time (``begin``, ``step``) give the same. Those of a GRU reach back to the episode's start.
 
     Args:
-        backbone: "gru" or "transformer".
+        backbone: "gru" or "transformer", "whitened:" before it for a linear map behind it.
         frames: the encoder of single frames, copied and frozen for good: its weights are buffers, no parameters.
         actions: number of discrete actions.
         vocabulary: of the missions; None leaves missions out.
@@ -42,14 +43,15 @@ class SequenceEncoder(Checkpoint):
         pretraining: how the weights came about; empty for fresh weights.
 
     Attributes:
-        stages: the token embedding, then the backbone, the unit of partial freezing.
+        stages: the token embedding, the backbone, and the map that whitens if there is one, the unit of partial
+            freezing.
         num_features: length of the feature vector, ``width``.
 
     Raises:
         RlpreError: for an unknown backbone, or numbers that do not fit each other.
     """
 
-    kind = "sequence"
+    kind, design = "sequence", "backbone"
 
     def __init__(
         self,
@@ -67,13 +69,14 @@ class SequenceEncoder(Checkpoint):
         pretraining: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        build = lookup("backbone", backbone, BACKBONES)
+        build = lookup("backbone", backbone.replace(PREFIX, ""), BACKBONES)
         self.backbone, self.actions, self.vocabulary = backbone, actions, vocabulary
         self.width, self.layers, self.heads, self.window = width, layers, heads, window
         self.causal, self.previous_action = causal, previous_action
         at_least(self, actions=1, width=1, layers=1, heads=1, window=1)
         self.num_features, self.pretraining = width, dict(pretraining or {})
         self.stages = nn.ModuleList(orthogonal([_Tokens(self, frames.num_features), build(self)]))
+        self.stages.extend(identity(width) for _ in range(backbone.count(PREFIX)))
         self.frames = copy.deepcopy(frames).eval()
         freeze(self.frames)
         self._register_standard()
@@ -84,7 +87,7 @@ class SequenceEncoder(Checkpoint):
         Raises:
             RlpreError: if it is a bidirectional GRU, one half of which reads from the end.
         """
-        if self.backbone == "gru" and not self.causal:
+        if self.recurrent and not self.causal:
             raise RlpreError("a bidirectional GRU reads from both ends and cannot act: pretrain a transformer")
         twin = self.from_config({**self.config, "causal": True})
         twin.load_state_dict(self.state_dict())
@@ -168,7 +171,7 @@ class SequenceEncoder(Checkpoint):
             raise RlpreError(f"the state is of {state[0].shape[1]} episodes, features of {len(features)}: begin anew")
         token = self.tokens(features[:, None], actions[:, None], mission)[:, 0]
         mixed, state = self._memory.step(token, state, starts)
-        return self._standardised(mixed), state
+        return self._finished(mixed), state
 
     def train(self, mode: bool = True) -> Self:
         """As in torch, but the encoder of frames stays in evaluation mode."""
@@ -203,6 +206,11 @@ class SequenceEncoder(Checkpoint):
         return {**{name: getattr(self, name) for name in names}, "vocabulary": vocabulary}
 
     @property
+    def recurrent(self) -> bool:
+        """Whether the features reach back to the episode's start, instead of over a window."""
+        return isinstance(self._memory, GRU)
+
+    @property
     def _memory(self) -> GRU | Transformer:
         return cast(GRU | Transformer, self.stages[1])
 
@@ -216,7 +224,12 @@ class SequenceEncoder(Checkpoint):
                 "there"
             )
         mixed = backbone(tokens.masked_fill(~present[..., None], 0), present)
-        return self._standardised(mixed).masked_fill(~asked[..., None], 0)
+        return self._finished(mixed).masked_fill(~asked[..., None], 0)
+
+    def _finished(self, mixed: Tensor) -> Tensor:
+        for stage in self.stages[2:]:
+            mixed = stage(mixed)
+        return self._standardised(mixed)
 
     def _check_shapes(self, features: Tensor, actions: Tensor, mission: Tensor | None) -> None:
         size = self.frames.num_features

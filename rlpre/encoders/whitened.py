@@ -1,4 +1,4 @@
-"""Any architecture with a linear map behind it, which `rlpre.whiten` sets."""
+"""Any architecture or backbone with a linear map behind it, which `rlpre.whiten` sets."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 Build = Callable[..., nn.Module | Sequence[nn.Module]]
+PREFIX = "whitened:"  # of the names of such
 
 
 class Whitened:
@@ -26,7 +27,12 @@ class Whitened:
         with torch.no_grad():
             features = network(torch.zeros(1, channels, height, width)).shape[1]
         network.train()
-        turn = nn.Linear(features, features)
-        nn.init.eye_(turn.weight)
-        nn.init.zeros_(turn.bias)
-        return [*stages, turn]
+        return [*stages, identity(features)]
+
+
+def identity(features: int) -> nn.Linear:
+    """A linear map that changes nothing yet."""
+    turn = nn.Linear(features, features)
+    nn.init.eye_(turn.weight)
+    nn.init.zeros_(turn.bias)
+    return turn

@@ -69,7 +69,7 @@ def _pixels(trained: BasePolicy, encoder: Encoder | SequenceEncoder) -> tuple[sp
     space = trained.observation_space
     if isinstance(encoder, SequenceEncoder):
         if space == FeatureSpace(encoder):
-            if encoder.backbone == "gru":
+            if encoder.recurrent:
                 raise RlpreError(
                     "behind EncodedVecEnv a GRU remembers the whole episode, which no window of pixels holds: "
                     "train on HistoryVecEnv to fuse"

@@ -154,10 +154,9 @@ def _frozen_stages(encoder: Encoder | SequenceEncoder, mode: str, stages: int | 
             raise RlpreError(f"stages has no effect on mode {mode!r}: leave it out, or use mode 'partial'")
         return 0 if MODES[mode].trainable else total
     if stages is None or not 0 < stages < total:
-        name = encoder.backbone if isinstance(encoder, SequenceEncoder) else encoder.architecture
         raise RlpreError(
-            f"mode 'partial' with stages={stages}: encoder {name!r} has {total}, freeze at least one "
-            "and not all of them, or use mode 'finetuned' or 'frozen'"
+            f"mode 'partial' with stages={stages}: encoder {getattr(encoder, encoder.design)!r} has {total}, freeze at "
+            "least one and not all of them, or use mode 'finetuned' or 'frozen'"
         )
     return stages
 
