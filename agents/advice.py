@@ -8,6 +8,7 @@ from typing import Any
 import envs
 from agents.compare import RUNS
 from agents.comparison import Arm, Comparison, Offline, data_of, encoder_path
+from agents.recipes import Backbone
 from agents.train import EVALUATION_SEED, PPOConfig, TrainConfig
 from rlpre import Encoder, FrameStore, PretrainConfig, RlpreError
 from rlpre.files import read_json
@@ -85,11 +86,17 @@ def restore(study: Path) -> Comparison:
     """
     settings: dict[str, Any] = read_json(study / STUDY)
     try:
-        train = TrainConfig(**{**settings["train"], "ppo": PPOConfig(**settings["train"]["ppo"])})
+        train = _train_config(settings["train"])
         data = {name: Offline(**{**of, "sources": tuple(of["sources"])}) for name, of in settings["data"].items()}
         arms = {name: Arm(**of) for name, of in settings["arms"].items()}
-        parts = {"data": data, "arms": arms, "pretrain": PretrainConfig(**settings["pretrain"]), "train": train}
+        pretrain = {key: PretrainConfig(**settings[key]) for key in ("pretrain", "sequence") if key in settings}
+        parts = {"data": data, "arms": arms, "train": train, **pretrain}
         lists = {name: tuple(settings[name]) for name in ("environments", "steps")}
         return Comparison(**{**settings, **parts, **lists})
     except (KeyError, TypeError) as error:
         raise RlpreError(f"{study / STUDY} is not of a comparison ({error}): give a directory of compare.py") from error
+
+
+def _train_config(settings: dict[str, Any]) -> TrainConfig:
+    kinds = {"ppo": PPOConfig, "backbone": Backbone}
+    return TrainConfig(**{**settings, **{key: kind(**settings[key]) for key, kind in kinds.items() if key in settings}})

@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import envs
 from agents.comparison import (
     Arm,
@@ -23,10 +25,10 @@ from agents.comparison import (
 )
 from agents.features import measure_features
 from agents.film import film
-from agents.recipes import RECIPES
+from agents.recipes import RECIPES, Backbone
 from agents.train import train
 from envs.overlap import STEPS, overlaps
-from rlpre import Encoder, FrameStore, RlpreError, pretrain, whiten
+from rlpre import Encoder, FrameStore, PretrainConfig, RlpreError, pretrain, whiten
 from rlpre.files import write_json
 from rlpre.report.comparison.overlap import OVERLAP
 from rlpre.report.comparison.report import report
@@ -80,8 +82,9 @@ def pretrain_encoders(comparison: Comparison, out: Path, where: dict[str, Any]) 
     """Pretrains every encoder that an arm starts from, once."""
     arms = [arm for arm in comparison.arms.values() if arm.objective]
     cells = list(dict.fromkeys(encoder_cell(comparison, arm, seed) for seed in seeds(comparison) for arm in arms))
-    work, steps = partial(pretrain_cell, comparison, out), {"encoders": comparison.pretrain.steps}
-    return run_study(out, cells, work, configuration(comparison), steps, keep=True, **where)
+    steps = comparison.pretrain.steps + any(arm.past for arm in arms) * comparison.sequence.steps
+    work = partial(pretrain_cell, comparison, out)
+    return run_study(out, cells, work, configuration(comparison), {"encoders": steps}, keep=True, **where)
 
 
 def train_arms(comparison: Comparison, out: Path, frames: dict[str, int], where: dict[str, Any]) -> StudyResult:
@@ -137,16 +140,29 @@ def measure_overlap(comparison: Comparison, stores: dict[str, FrameStore], out: 
 
 
 def pretrain_cell(comparison: Comparison, home: Path, cell: Cell, out: Path, report: Report) -> None:
-    """Pretrains the encoder that ``cell.arm`` names as objective and data, with what the arms make of it."""
+    """Pretrains the encoder that ``cell.arm`` names as objective and data, and what the arms make of it."""
     objective, _, data = cell.arm.partition("@")
     arms = [arm for arm in comparison.arms.values() if (arm.objective, data_of(comparison, arm)) == (objective, data)]
     frames, config = FrameStore.open(home / FRAMES / data), replace(comparison.pretrain, seed=cell.seed)
     steps = {arm.step for arm in arms if arm.step is not None}
     pretrain(frames, out=out, config=config, report=report, keep=steps, objective=objective)
-    for arm in arms:
-        if arm.whitened:
-            plain = Encoder.load(variant(out, replace(arm, whitened=False)))
-            whiten(plain, frames, cell.seed).save(variant(out, arm))
+    for arm in dict.fromkeys(replace(arm, agent="", past="") for arm in arms if arm.whitened):
+        plain = Encoder.load(variant(out, replace(arm, whitened=False)))
+        whiten(plain, frames, cell.seed).save(variant(out, arm))
+    for arm in dict.fromkeys(replace(arm, agent="") for arm in arms if arm.past):
+        settings = replace(comparison.sequence, seed=cell.seed, objective=arm.past)
+        start = Encoder.load(variant(out, replace(arm, past="")))
+        path, backbone = variant(out, arm), comparison.train.backbone
+        remember(backbone, start, frames, path, settings, lambda done: report(config.steps + done))
+
+
+def remember(
+    backbone: Backbone, vision: Encoder, frames: FrameStore, path: Path, config: PretrainConfig, report: Report
+) -> None:
+    """Pretrains a sequence encoder over one of frames, below which ``path`` gets the one that can act."""
+    torch.manual_seed(config.seed)
+    start = backbone.build(vision, frames.num_actions, objective=config.objective)
+    pretrain(frames, encoder=start, out=path.parent, config=config, report=report).encoder.causal_copy().save(path)
 
 
 def train_cell(comparison: Comparison, home: Path, cell: Cell, out: Path, report: Report) -> None:

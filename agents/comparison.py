@@ -18,7 +18,8 @@ from rlpre.study import Cell
 DECIDED = ("env", "agent", "encoder", "seed", "steps")  # settings of a run that differ from run to run
 # settings younger than some studies, which know nothing of them: told only where they change something
 YOUNGER = {"distinct": None, "step": None, "whitened": False, "each_seed": False, "probe": 0, "collapse": "warn"}
-WHITENED = "whitened"  # the checkpoint below another one
+YOUNGER |= {"past": "", "backbone": asdict(TrainConfig().backbone)}
+WHITENED, CAUSAL = "whitened", "causal"  # checkpoints below another one
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Arm:
     data: str = ""  # a name in the comparison's data; empty for its first
     step: int | None = None  # of the pretraining, the encoder as it was then (0: as it started); None: at the end
     whitened: bool = False  # whether its features are whitened over the frames
+    past: str = ""  # the objective by which a sequence encoder over it was pretrained, where the agent starts from one
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class Comparison:
         0  # transitions to collect in every environment, on which frozen encoders are measured; 0: they are not
     )
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+    sequence: PretrainConfig = field(default_factory=lambda: PretrainConfig(batch=32, steps=500))  # of train.backbone
     train: TrainConfig = field(default_factory=TrainConfig)
 
 
@@ -92,15 +95,16 @@ def check(comparison: Comparison) -> None:
 
 
 def _check_arm(comparison: Comparison, name: str, arm: Arm) -> None:
-    if lookup("agent", arm.agent, RECIPES).remembers_already:
-        raise RlpreError(
-            f"arm {name!r} starts from a sequence encoder, but encoders of frames are compared: train it alone"
-        )
+    if lookup("agent", arm.agent, RECIPES).remembers_already != bool(arm.past):
+        wrong = "starts from no sequence encoder: leave out" if arm.past else "starts from a sequence encoder: give it"
+        raise RlpreError(f"arm {name!r}: agent {arm.agent!r} {wrong} past, by which one is pretrained")
+    if arm.past:
+        parse_objective(arm.past, "sequence")
     if arm.objective:
-        parse_objective(arm.objective)
+        parse_objective(arm.objective, "vision")
         lookup("data", data_of(comparison, arm), comparison.data)
-    elif arm.whitened or arm.step is not None:
-        raise RlpreError(f"arm {name!r} has no pretraining to take step or whitened from: give it an objective")
+    elif arm.whitened or arm.past or arm.step is not None:
+        raise RlpreError(f"arm {name!r} has no pretraining to take step, whitened or past from: give it an objective")
     if arm.step is not None and not 0 <= arm.step <= comparison.pretrain.steps:
         raise RlpreError(
             f"arm {name!r} starts from step {arm.step}, but pretraining has {comparison.pretrain.steps}: choose one"
@@ -122,7 +126,8 @@ def budgets(comparison: Comparison) -> dict[str, int]:
 def configuration(comparison: Comparison) -> dict[str, Any]:
     """What a directory's results depend on, JSON-like; seeds may be added later, and the metric says the baseline."""
     settings = _told(asdict(comparison))
-    for free in ("seeds", "first_seed", "baseline"):
+    remembers = any(arm.past for arm in comparison.arms.values())
+    for free in ("seeds", "first_seed", "baseline", *(() if remembers else ("sequence",))):
         del settings[free]
     return settings
 
@@ -162,7 +167,8 @@ def encoder_path(comparison: Comparison, arm: Arm, seed: int) -> Path:
 def variant(pretrained: Path, arm: Arm) -> Path:
     """The checkpoint of an arm below the directory of its pretraining."""
     path = pretrained if arm.step is None else kept(pretrained, arm.step)
-    return path / WHITENED if arm.whitened else path
+    path = path / WHITENED if arm.whitened else path
+    return path / arm.past / CAUSAL if arm.past else path
 
 
 def seeds(comparison: Comparison) -> range:

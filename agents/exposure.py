@@ -15,7 +15,8 @@ from agents.clone import CloneConfig, clone
 from agents.contexts import contexts, switch_curves
 from agents.corrections import CORRECTIONS, Budget, correct
 from agents.policy import SequencePolicy
-from agents.starts import BASELINE, CLONES, PRETRAINED, PROTOCOL, RANDOM, Backbone, fresh_vision
+from agents.recipes import Backbone
+from agents.starts import BASELINE, CLONES, PRETRAINED, PROTOCOL, RANDOM, fresh_vision
 from agents.tuning import Tuning, tune
 from envs.experts import expert_for
 from envs.trials import Trial, expert, play, test_seeds

@@ -4,7 +4,8 @@ from dataclasses import replace
 
 from agents.clone import CloneConfig
 from agents.exposure import Exposure, Level
-from agents.starts import BASELINE, Backbone
+from agents.recipes import Backbone
+from agents.starts import BASELINE
 from agents.tuning import Tuning
 from rlpre import PretrainConfig
 

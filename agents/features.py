@@ -17,7 +17,7 @@ from rlpre import FrameStore
 from rlpre.files import write_json
 from rlpre.measure.conditioning import conditioning
 from rlpre.measure.probe import linear_probe, read
-from rlpre.objectives.batch import FrameReader
+from rlpre.objectives import READERS
 from rlpre.report.comparison.features import KNOWN, Features
 from rlpre.report.facts import FEATURES, FRAMES
 from rlpre.study import Cell, StudyResult, run_study
@@ -61,7 +61,7 @@ def features_cell(comparison: Comparison, home: Path, cell: Cell, out: Path, rep
     encoder = starting_encoder(config, RECIPES[arm.agent], venv).eval()
     venv.close()
     frames = FrameStore.open(home / TARGETS / cell.environment)
-    reader = FrameReader(frames, encoder, None, encoder.device)
+    reader = READERS[encoder.kind](frames, encoder, None, encoder.device)
     rows = frames.sample(ROWS, np.random.default_rng(0))
     found = conditioning(torch.from_numpy(read(encoder, reader, rows)))
     updates, distinct = 0, None

@@ -1,11 +1,34 @@
 """What distinguishes the agents we compare: how the encoder starts, whether it learns, and whether it remembers."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
+from rlpre import Encoder, SequenceEncoder
+from rlpre.encoders import Vocabulary
 from rlpre.sb3 import MODES
 
-BACKBONE, WINDOW = "gru", 32  # of sequence encoders with fresh weights
+
+@dataclass(frozen=True)
+class Backbone:
+    """What a sequence encoder over a frozen encoder of frames is built of."""
+
+    name: str = "transformer"
+    width: int = 64
+    layers: int = 2
+    heads: int = 4
+    window: int = 32
+
+    def build(
+        self,
+        vision: Encoder,
+        actions: int,
+        vocabulary: Vocabulary | None = None,
+        objective: str = "",
+        previous_action: bool = True,
+    ) -> SequenceEncoder:
+        """One with fresh weights; masked and autoregressive share the backbone and differ by the mask alone."""
+        settings = {**asdict(self), "causal": objective != "masked", "previous_action": previous_action}
+        return SequenceEncoder(settings.pop("name"), vision, actions, vocabulary, **settings)
 
 
 @dataclass(frozen=True)
@@ -18,7 +41,7 @@ class Recipe:
     """
 
     mode: str  # of the plug, a name in rlpre.sb3.MODES; with history it concerns the sequence encoder
-    history: bool = False  # whether the policy reads the past, in a sequence encoder over a frozen pretrained one
+    history: bool = False  # whether it reads the past, in a sequence encoder over a frozen pretrained one
     augment: bool = False  # random shifts during the policy update, as in pretraining
     stages: int | None = None  # of the encoder that mode "partial" freezes
     warmup: float = 0.0  # share of the gradient steps for which the heads learn alone
@@ -40,8 +63,8 @@ class Recipe:
 
     @property
     def encoded_once(self) -> bool:
-        """Whether no encoder is in the policy, because none changes: it reads features."""
-        return not self.history and not MODES[self.mode].trainable
+        """Whether no encoder need be in the policy, because none changes: it can read features."""
+        return not MODES[self.mode].trainable
 
     @property
     def learns_to_encode(self) -> bool:
@@ -70,6 +93,7 @@ RECIPES = {
     "lp-ft": Recipe("finetuned", warmup=0.25),
     "anchored": Recipe("anchored"),
     "history": Recipe("scratch", history=True),
+    "history-random": Recipe("random", history=True),
     "history-frozen": Recipe("frozen", history=True),
     "history-finetuned": Recipe("finetuned", history=True),
 }

@@ -1,25 +1,15 @@
 """What a clone starts from: whose features of frames, told of which tokens, pretrained on trajectories or not."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from gymnasium import spaces
 
+from agents.recipes import Backbone
 from rlpre import Encoder, InputSpec, PretrainConfig, SequenceEncoder
 from rlpre.encoders import Vocabulary
 
 PRETRAINED, RANDOM = "pretrained", "random"  # encoders of frames
 BASELINE = "clone"
-
-
-@dataclass(frozen=True)
-class Backbone:
-    """The sequence encoder over a frozen encoder of frames."""
-
-    name: str = "transformer"
-    width: int = 64
-    layers: int = 2
-    heads: int = 4
-    window: int = 32
 
 
 @dataclass(frozen=True)
@@ -33,10 +23,8 @@ class Start:
     def build(
         self, backbone: Backbone, vision: Encoder, actions: int, vocabulary: Vocabulary | None
     ) -> SequenceEncoder:
-        """One with fresh weights; masked and autoregressive share the backbone and differ by the mask alone."""
-        settings = {**asdict(backbone), "previous_action": self.previous_action}
-        causal = self.objective != "masked"
-        return SequenceEncoder(settings.pop("name"), vision, actions, vocabulary, causal=causal, **settings)
+        """One with fresh weights."""
+        return backbone.build(vision, actions, vocabulary, self.objective, self.previous_action)
 
 
 CLONES = {

@@ -13,7 +13,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.vec_env import VecEnv
 
 import envs
-from agents.recipes import BACKBONE, RECIPES, WINDOW, Recipe
+from agents.recipes import RECIPES, Backbone, Recipe
 from rlpre import EncodedVecEnv, Encoder, HistoryVecEnv, InputSpec, RlpreError, SequenceEncoder, fuse, policy_kwargs
 from rlpre.device import resolve_device
 from rlpre.encoders import find_architecture
@@ -64,6 +64,7 @@ class TrainConfig:
     encoder: str = ""  # checkpoint directory, for agents that start pretrained; "history" reads one of frames
     architecture: str = "cnn"  # for agents that start from fresh weights
     features: int | None = None  # feature length for agents that start from fresh weights; None: the architecture's
+    backbone: Backbone = field(default_factory=lambda: Backbone("gru"))  # of sequence encoders with fresh weights
     seed: int = 0  # of weights, environments and actions
     steps: int = 40_960  # environment steps, over all copies
     view: str = "partial"  # or "full"
@@ -155,7 +156,7 @@ def starting_encoder(config: TrainConfig, recipe: Recipe, venv: VecEnv) -> Encod
     torch.manual_seed(config.seed)
     if recipe.history:
         actions = int(venv.action_space.n)
-        return SequenceEncoder(BACKBONE, Encoder.load(config.encoder), actions, window=WINDOW)
+        return config.backbone.build(Encoder.load(config.encoder), actions)
     if recipe.pretrained:
         return Encoder.load(config.encoder)
     arguments = {} if config.features is None else {"features": config.features}
@@ -164,9 +165,17 @@ def starting_encoder(config: TrainConfig, recipe: Recipe, venv: VecEnv) -> Encod
 
 def encoded(venv: VecEnv, recipe: Recipe, encoder: Encoder | SequenceEncoder, device: torch.device) -> VecEnv:
     """What an agent sees of its worlds: windows of features, features, or pixels."""
-    if recipe.history:
-        return HistoryVecEnv(venv, encoder, device=device)
-    return EncodedVecEnv(venv, encoder, device=device) if recipe.encoded_once else venv
+    if in_front(recipe, encoder):
+        return EncodedVecEnv(venv, encoder, device=device)
+    return HistoryVecEnv(venv, encoder, device=device) if recipe.history else venv
+
+
+def in_front(recipe: Recipe, encoder: Encoder | SequenceEncoder) -> bool:
+    """Whether the encoder stands before the policy, so that each step is encoded once.
+
+    A GRU does not: it would remember the whole episode, and no policy on windows of pixels could act alike.
+    """
+    return recipe.encoded_once and not (isinstance(encoder, SequenceEncoder) and encoder.recurrent)
 
 
 def make_ppo(
@@ -181,10 +190,11 @@ def make_ppo(
     settings = asdict(config.ppo)
     hidden, floor, _ = settings.pop("hidden"), settings.pop("advantage_floor"), settings.pop("n_envs")
     arguments: dict[str, Any] = {"net_arch": [hidden, hidden]}
-    if not recipe.encoded_once:
+    outside = in_front(recipe, encoder)
+    if not outside:
         arguments |= policy_kwargs(encoder, **recipe.plug(config.ppo.updates(config.steps)))
     return PPO(
-        "MultiInputPolicy" if recipe.history else "MlpPolicy" if recipe.encoded_once else "CnnPolicy",
+        "MlpPolicy" if outside else "MultiInputPolicy" if recipe.history else "CnnPolicy",
         venv,
         policy_kwargs=arguments,
         seed=config.seed,

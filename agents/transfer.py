@@ -214,7 +214,7 @@ def question(study: Transfer) -> Question:
 def configuration(study: Transfer) -> dict[str, Any]:
     """What a directory's results depend on, JSON-like; seeds that test may be added later."""
     settings = asdict(study)
-    del settings["seeds"]
+    del settings["seeds"], settings["train"]["backbone"]  # no agent of a study remembers
     return {**settings, "transfer": asdict(question(study))}
 
 

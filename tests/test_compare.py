@@ -125,8 +125,8 @@ def test_settings_that_change_nothing_are_not_told() -> None:
     [
         ({"arms": {"a": Arm("frozen", "inverse", step=5)}}, "arm 'a' starts from step 5, but pretraining has 4"),
         ({"arms": {"a": Arm("frozen", "inverse", step=-1)}}, "arm 'a' starts from step -1"),
-        ({"arms": {"a": Arm("random-frozen", whitened=True)}}, "arm 'a' has no pretraining to take step or whitened"),
-        ({"arms": {"a": Arm("scratch", step=0)}}, "arm 'a' has no pretraining to take step or whitened"),
+        ({"arms": {"a": Arm("random-frozen", whitened=True)}}, "arm 'a' has no pretraining to take step"),
+        ({"arms": {"a": Arm("scratch", step=0)}}, "arm 'a' has no pretraining to take step"),
         ({"data": {"mixed": Offline((WORLD,), 400, distinct=0)}}, "data 'mixed' would hold 0 different frames"),
         ({"probe": -1}, "probe is -1: it must be at least 0"),
     ],

@@ -17,7 +17,8 @@ from agents.corrections import CORRECTIONS
 from agents.exposure import Exposure, check, expose
 from agents.exposure_presets import EXPOSURES
 from agents.policy import SequencePolicy
-from agents.starts import BASELINE, PROTOCOL, Backbone
+from agents.recipes import Backbone
+from agents.starts import BASELINE, PROTOCOL
 from agents.tuning import Tuning
 from envs.layouts import is_test
 from rlpre import FrameStore, RlpreError, SequenceEncoder

@@ -55,11 +55,16 @@ __all__ = [
 OFFERS = {"frames": "single images", "pairs": "frames without actions", "actions": "frames and actions"}
 
 
-def parse_objective(text: str) -> dict[str, float]:
+def parse_objective(text: str, kind: str | None = None) -> dict[str, float]:
     """Reads ``"temporal:1+inverse:0.5"`` into names and weights; a weight left out is 1.
 
+    Args:
+        text: what to read.
+        kind: of the encoder to pretrain, "vision" or "sequence"; None: any.
+
     Raises:
-        RlpreError: for an unknown or repeated name, or a weight that is not a positive number.
+        RlpreError: for an unknown or repeated name, a weight that is not a positive number, or an objective of another
+            kind of encoder.
     """
     weights: dict[str, float] = {}
     for part in text.split("+"):
@@ -73,6 +78,12 @@ def parse_objective(text: str) -> dict[str, float]:
             weights[name] = 0.0
         if not 0 < weights[name] < float("inf"):
             raise RlpreError(f"weight {weight!r} of objective {name!r} is not a positive number: write {name}:0.5")
+        if kind not in (None, found := OBJECTIVES[name].kind):
+            fitting = ", ".join(known for known, objective in OBJECTIVES.items() if objective.kind == kind)
+            raise RlpreError(
+                f"objective {name!r} pretrains a {found} encoder and was given a {kind} encoder: give it one, or "
+                f"choose among {fitting}"
+            )
     return weights
 
 
@@ -83,8 +94,7 @@ def make_objective(text: str, encoder: AnyEncoder, frames: FrameStore) -> Weight
         RlpreError: as ``parse_objective``, or if an objective is of another kind of encoder or needs what the frames
             lack.
     """
-    weights = parse_objective(text)
-    _refuse_kind(weights, encoder.kind)
+    weights = parse_objective(text, encoder.kind)
     refuse_unfit(weights, frames)
     return Weighted({name: OBJECTIVES[name](encoder, frames) for name in weights}, weights)
 
@@ -108,14 +118,4 @@ def refuse_unfit(names: Iterable[str], frames: FrameStore) -> None:
             raise RlpreError(
                 f"objective {name!r} learns from {OBJECTIVES[name].needs}, but {frames.path} holds "
                 f"{OFFERS[order[offered]]}: use {' or '.join(fitting) or 'trajectories'}"
-            )
-
-
-def _refuse_kind(names: Iterable[str], kind: str) -> None:
-    for name in names:
-        if OBJECTIVES[name].kind != kind:
-            fitting = ", ".join(known for known, objective in OBJECTIVES.items() if objective.kind == kind)
-            raise RlpreError(
-                f"objective {name!r} pretrains a {OBJECTIVES[name].kind} encoder and was given a {kind} encoder: give "
-                f"it one, or choose among {fitting}"
             )
