@@ -52,6 +52,15 @@ def test_interval_is_student_t_for_the_mean():
     assert found != stats.interval(column(0, 3, 6), rng(1), stats.mean)
 
 
+@pytest.mark.parametrize(
+    ("ends", "inside"),
+    [((0.2, 1.2), (0.2, 1.0)), ((-0.1, 0.5), (0.0, 0.5)), ((0.3, 0.4), (0.3, 0.4)), ((None, None), (None, None))],
+)
+def test_an_interval_of_a_share_ends_at_nought_and_one(ends, inside):
+    found = stats.Interval(0.4, *ends, 3).within(0, 1)
+    assert (found.value, found.low, found.high, found.n) == (0.4, *inside, 3)
+
+
 def test_logarithmic_interval():
     # Standard error of log mean = 10 / (100 sqrt(3)) = 0.0577 (delta method), t(0.975, 2) = 4.303: factor exp(0.2484).
     found = stats.interval(column(90, 100, 110), rng(), stats.mean, logarithmic=True)

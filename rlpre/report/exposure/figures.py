@@ -126,8 +126,8 @@ def _figures(runs: Runs, baseline: Runs | None) -> Figures:
         curves={measure: of(f"{measure}/curve/") for measure in (*MEASURES, "nll")},
         accumulated={measure: found[f"{measure}/accumulated"] for measure in MEASURES},
         nll=_single(of("mean nll/")),
-        recovery=_single(of("recovery/")),
-        success=_single(_estimate(sample.success, sample.kept, _successes, rng)),
+        recovery=_shares(of("recovery/")),
+        success=_shares(_estimate(sample.success, sample.kept, _successes, rng)),
         turns=_turns(runs, rng),
         change=change(sample, baseline.sample, rng) if paired and baseline else None,
     )
@@ -178,6 +178,10 @@ def _estimate(
 
 def _single(named: Named) -> dict[str, Interval]:
     return {name: of for name, (of,) in named.items()}
+
+
+def _shares(named: Named) -> dict[str, Interval]:
+    return {name: of.within(-1 if name == "gap" else 0, 1) for name, of in _single(named).items()}
 
 
 def _figures_json(figures: Figures) -> dict[str, Any]:
