@@ -12,11 +12,11 @@ from rlpre.sb3 import MODES
 class Backbone:
     """What a sequence encoder over a frozen encoder of frames is built of."""
 
-    name: str = "transformer"
-    width: int = 64
+    name: str = "transformer"  # or "gru"
+    width: int = 64  # of a token, and of the features
     layers: int = 2
-    heads: int = 4
-    window: int = 32
+    heads: int = 4  # of a transformer's attention
+    window: int = 32  # steps that the features tell of
 
     def build(
         self,
