@@ -234,7 +234,7 @@ BAD = [
     ("compare --out {new} quick --steps 2048 2048", "2 numbers of steps for 1 environments"),
     ("compare --out {new} quick --train.seed 3", "train.seed is decided by the comparison itself"),
     ("compare --out {new} quick --baseline scrach", "unknown arm 'scrach': did you mean 'scratch'"),
-    ("compare --out {new} memory --arms.history.agent history-frozen", "arm 'history' starts from a sequence encoder"),
+    ("compare --out {new} memory --arms.single-frame.agent history-frozen", "starts from a sequence encoder"),
     ("compare --out {new} quick --seeds 0", "seeds is 0: it must be at least 1"),
 ]
 
