@@ -87,7 +87,7 @@ PRESETS = {
     ),
     # what the past is worth: the same frozen features of one frame, and of the last ones; whitened, because a key for a
     # ball moves plain features by an eighth of what two frames differ by, and wide, because the answer is whether two
-    # things are alike: in pilots PPO stayed at chance on plain features, and on 64 of a sequence
+    # things are alike: in pilots PPO came to chance on plain features, and in the end on 64 of a sequence
     "memory": Comparison(
         environments=tuple(MEMORY),
         steps=tuple(MEMORY.values()),
