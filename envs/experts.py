@@ -3,7 +3,6 @@
 from typing import Protocol
 
 import gymnasium as gym
-import numpy as np
 from minigrid.core.actions import Actions
 from minigrid.core.world_object import Goal
 from minigrid.envs import (
@@ -20,11 +19,10 @@ from minigrid.envs import (
 )
 from minigrid.envs.babyai.core.roomgrid_level import RoomGridLevel
 from minigrid.minigrid_env import MiniGridEnv
-from minigrid.utils.baby_ai_bot import BabyAIBot, DisappearedBoxError
+from minigrid.utils.baby_ai_bot import DisappearedBoxError
 
-from envs import views
+from envs.bot import Bot
 from envs.planner import Planner, Target
-from envs.symbols import UnknownObjectError
 
 REACH_GOAL = (EmptyEnv, DoorKeyEnv, MultiRoomEnv, CrossingEnv, FourRoomsEnv, LavaGapEnv, DistShiftEnv)
 PICK_UP_OBJECT = (UnlockPickupEnv, KeyCorridorEnv)
@@ -58,28 +56,11 @@ class PlannerExpert:
         return self.planner.advise()
 
 
-class _Bot(BabyAIBot):
-    """The BabyAI bot, which looks around at a fraction of the cost."""
-
-    def _process_obs(self) -> None:
-        world = self.mission.unwrapped
-        try:
-            cells = np.array(views.seen(world))
-        except UnknownObjectError:
-            super()._process_obs()
-        else:
-            y, x = np.divmod(cells[cells < world.width * world.height], world.width)
-            self.vis_mask[x, y] = True
-
-
 class BotExpert:
-    """The BabyAI bot [0]: it gives no steps to go, and no advice after a learner opened a box.
-
-    [0] minigrid.utils.baby_ai_bot, from https://github.com/mila-iqia/babyai
-    """
+    """The BabyAI bot, see `envs.bot`: it gives no steps to go, and no advice after a learner opened a box."""
 
     def __init__(self, env: RoomGridLevel) -> None:
-        self.bot: BabyAIBot | None = _Bot(env)
+        self.bot: Bot | None = Bot(env)
 
     def advise(self, taken: int | None) -> tuple[int, int]:
         if self.bot is None:
