@@ -21,6 +21,10 @@ from rlpre.tiles import PALETTES
 
 Observation = np.ndarray | dict[str, np.ndarray]
 
+# MiniGrid's Memory task through the smallest view: what was shown at the start is out of sight at the fork
+NARROW_MEMORY = "MiniGrid-MemoryS7View3-v0"
+gym.register(NARROW_MEMORY, entry_point="minigrid.envs:MemoryEnv", kwargs={"size": 7, "agent_view_size": 3})
+
 
 class GridWorld(gym.Wrapper, RecordConstructorArgs):
     """A MiniGrid environment observed as pixels, (3, H, W) uint8.

@@ -15,6 +15,7 @@ import envs
 from agents import RECIPES, TrainConfig, train
 from agents.film import film
 from agents.recipes import Backbone
+from envs.worlds import NARROW_MEMORY
 from rlpre import EncodedVecEnv, Encoder, HistoryVecEnv, RlpreError, SequenceEncoder
 from rlpre.files import read_json
 
@@ -109,6 +110,21 @@ def test_the_wrong_kind_of_checkpoint_is_refused(agent: str, home: Path, tmp_pat
     other = home / {"vision": "frames"}.get(wrong, wrong)
     with pytest.raises(RlpreError, match=f"this is a {wrong} encoder"):
         train(tiny(agent, home, encoder=str(other)), tmp_path)
+
+
+def test_the_narrow_view_shows_no_end_beside_the_start() -> None:
+    world = envs.make(NARROW_MEMORY).unwrapped
+    world.reset(seed=0)
+    start, *ends = [(x, y) for x, y in np.ndindex(7, 7) if getattr(world.grid.get(x, y), "type", "") in ("key", "ball")]
+    assert start[0] == 1
+    assert {x for x, _ in ends} == {world.success_pos[0]}
+    sights = 0
+    for x, y, world.agent_dir in np.ndindex(7, 7, 4):
+        if world.grid.get(x, y) is None:
+            world.agent_pos = np.array([x, y])
+            sights += (shown := world.in_view(*start))
+            assert not (shown and any(world.in_view(*end) for end in ends))
+    assert sights
 
 
 @pytest.mark.parametrize("length", [7, 9, 11, 13])
