@@ -22,6 +22,7 @@ from rlpre.sampling import Indices
 ROWS = 1024  # distinct inputs that are measured
 TWINS = 64  # inputs that are shifted twice
 FEWEST = 8  # fewer distinct inputs span too little to tell
+# Seeds 0 to 2 set these; in 250 updates of nine objectives on seeds 3 to 5 the least was 0.82 and 0.29: no alarm
 LOW_SPREAD = 1 / 3  # of that of fresh weights; healthy runs keep 0.6 and more, collapsed ones 0.2 and less
 LOW_RANK = 0.2  # the same of the centred rank beyond 1; healthy runs keep 0.27 and more, collapsed ones 0.18 and less
 FLAT = 3e-3  # a spread below is a constant whatever fresh weights give
