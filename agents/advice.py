@@ -30,7 +30,7 @@ def contests(studies: Iterable[Path], out: Path, steps: int = STEPS) -> list[Con
 
     Args:
         studies: directories of comparisons.
-        out: receives the frames, ``frames/<study>/<environment>``.
+        out: receives the frames, ``frames/<study>/<data>/<environment>``.
         steps: to collect in each environment, as the frames of the pretraining were.
 
     Returns:
@@ -52,11 +52,15 @@ def _contests(study: Path, out: Path, steps: int) -> list[Contest]:
         for arm, areas in _encoders(comparison, every).items():
             data = data_of(comparison, arm)
             store = FrameStore.open(study / FRAMES / data)
-            target = _target(comparison, environment, comparison.data[data].behaviour, out / FRAMES / study.name, steps)
+            target = _target(comparison, environment, data, out / FRAMES / study.name, steps)
             encoder = Encoder.load(study / encoder_path(comparison, arm, comparison.first_seed))
             advice = advise(examine(encoder, target, store).evidence)
-            found.append(Contest(environment, f"{arm.objective}@{data}", advice.way, areas, advice.reasons))
+            found.append(Contest(environment, _name(arm, data), advice.way, areas, advice.reasons))
     return found
+
+
+def _name(arm: Arm, data: str) -> str:
+    return f"{arm.objective}@{data}" + ("" if arm.step is None else f":{arm.step}") + ", whitened" * arm.whitened
 
 
 def _encoders(comparison: Comparison, every: list[Runs]) -> dict[Arm, dict[str, Floats]]:
@@ -72,10 +76,12 @@ def _encoders(comparison: Comparison, every: list[Runs]) -> dict[Arm, dict[str, 
     return found
 
 
-def _target(comparison: Comparison, environment: str, behaviour: str, out: Path, steps: int) -> FrameStore:
+def _target(comparison: Comparison, environment: str, data: str, out: Path, steps: int) -> FrameStore:
+    behaviour = comparison.data[data].behaviour
+    first = next(name for name, of in comparison.data.items() if of.behaviour == behaviour)  # collected once for all
     look = {name: getattr(comparison.train, name) for name in ("view", "tile_size", "palette")}
     seed = EVALUATION_SEED + comparison.pretrain.seed  # of worlds that nothing was pretrained in
-    return envs.collect(environment, out / environment, steps, seed, behaviour, **look)
+    return envs.collect(environment, out / first / environment, steps, seed, behaviour, **look)
 
 
 def restore(study: Path) -> Comparison:

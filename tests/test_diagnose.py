@@ -191,13 +191,17 @@ def study(taught: Encoder, frames: FrameStore, tmp_path: Path) -> Path:
     """A comparison whose curves are made by hand: frozen agents learn at once, fine-tuned ones late."""
     arms = {"scratch": Arm("scratch"), "shift": Arm("scratch-shift")}
     arms |= {name: Arm(name, "jigsaw") for name in ("frozen", "finetuned")}
-    comparison = Comparison((WORLD,), (10_000,), {"few": Offline((WORLD,), 800, MIXED)}, arms, "frozen")
+    arms["frozen-other"] = Arm("frozen", "jigsaw", "other")
+    data = {name: Offline((WORLD,), 800, behaviour) for name, behaviour in {"few": MIXED, "other": "expert"}.items()}
+    comparison = Comparison((WORLD,), (10_000,), data, arms, "frozen")
     home = tmp_path / "study"
     write_json(home / "study.json", configuration(comparison))
-    taught.save(home / "encoders" / "jigsaw@few" / "seed-0")
     (home / "frames").mkdir()
-    (home / "frames" / "few").symlink_to(frames.path)
-    for arm, reached_at in {"scratch": 9000, "shift": 1000, "frozen": 3000, "finetuned": 8000}.items():
+    for name in data:
+        taught.save(home / "encoders" / f"jigsaw@{name}" / "seed-0")
+        (home / "frames" / name).symlink_to(frames.path)
+    steps = {"scratch": 9000, "shift": 1000, "frozen": 3000, "finetuned": 8000, "frozen-other": 9000}
+    for arm, reached_at in steps.items():
         for seed in range(3):
             write_run(home / "runs", Cell(WORLD, arm, seed), reached_at)
     write_run(home / "runs", Cell("MiniGrid-Empty-5x5-v0", "scratch", 0), 1000)  # nothing to compare with yet
@@ -208,7 +212,8 @@ def study(taught: Encoder, frames: FrameStore, tmp_path: Path) -> Path:
 def test_advice_is_held_against_learning_curves(
     study: Path, taught: Encoder, frames: FrameStore, tmp_path: Path
 ) -> None:
-    (contest,) = contests([study], tmp_path / "out", steps=320)
+    contest, other = contests([study], tmp_path / "out", steps=320)
+    assert other.areas.keys() == {"scratch", "freeze"}
     assert (contest.environment, contest.objective, contest.best) == (WORLD, "jigsaw@few", "freeze")
     # evaluations every 1000 steps return 0.2 before the threshold and 0.95 from it on
     by_hand = {"scratch": 0.2 + 0.75 * 1.5 / 9, "freeze": 0.2 + 0.75 * 7.5 / 9, "fine-tune": 0.2 + 0.75 * 2.5 / 9}
@@ -216,8 +221,10 @@ def test_advice_is_held_against_learning_curves(
         way: pytest.approx([area] * 3) for way, area in by_hand.items()
     }
     assert not contest.worse("freeze")
-    target = FrameStore.open(tmp_path / "out" / "frames" / "study" / WORLD)
+    target = FrameStore.open(tmp_path / "out" / "frames" / "study" / "few" / WORLD)
     advice = advise(examine(taught, target, frames).evidence)  # the same numbers again
+    expert = FrameStore.open(tmp_path / "out" / "frames" / "study" / "other" / WORLD)
+    assert (expert.column("action") == expert.column("expert"))[expert.acted].all()
     assert (contest.advised, contest.reasons) == (advice.way, advice.reasons)
 
 
