@@ -11,9 +11,10 @@ The rule asks in this order; the first that applies decides:
 
 A difference counts if its interval excludes 0 and it is `MATTERS` or more.
 
-Thresholds were set by reason and are not fitted. On 15 pairs of encoder and task (scripts/advice.py on the comparisons
-"full" and "quick") the advised way was the best in 47 % and not certainly worse than the best in 80 %; always scratch
-in 67 % and 87 %, a choice by lot in 44 % and 87 %. The rule sums up evidence; it does not yet foretell learning curves.
+Thresholds were set by reason and are not fitted. On 40 pairs of encoder and task (scripts/advice.py on the comparisons
+"full", "quick", "ablation" and "many") the advised way was the best in 48 % and not certainly worse than the best in
+88 %; always scratch in 52 % and 85 %, a choice by lot in 47 % and 82 %. The rule sums up evidence; it does not foretell
+learning curves.
 
 [0] Zhang et al. 2022, "Light-weight probing of unsupervised representations for reinforcement learning": probes rank
     encoders as reinforcement learning does.
