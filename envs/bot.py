@@ -17,6 +17,8 @@ from minigrid.utils.baby_ai_bot import BabyAIBot, DropSubgoal, GoNextToSubgoal
 from envs import views
 from envs.symbols import UnknownObjectError
 
+HOPELESS = 16  # times that something seen cannot be reached in one plan: more doors than a way leads through
+
 
 class Bot(BabyAIBot):
     """The BabyAI bot, which plans anew where it was not followed, and looks around at a fraction of the cost.
@@ -32,6 +34,7 @@ class Bot(BabyAIBot):
         super().__init__(mission)
         self.world: MiniGridEnv = mission.unwrapped
         self.advised: int | None = None
+        self.unreached = 0
 
     def replan(self, action_taken: Actions | None = None) -> Actions:
         """The best action now, given the action that led here (None: its own, or the episode begins).
@@ -44,6 +47,7 @@ class Bot(BabyAIBot):
             self._check_erroneous_box_opening(action_taken)
             self._plan(keep=self._needed())
             action_taken = None
+        self.unreached = 0
         try:
             self.advised = super().replan(action_taken)
         except AssertionError:  # it asserts where its plan fails: most often it holds something
@@ -80,6 +84,9 @@ class Bot(BabyAIBot):
         try:
             return super()._find_obj_pos(obj_desc, adjacent)
         except AssertionError:  # it was seen, but somebody closed a door: explore, which opens doors
+            self.unreached += 1
+            if self.unreached > HOPELESS:
+                raise
             return None, None
 
     def _process_obs(self) -> None:

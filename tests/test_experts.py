@@ -234,6 +234,11 @@ def _relay(env: MiniGridEnv, seed: int, make: type[BabyAIBot], noise: float = 0.
     return env.max_steps
 
 
+def test_the_bot_gives_up_where_nothing_can_be_reached() -> None:
+    env = world("BabyAI-KeyInBox")
+    assert _relay(env, 0, Bot, noise=0.0) == env.max_steps
+
+
 def test_the_bot_plans_what_is_left() -> None:
     env = world("BabyAI-PutNextLocal")
     env.reset(seed=0)
