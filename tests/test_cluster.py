@@ -267,6 +267,7 @@ def test_script_refuses(
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
     sys.stderr = Terminal(sys.stderr.buffer, write_through=True)
     from test_cluster import work as importable  # not from __main__, which workers do not have
 

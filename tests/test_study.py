@@ -248,5 +248,6 @@ def test_no_workers_are_refused(tmp_path):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
     sys.stderr = Terminal(sys.stderr.buffer, write_through=True)
     run_study(Path(sys.argv[1]), [*cells_of("quick", "quick"), *cells_of("holds", "holds")], work, {}, STEPS, workers=2)
