@@ -72,8 +72,10 @@ class Bot(BabyAIBot):
     def _needed(self) -> bool:
         """Whether the mission needs what it holds."""
         held = self.world.carrying
-        locked = {cell.color for cell in self.world.grid.grid if cell and cell.type == "door" and cell.is_locked}
-        return held is not None and (self._carries() or (held.type == "key" and held.color in locked))
+        if held is None or held.type != "key" or self._carries():
+            return self._carries()
+        doors = (cell for cell in self.world.grid.grid if cell and cell.type == "door")
+        return any(door.is_locked and door.color == held.color for door in doors)
 
     def _carries(self) -> bool:
         """Whether it holds what is to be put next to something now."""

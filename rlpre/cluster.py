@@ -115,6 +115,7 @@ def _watched(client: Any, gpus: float) -> Iterator[None]:
     waits = WAITING.format(client.scheduler.address, f" --resources GPU={gpus:g}" if gpus else "")
 
     def watch() -> None:
+        """Looks every few seconds until the study is over."""
         waiting = False
         while not over.wait(WATCH_SECONDS):
             with suppress(OSError):  # the client itself sees to a scheduler that is gone

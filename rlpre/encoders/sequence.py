@@ -259,6 +259,7 @@ class _Tokens(nn.Module):
         self.mission = MissionEmbedding(encoder.vocabulary, encoder.width) if encoder.vocabulary else None
 
     def forward(self, features: Tensor, actions: Tensor, mission: Tensor | None) -> Tensor:
+        """One token a step: the sum of what its frame, the action before and the mission are embedded as."""
         tokens: Tensor = self.frame(features)
         if self.action is not None:
             tokens = tokens + self.action(actions + 1)

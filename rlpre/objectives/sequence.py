@@ -172,6 +172,7 @@ class WindowViews(Sharing):
         batch = self.batch
 
         def work(features: Tensor, codes: Tensor, hidden: Tensor, *others: Any) -> Tensor:
+            """What one device does with its share."""
             whole = hidden.flatten(2).all(2)
             partly = hidden.flatten(2).any(2) & ~whole
             seen = codes[partly].masked_fill(hidden[partly][..., None], UNSEEN)

@@ -95,6 +95,7 @@ def _reader(size: tuple[int, int] | None, channels: int | None) -> Callable[[Pat
     from torchvision.transforms.v2.functional import pil_to_tensor, resize
 
     def read(file: Path) -> Frames:
+        """The frames of one file."""
         try:
             with Image.open(file) as image:
                 count = getattr(image, "n_frames", 1)

@@ -113,6 +113,7 @@ class _Actor:
         return np.empty((self.n_envs, 0), np.int16)
 
     def act(self, observed: Any, known: npt.NDArray[np.int16]) -> npt.NDArray[Any]:
+        """The policy's actions, one for each environment, refused if they are of another shape or kind."""
         chosen, expected = np.asarray(self._choose(observed)), (self.n_envs, *(self.space.shape or ()))
         if chosen.shape != expected or not np.can_cast(chosen.dtype, self.space.dtype or float, "same_kind"):
             raise RlpreError(
@@ -134,6 +135,7 @@ class _Actor:
         return cast(npt.ArrayLike, chosen)
 
     def end(self, env: int, info: dict[str, Any]) -> Frames:
+        """The frame that an environment's episode ended on."""
         self.starts[env] = True
         if info.get("terminal_observation") is None:
             raise RlpreError(
