@@ -20,7 +20,7 @@ from rlpre.measure.probe import encode, linear_probe
 from rlpre.objectives import WindowReader, make_objective
 from rlpre.objectives.autoregressive import Autoregressive
 from rlpre.objectives.masked import KINDS, hide
-from rlpre.objectives.symbols import foreground, mean_where, nearest_step
+from rlpre.objectives.symbols import balanced, foreground, mean_where, nearest_step
 
 CPU = torch.device("cpu")
 STEPS = 6  # frames of an episode
@@ -105,6 +105,12 @@ def test_probes_read_features_given_their_past(trained: dict[str, rlpre.Pretrain
     assert linear_probe(result.encoder, reader) == result.probes  # the same, alone and at the last checkpoint
     rows = reader.distinct(np.arange(len(world)))
     assert len(world) > len(rows) > world.distinct  # a frame counts as often as its past differs
+
+
+def test_a_thing_weighs_as_much_as_all_that_is_not_one() -> None:
+    losses = torch.tensor([4.0, 1.0, 1.0, 4.0])
+    assert balanced(losses, torch.tensor([True, False, False, False])) == 3  # (4 + 2) / 2
+    assert balanced(losses, torch.zeros(4, dtype=torch.bool)) == 1.25  # nothing there: half the mean of the others
 
 
 def test_cpc_finds_where_actions_lead(trained: dict[str, rlpre.PretrainResult], held_out: FrameStore) -> None:

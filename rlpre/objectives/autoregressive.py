@@ -13,13 +13,15 @@ from rlpre.encoders.sequence import SequenceEncoder
 from rlpre.frames import FrameStore
 from rlpre.objectives.base import head
 from rlpre.objectives.sequence import SymbolObjective, WindowViews
-from rlpre.objectives.symbols import LOGITS, foreground, judge, mean_where
+from rlpre.objectives.symbols import LOGITS, balanced, foreground, judge, mean_where
 
 HIDDEN = 256  # units that the action gates
 
 
 class Autoregressive(SymbolObjective):
     """Cross-entropy of the symbols of every cell of o_{t+1}, read from the features at t and the action a_t alone.
+
+    Cells with something in them weigh as much as all others together.
 
     Its metrics are of cells with something in them; "copied" is the accuracy of answering with o_t.
     """
@@ -38,7 +40,7 @@ class Autoregressive(SymbolObjective):
         nll, right = judge(self.predict(views.steps[:, :-1][there], batch.actions[:, 1:][there]), later)
         things, copied = foreground(later), (now == later).all(-1)
         metrics = {"nll": nll.detach(), "accuracy": right, "copied": copied}
-        return nll.mean(), {name: mean_where(values, things) for name, values in metrics.items()}
+        return balanced(nll, things), {name: mean_where(values, things) for name, values in metrics.items()}
 
     def predict(self, features: Tensor, action: Tensor) -> Tensor:
         """Logits (n, cells, LOGITS) of the frames that ``action`` (n,) leads to from ``features`` (n, width)."""

@@ -15,7 +15,7 @@ from rlpre.errors import RlpreError
 from rlpre.frames import FrameStore
 from rlpre.objectives.base import head
 from rlpre.objectives.sequence import SymbolObjective, WindowViews
-from rlpre.objectives.symbols import CLASSES, LOGITS, UNSEEN, foreground, judge, mean_where, nearest_step
+from rlpre.objectives.symbols import CLASSES, LOGITS, UNSEEN, balanced, foreground, judge, mean_where, nearest_step
 
 HIDDEN = 256
 BLOCK = (1 / 8, 3 / 8)  # least and most of a window in a block: of 32 steps 4 to 12, which copying does not bridge
@@ -24,7 +24,7 @@ KINDS = ("block", "rows", "object")  # each hides cells of a third of the window
 
 
 class Masked(SymbolObjective):
-    """Cross-entropy of the symbols of hidden cells.
+    """Cross-entropy of the symbols of hidden cells; those with something in them weigh as much as all others together.
 
     A window hides one of three: all cells in every other block of steps; some rows of cells in every other block; an
     object, which is every cell of its type and colour, over the whole window.
@@ -65,7 +65,7 @@ class Masked(SymbolObjective):
         for end, these in (("", everywhere), *((f"_{name}", kind[window] == n) for n, name in enumerate(KINDS))):
             metrics[f"accuracy{end}"] = mean_where(right, things & these)
             metrics[f"copied{end}"] = mean_where(copied, things & these)
-        return nll.mean(), metrics
+        return balanced(nll, things), metrics
 
     def predict(self, features: Tensor) -> Tensor:
         """Logits (n, cells, LOGITS) of the frames at steps with ``features`` (n, width)."""
