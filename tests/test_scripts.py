@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import runpy
 import shutil
 import subprocess
@@ -109,10 +110,13 @@ def test_pretrain_a_sequence_encoder_on_top(home: Path, tmp_path: Path, call: Ca
     assert call("collect", *COLLECT, "--seed", "1", "--out", tmp_path / "others")[0] == 0
     code, printed, complaints = call("likelihood", tmp_path / "others", tmp_path / "b", "--windows", "20")
     assert code == 0, complaints
-    names, numbers, probes = printed.splitlines()
-    assert names.split()[:4] == ["next", "nll", "next", "accuracy"]
+    names, _, numbers, means, _, copied = printed.splitlines()
+    assert re.split("  +", names)[:4] == ["encoder", "next nll", "next accuracy", "middle nll"]
+    assert "front gain" in names
     assert all(np.isfinite(float(number)) for number in numbers.split()[1:])
-    assert "front" in probes
+    assert means.startswith("masked, n=1")
+    assert means.count("(n<3)") == len(numbers.split()) - 1
+    assert copied.endswith("middle")
 
 
 def test_import_and_export(home: Path, tmp_path: Path, call: Call) -> None:
@@ -212,6 +216,7 @@ BAD = [
     ("pretrain {frames} {new} --sequence gru --start {encoder} --window 999 --objective cpc", "a window of 999 steps"),
     ("likelihood {nowhere} {encoder}", "manifest.json is missing"),
     ("likelihood {frames} {encoder}", "this is a vision encoder, not a sequence encoder"),
+    ("likelihood {frames}", "no encoder is given"),
     ("pretrain {frames} {new} --device abacus", "device 'abacus' cannot be used here"),
     ("pretrain {frames} {new} --batch 1", "batch is 1: it must be at least 2"),
     ("pretrain {frames} {encoder} --batch 32", "encoder holds a pretraining with"),
