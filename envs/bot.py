@@ -5,6 +5,7 @@ References:
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 
 import numpy as np
 from minigrid.core.actions import Actions
@@ -64,8 +65,9 @@ class Bot(BabyAIBot):
         if self.world.carrying is None:
             return
         if not keep:
-            place = self._find_drop_pos()
-            self.stack += [DropSubgoal(self), GoNextToSubgoal(self, place)]
+            with suppress(AssertionError):  # where it is shut in: what comes first opens a door
+                place = self._find_drop_pos()
+                self.stack += [DropSubgoal(self), GoNextToSubgoal(self, place)]
         elif self._carries():
             del self.stack[-2:]  # to go and get it
 
@@ -90,6 +92,12 @@ class Bot(BabyAIBot):
             if self.unreached > HOPELESS:
                 raise
             return None, None
+
+    def _find_drop_pos(self, except_pos: tuple | None = None) -> tuple:
+        place: tuple | None = super()._find_drop_pos(except_pos)
+        if place is None:  # and would fail where it goes there
+            raise AssertionError("there is nowhere to put it down")
+        return place
 
     def _process_obs(self) -> None:
         try:

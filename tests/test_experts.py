@@ -8,6 +8,7 @@ import minigrid  # noqa: F401 (registers the ids)
 import numpy as np
 import pytest
 from minigrid.core.actions import Actions
+from minigrid.core.constants import COLOR_NAMES
 from minigrid.core.world_object import Key
 from minigrid.minigrid_env import MiniGridEnv
 from minigrid.utils.baby_ai_bot import BabyAIBot, DisappearedBoxError
@@ -277,3 +278,25 @@ def test_the_bot_opens_a_door_that_was_closed_before_what_it_saw() -> None:
         ended = any(ends)
         taken = None if ended else bot.replan(taken)
     assert reward > 0
+
+
+def test_the_bot_opens_a_door_where_there_is_no_place_for_what_it_holds() -> None:
+    env = world("BabyAI-KeyCorridorS3R3")
+    env.reset(seed=0)
+    bot, (room, unneeded) = Bot(env), _shut_in(env)
+    bot.replan()
+    env.place_agent(0, room)
+    env.carrying = Key(unneeded)
+    taken, ended, reward = Actions.done, False, 0.0
+    while not ended:
+        taken = bot.replan(taken)
+        _, reward, *ends, _ = env.step(taken)
+        ended = any(ends)
+    assert reward > 0
+
+
+def _shut_in(env: MiniGridEnv) -> tuple[int, str]:
+    """A room of a single empty cell on the left, and a colour that no locked door has."""
+    locked = {thing.color for thing in env.grid.grid if thing is not None and thing.type == "door" and thing.is_locked}
+    room = next(row for row in range(env.num_rows) if env.grid.get(1, 1 + 2 * row) is None)
+    return room, next(colour for colour in COLOR_NAMES if colour not in locked)
