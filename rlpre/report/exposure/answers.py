@@ -129,7 +129,7 @@ def _why_nothing(found: Change) -> str:
         return "it errs less on its own, and teacher-forced too"
     if below(found.excess):
         return "the excess falls only because it errs more teacher-forced"
-    return "the intervals of the changes contain 0"
+    return "neither its errors on its own nor the excess surely fall"
 
 
 def _verdict(arms: dict[str, Figures], arm: str) -> str:
