@@ -1,8 +1,7 @@
 """What rlpre is faster than, and by how much: each function measures one claim against what one would do without it."""
 
-import copy
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -11,27 +10,21 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-from gymnasium import spaces
-from minigrid.wrappers import ImgObsWrapper, RGBImgObsWrapper, RGBImgPartialObsWrapper
 from PIL import Image
 from stable_baselines3 import DQN, PPO
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor
+from stable_baselines3.common.vec_env import VecEnv
 from torch import Tensor
 
 import envs
+from agents.bench_ways import ENV, N_ENVS, SHAPE, Forgetful, by_hand, fast_vec, fresh_encoder, stock_env, stock_vec
 from agents.stopwatch import Row, compare, interleave, timed, wait
 from agents.train import PPOConfig
-from rlpre import EncodedVecEnv, Encoder, FrameStore, InputSpec, PretrainConfig, policy_kwargs, pretrain
+from rlpre import EncodedVecEnv, FrameStore, PretrainConfig, SequenceEncoder, policy_kwargs, pretrain
 from rlpre.loop import LOG_EVERY, Pretext, first_encoder
 from rlpre.objectives import draw_batch, make_objective
 
-ENV = "MiniGrid-DoorKey-8x8-v0"
-N_ENVS = PPOConfig.n_envs
 BATCH = 256  # frames a random read
-SHAPE = (3, 56, 56)  # of the partial view
 PPO_ROUNDS = 3
-WRAPPERS = {"partial": RGBImgPartialObsWrapper, "full": RGBImgObsWrapper}
 
 
 @dataclass(frozen=True)
@@ -182,6 +175,45 @@ def plug_finetuned(bench: Bench) -> list[Row]:
     ]
 
 
+def cached_step(kind: str, bench: Bench) -> list[Row]:
+    """Steps per second of a sequence encoder that keeps its state, against one that reads its whole window again."""
+    torch.manual_seed(0)
+    encoder = SequenceEncoder(kind, fresh_encoder(), actions=7).to(bench.device).eval()
+    length, repeats = encoder.window, bench.count(32)
+    frames = torch.rand(N_ENVS, length, *SHAPE, device=bench.device)
+    before = torch.randint(7, (N_ENVS, length), device=bench.device)
+    present = torch.ones(N_ENVS, length, dtype=torch.bool, device=bench.device)
+    features = encoder.encode_frames(frames.flatten(0, 1)).unflatten(0, (N_ENVS, length))
+    state = encoder.begin(N_ENVS)
+
+    def seen(steps: int) -> Tensor:
+        return encoder.encode_frames(frames[:, -steps:].flatten(0, 1)).unflatten(0, (N_ENVS, steps))
+
+    def step(last: Tensor) -> None:
+        encoder.step(last[:, -1], before[:, -1], None, state)
+
+    ways = {
+        "frames again": lambda: encoder(seen(length), before, None, present),
+        "frame": lambda: step(seen(1)),
+        "window again": lambda: encoder(features, before, None, present),
+        "step": lambda: step(features),
+    }
+    with torch.no_grad():
+        seconds = interleave({name: partial(repeat, way, repeats) for name, way in ways.items()}, bench.device)
+    row = partial(compare, work=repeats * N_ENVS, unit="steps/s")
+    what = f"{kind}, a step: kept state / the last {length} frames again"
+    return [
+        row(what, seconds["frames again"], seconds["frame"], at_least=length),
+        row("  without the frames' encoder in both", seconds["window again"], seconds["step"]),
+    ]
+
+
+def repeat(work: Callable[[], object], times: int) -> None:
+    """Does the same so often that it can be timed."""
+    for _ in range(times):
+        work()
+
+
 def replay(bench: Bench) -> list[Row]:
     """Bytes of a transition's two observations in DQN's replay buffer, with a frozen encoder."""
     room = bench.count(1000, least=N_ENVS)
@@ -200,55 +232,10 @@ MEASURES: dict[str, Callable[[Bench], list[Row]]] = {
     "pretraining": pretraining,
     "frozen": plug_frozen,
     "finetuned": plug_finetuned,
+    "gru": partial(cached_step, "gru"),
+    "transformer": partial(cached_step, "transformer"),
     "replay": replay,
 }
-
-
-def stock_env(view: str) -> gym.Env:
-    """An environment of pixels as MiniGrid makes it."""
-    return ImgObsWrapper(WRAPPERS[view](gym.make(ENV)))
-
-
-def stock_vec(view: str = "partial") -> VecMonitor:
-    """Many of them as SB3 makes them, with the episode statistics that ``make_vec`` keeps too."""
-    return VecMonitor(DummyVecEnv([partial(stock_env, view)] * N_ENVS))
-
-
-def fast_vec() -> VecMonitor:
-    """The same worlds as ``stock_vec``, drawn by look-up."""
-    return envs.make_vec(ENV, N_ENVS, seed=0)
-
-
-def fresh_encoder() -> Encoder:
-    """The default encoder; its weights make no difference to its speed."""
-    return Encoder("cnn", InputSpec(SHAPE))
-
-
-class ByHand(BaseFeaturesExtractor):
-    """An encoder in SB3's policy as one writes it without rlpre."""
-
-    def __init__(self, observation_space: spaces.Box, encoder: Encoder, trainable: bool) -> None:
-        super().__init__(observation_space, encoder.num_features)
-        self.encoder = copy.deepcopy(encoder).requires_grad_(trainable)
-
-    def forward(self, observations: Tensor) -> Tensor:
-        return self.encoder(observations)
-
-
-def by_hand(encoder: Encoder, trainable: bool) -> dict[str, Any]:
-    """Policy arguments for ``ByHand``."""
-    return {
-        "features_extractor_class": ByHand,
-        "features_extractor_kwargs": {"encoder": encoder, "trainable": trainable},
-        "normalize_images": False,
-    }
-
-
-class Forgetful(EncodedVecEnv):
-    """Encodes every frame, however often it has been seen."""
-
-    def _encode(self, frames: Iterable[np.ndarray]) -> np.ndarray:
-        return self._run(np.stack(list(frames)))
 
 
 def make_ppo(bench: Bench, venv: VecEnv, policy: str, arguments: dict[str, Any]) -> PPO:
