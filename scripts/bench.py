@@ -23,7 +23,7 @@ def main(out: Path = Path("runs/bench.json"), size: float = 1.0, device: str = "
 
     Args:
         out: JSON file.
-        size: factor on the work of each run; 1 takes about five minutes on two quiet cores.
+        size: factor on the work of each run; 1 takes about four minutes on two quiet cores.
         device: where encoders run, "cpu", "cuda", ...
     """
     if not 0 < size < float("inf"):
