@@ -1,0 +1,312 @@
+"""Frames from files: folders of images, and NumPy arrays in memory, .npy or .npz files."""
+
+import os
+import re
+import tempfile
+import warnings
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from gymnasium import spaces
+from PIL import Image
+from tqdm import tqdm
+
+from rlpre.data.layout import Frames, channels_first, frame_shape, layout_of
+from rlpre.data.store import FrameStore, new_store
+from rlpre.data.writer import COLUMNS, ActionSpace, FrameWriter, action_dtype, end_values, has_action
+from rlpre.errors import RlpreError, lookup
+
+Columns = dict[str, npt.NDArray[Any]]
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's, by channels
+NAMES = ("action", "reward", "terminated", "truncated", "episode_start")
+
+
+def from_images(
+    folder: str | Path, out: str | Path, size: tuple[int, int] | None = None, channels: int | None = None
+) -> FrameStore:
+    """Makes a store of image files; each folder that holds some becomes one sequence without actions.
+
+    Within a folder, files are in natural order (``frame9.png`` before ``frame10.png``). Column "task" is the folder,
+    and `tasks` holds the names. Few images are in memory at a time. In a folder of unrelated photographs neighbours
+    mean nothing: pretrain on them with an objective of single frames.
+
+    Args:
+        folder: images, or folders of images: one per trajectory or class, nested at any depth.
+        out: the directory of the store; it appears when all images are read.
+        size: (H, W) to resize every image to.
+        channels: 1, 3 or 4 to convert every image to.
+
+    Raises:
+        RlpreError: if there are no images, two differ in shape (both are named), a file cannot be read, or ``out`` is
+            not empty.
+    """
+    folder, out = Path(folder), Path(out)
+    if size is not None and min(size) < 1:
+        raise RlpreError(f"images cannot be resized to {size}: give (height, width) in pixels")
+    if channels not in (None, *MODES):
+        raise RlpreError(f"images cannot be converted to {channels} channels: choose 1, 3 or 4")
+    sequences = _find_images(folder)
+    first = next(iter(sequences.values()))[0]
+    shape = _read_image(first, size, channels).shape
+    spec = {"images": str(folder), "size": size, "channels": channels}
+    columns = end_values(None)  # without actions, every row is like the last of an episode
+    with (
+        new_store(out, space=_pixels(shape), action_space=None, spec=spec, tasks=list(sequences)) as writer,
+        tqdm(total=sum(map(len, sequences.values())), unit="image", desc=out.name, disable=None) as bar,
+    ):
+        for task, files in enumerate(sequences.values()):
+            for start in range(0, len(files), rows := _rows_at_once(writer)):
+                chunk = files[start : start + rows]
+                frames = [_check_shape(_read_image(file, size, channels), file, shape, first) for file in chunk]
+                starts = np.arange(start, start + len(chunk)) == 0
+                writer.append(np.stack(frames), **columns, episode_start=starts, task=task)
+                bar.update(len(chunk))
+    return FrameStore.open(out)
+
+
+def natural_order(name: str) -> list[str | int]:
+    """The key that sorts "frame9" before "frame10"."""
+    parts = re.split(r"([0-9]+)", name)
+    return [int(part) if place % 2 else part.lower() for place, part in enumerate(parts)]
+
+
+def _find_images(folder: Path) -> dict[str, list[Path]]:
+    """Image files by folder, both in natural order, without hidden ones."""
+    found: dict[tuple[str, ...], list[Path]] = {}
+    for root, folders, files in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        names = [name for name in files if name.lower().endswith(ENDINGS) and not name.startswith(".")]
+        if names:
+            parts = Path(root).relative_to(folder).parts
+            found[parts] = [Path(root, name) for name in sorted(names, key=natural_order)]
+    if not found:
+        what = "holds no images" if folder.is_dir() else "is not a folder"
+        raise RlpreError(f"{folder} {what}: give a folder of {', '.join(ENDINGS[:4])} files, or of folders with them")
+    order = sorted(found, key=lambda parts: [natural_order(part) for part in parts])
+    return {"/".join(parts) or folder.absolute().name: found[parts] for parts in order}
+
+
+def _read_image(file: Path, size: tuple[int, int] | None, channels: int | None) -> Frames:
+    """The frame (C, H, W) of one file."""
+    try:
+        with Image.open(file) as image:
+            count = getattr(image, "n_frames", 1)
+            image = image.convert(MODES[channels] if channels else None)  # without a mode, palettes are looked up
+            if size:
+                image = image.resize(size[::-1], Image.Resampling.BILINEAR)
+            pixels: Frames = np.asarray(image)
+    except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
+        raise RlpreError(f"{file} cannot be read as an image ({error}): remove it or save it as PNG") from error
+    if count > 1 or pixels.dtype != np.uint8:
+        raise RlpreError(
+            f"{file} holds {count} images of {pixels.dtype}: a frame is one image of uint8; save it so, or give "
+            "channels=1, 3 or 4 to convert all"
+        )
+    return channels_first(pixels, "HW" if pixels.ndim == 2 else "HWC")
+
+
+def _check_shape(frame: Frames, file: Path, shape: tuple[int, ...], first: Path) -> Frames:
+    if frame.shape[1:] != shape[1:]:
+        sizes = [f"{height} x {width}" for _, height, width in (shape, frame.shape)]
+        raise RlpreError(f"{first} is {sizes[0]} pixels and {file} {sizes[1]}: give size=(height, width) to resize all")
+    if frame.shape != shape:
+        raise RlpreError(
+            f"{first} has {shape[0]} channels and {file} {frame.shape[0]}: give channels=1, 3 or 4 to convert all"
+        )
+    return frame
+
+
+def from_arrays(
+    source: npt.NDArray[np.uint8] | str | Path,
+    out: str | Path,
+    *,
+    key: str | None = None,
+    layout: str | None = None,
+    action_space: ActionSpace = None,
+    action: npt.ArrayLike | None = None,
+    reward: npt.ArrayLike | None = None,
+    terminated: npt.ArrayLike | None = None,
+    truncated: npt.ArrayLike | None = None,
+    episode_start: npt.ArrayLike | None = None,
+) -> FrameStore:
+    """Makes a store of an array of frames. Files are read piece by piece; a .npz file is unpacked beside ``out`` first.
+
+    Row t of every column belongs to frame t, as in `FrameStore`: the action taken at it, and the reward and the flags
+    that the action caused. The last row of an episode holds its final frame and action -1 (NaN in vectors). If it holds
+    an action instead, the final frame is missing: the action is left out with its reward and flags, with a warning.
+
+    Args:
+        source: uint8 (N, C, H, W), (N, H, W, C) or (N, H, W): an array, a .npy file, or a .npz file, from which the
+            arrays "action", "reward", "terminated", "truncated" and "episode_start" are read too.
+        out: the directory of the store; it appears when all is read.
+        key: the array of a .npz file that holds the frames; default "frames", or the only one that could.
+        layout: "CHW", "HWC" or "HW", if the shape is ambiguous.
+        action_space: default: ``Discrete`` up to the largest number, or an unbounded ``Box``.
+        action: (N,) integers or (N, ...) floats; without, the frames are sequences without actions.
+        reward: (N,).
+        terminated: (N,) flags.
+        truncated: (N,) flags.
+        episode_start: (N,) flags; default: after every row without an action, or, if there is none, after every row
+            that is terminated or truncated.
+
+    Raises:
+        RlpreError: if the file cannot be read, there is no such key, the frames are not uint8 or not images, a column
+            has another length, the rows are not complete episodes, or ``out`` is not empty.
+    """
+    out = Path(out)
+    arguments = zip(NAMES, (action, reward, terminated, truncated, episode_start), strict=True)
+    given = {column: np.asarray(values) for column, values in arguments if values is not None}
+    with _opened(source, key, out) as arrays:
+        name, frames = arrays.name, arrays.frames
+        _check_frames(frames, name)
+        layout = layout_of(frames.shape[1:], name, layout)
+        columns = arrays.columns | {
+            column: np.asarray(values) for column, values in given.items() if values is not None
+        }
+        for column, values in columns.items():
+            if values.shape[:1] != frames.shape[:1]:
+                raise RlpreError(
+                    f"column {column!r} of {name} has shape {values.shape}: expected {len(frames)} rows, one per frame"
+                )
+        action_space, columns = _complete_columns(columns, len(frames), action_space, name)
+        space = _pixels(frame_shape(frames.shape[1:], layout))
+        with (
+            new_store(out, space=space, action_space=action_space, spec={"arrays": name, "layout": layout}) as writer,
+            tqdm(total=len(frames), unit="frame", desc=out.name, disable=None) as bar,
+        ):
+            starts = columns["episode_start"] if action_space else np.ones(len(frames), bool)
+            for part in _pieces(np.append(np.flatnonzero(starts), len(frames)), _rows_at_once(writer)):
+                rows = {column: values[part] for column, values in columns.items()}
+                writer.append(channels_first(frames[part], layout), task=0, **rows)
+                bar.update(part.stop - part.start)
+    return FrameStore.open(out)
+
+
+class _Arrays(NamedTuple):
+    name: str  # of the frames, for messages
+    frames: npt.NDArray[Any]
+    columns: Columns
+
+
+@contextmanager
+def _opened(source: npt.NDArray[Any] | str | Path, key: str | None, out: Path) -> Iterator[_Arrays]:
+    """The arrays of a source. Files are memory-mapped; a .npz file is unpacked beside ``out`` for that time."""
+    name = str(source) if isinstance(source, str | Path) else "the array"
+    if key is not None and not name.endswith(".npz"):
+        raise RlpreError(f"{name} is no .npz file, so there is no array {key!r} in it: leave the key out")
+    if not isinstance(source, str | Path):
+        yield _Arrays(name, np.asarray(source), {})
+        return
+    (beside := out.absolute().parent).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=beside) as folder:
+        try:
+            if not zipfile.is_zipfile(source):
+                found = _Arrays(name, np.load(source, mmap_mode="r"), {})
+            else:
+                zipfile.ZipFile(source).extractall(folder)
+                arrays = _load_folder(Path(folder))
+                key = _frames_key(arrays, key, name)
+                columns = {column: arrays[column] for column in NAMES if column in arrays}
+                found = _Arrays(f"{key!r} of {name}", arrays[key], columns)
+        except RlpreError:
+            raise
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise RlpreError(f"{name} cannot be read as a .npy or .npz file ({error}): save it with numpy") from error
+        yield found
+
+
+def _load_folder(folder: Path) -> Columns:
+    """The arrays of an unpacked .npz file by name, without those of Python objects."""
+    arrays: Columns = {}
+    for file in sorted(folder.rglob("*.npy")):
+        with suppress(ValueError):  # Python objects
+            arrays[file.relative_to(folder).with_suffix("").as_posix()] = np.load(file, mmap_mode="r")
+    return arrays
+
+
+def _frames_key(arrays: Columns, key: str | None, name: str) -> str:
+    images = [key for key, array in arrays.items() if array.dtype == np.uint8 and array.ndim in (3, 4)]
+    key = key or ("frames" if "frames" in arrays else images[0] if len(images) == 1 else None)
+    if key is None:
+        raise RlpreError(f"{name} holds {', '.join(arrays) or 'no arrays'}: name the array of frames with key=...")
+    lookup("array", key, arrays)
+    return key
+
+
+def _check_frames(frames: npt.NDArray[Any], name: str) -> None:
+    if frames.dtype != np.uint8:
+        way = "if they lie in [0, 1], by (255 * frames).round().astype(np.uint8)"
+        way = way if frames.dtype.kind == "f" else "by frames.astype(np.uint8)"
+        raise RlpreError(f"frames are uint8 in 0..255 and {name} holds {frames.dtype}: convert them, {way}")
+    if frames.ndim not in (3, 4) or not frames.size:
+        raise RlpreError(
+            f"frames are (N, C, H, W), (N, H, W, C) or (N, H, W) and {name} has shape {frames.shape}: reshape it"
+        )
+
+
+def _complete_columns(columns: Columns, n: int, space: ActionSpace, name: str) -> tuple[ActionSpace, Columns]:
+    """The action space, and all columns: episodes get starts, and a last row without an action."""
+    rows: Columns = {column: np.zeros(n, dtype) for column, dtype in COLUMNS.items() if column in NAMES} | columns
+    acted = np.zeros(n, bool)
+    if "action" in columns:
+        space, rows["action"] = _actions(columns["action"], space, name)
+        acted = has_action(rows["action"])
+    else:
+        space, rows["action"] = None, np.full(n, -1)
+    if "episode_start" not in columns:
+        ended = ~acted if acted.any() and not acted.all() else (rows["terminated"] != 0) | (rows["truncated"] != 0)
+        rows["episode_start"] = np.append(True, ended[:-1])
+    if not rows["episode_start"][0]:
+        raise RlpreError(f"the first row of {name} must begin an episode: set episode_start[0]")
+    if space is None:
+        return space, rows
+    last = np.append(rows["episode_start"][1:], True) != 0
+    if left_out := int((last & acted).sum()):
+        warnings.warn(
+            f"the frame after the last action is missing in {left_out:,} episodes of {name}: those actions are left "
+            "out, with their rewards and flags",
+            stacklevel=3,
+        )
+    for column, value in end_values(space).items():
+        rows[column] = rows[column].copy()
+        rows[column][last] = value
+    return space, rows
+
+
+def _actions(action: npt.NDArray[Any], space: ActionSpace, name: str) -> tuple[ActionSpace, npt.NDArray[Any]]:
+    vectors = action.dtype.kind == "f"
+    if vectors and action.ndim == 1:
+        action = action[:, None]
+    if space is None and vectors:
+        space = spaces.Box(-np.inf, np.inf, action.shape[1:], action.dtype.type)
+    elif space is None and action.dtype.kind in "biu":
+        space = spaces.Discrete(max(1, int(action.max()) + 1))
+    kind = action_dtype(space).base
+    if not np.can_cast(action.dtype, kind, "same_kind"):
+        raise RlpreError(f"the actions of {name} are {action.dtype}: give {kind} numbers, as {space or 'Discrete'} has")
+    return space, action.astype(kind)
+
+
+def _pieces(bounds: npt.NDArray[np.int64], most: int) -> Iterator[slice]:
+    """Slices of at most ``most`` rows that start and end at bounds, or of all rows between two."""
+    at = 0
+    while at < len(bounds) - 1:
+        end = max(int(np.searchsorted(bounds, bounds[at] + most, side="right")) - 1, at + 1)
+        yield slice(bounds[at], bounds[end])
+        at = end
+
+
+def _rows_at_once(writer: FrameWriter) -> int:
+    """How many rows to read before they are appended: about 16 MiB of frames."""
+    return max(1, writer.shard_rows // 8)
+
+
+def _pixels(shape: tuple[int, ...]) -> spaces.Box:
+    return spaces.Box(0, 255, shape, np.uint8)
