@@ -13,14 +13,13 @@ from stable_baselines3.common.vec_env import VecEnv
 from tqdm import tqdm
 
 from rlpre.data.layout import Frames, Images, find_images
-from rlpre.data.store import FrameStore, digests, resume_store
+from rlpre.data.store import FrameStore, resume_store
 from rlpre.data.writer import (
     UNKNOWN,
     FrameWriter,
     action_dtype,
     check_action_space,
     end_values,
-    has_action,
     space_to_json,
 )
 from rlpre.errors import RlpreError
@@ -104,29 +103,21 @@ def seeds(seed: int, number: int) -> tuple[int, int]:
 
 
 class Player(Protocol):
-    """Chooses actions, and gives the frames and labels to store.
+    """Chooses the actions, and gives the frames and labels to store."""
 
-    Attributes:
-        labels: names of the integer label columns.
-    """
-
-    labels: Sequence[str]
+    labels: Sequence[str]  # names of the integer label columns
 
     def frames(self, observed: Any) -> Frames:
-        """The frames to store, (n_envs, ...), for a batch of observations."""
-        ...
+        """The frames to store, (n_envs, ...), of a batch of observations."""
 
     def known(self) -> npt.NDArray[np.int16]:
         """The labels of the current states, (n_envs, len(labels)); called once per step."""
-        ...
 
     def act(self, observed: Any, known: npt.NDArray[np.int16]) -> npt.NDArray[Any]:
         """Actions (n_envs, ...) for the observations and their labels."""
-        ...
 
     def end(self, env: int, info: dict[str, Any]) -> Frames:
         """The final frame of the episode that environment ``env`` has just ended."""
-        ...
 
 
 class Recorder:
@@ -139,22 +130,14 @@ class Recorder:
         steps: transitions in all, for the progress bar.
 
     Attributes:
-        transitions: in the store so far.
+        transitions: in the store before.
     """
 
     def __init__(self, writer: FrameWriter, steps: int) -> None:
-        self.writer, self.transitions = writer, 0
-        self._seen: set[bytes] = set()
-        self._unchanged = 0
-        if writer.manifest["shards"]:
-            store = FrameStore.open(writer.path)
-            for rows in np.array_split(np.arange(len(store)), len(store) // 4096 + 1):
-                self._seen.update(digests(store.read(rows).numpy()))
-            self.transitions = int(store.acted.sum())
-            self._unchanged = round(store.unchanged * self.transitions)
+        self.writer = writer
+        self.transitions = int(FrameStore.open(writer.path).acted.sum()) if writer.manifest["shards"] else 0
         self._waiting: dict[int, tuple[Frames, Columns]] = {}
         self._bar = tqdm(total=steps, initial=self.transitions, unit="step", desc=writer.path.name, disable=None)
-        self._show_variety()
 
     def play(self, venv: VecEnv, player: Player, observed: Any, length: int, last: bool, task: int = 0) -> Any:
         """Plays ``length`` steps of each environment and writes the episodes that ended.
@@ -192,7 +175,6 @@ class Recorder:
             own = {name: column[:, env] for name, column in columns.items()}
             self._append(env, frames[:, env], own, ends[env], frame, last, task)
         self.writer.flush()
-        self._show_variety()
         return observed
 
     def _append(
@@ -214,20 +196,7 @@ class Recorder:
         if ended:
             past = {name: column[:ended] for name, column in columns.items()}
             rows, columns = insert_ends(frames[:ended], past, ends, end_values(self.writer.action_space))
-            self._count(rows, columns["action"])
             self.writer.append(rows, task=task, **columns)
-
-    def _count(self, frames: Frames, action: npt.NDArray[Any]) -> None:
-        marks = list(digests(frames))
-        acted = np.flatnonzero(has_action(action)).tolist()
-        self._seen.update(marks)
-        self.transitions += len(acted)
-        self._unchanged += sum(marks[row] == marks[row + 1] for row in acted)
-
-    def _show_variety(self) -> None:
-        if self.transitions:
-            unchanged = f"{self._unchanged / self.transitions:.0%}"
-            self._bar.set_postfix({"distinct": f"{len(self._seen):,}", "unchanged": unchanged})
 
     def __enter__(self) -> Self:
         return self
@@ -322,4 +291,6 @@ def _policy_name(policy: Policy) -> str:
         digest.update(tensor.cpu().numpy().tobytes())
     name = getattr(policy, "__qualname__", type(policy).__name__)
     return f"{name} {digest.hexdigest()[:12]}" if weights else name
+
+
 begin = resume_store  # ALIAS

@@ -69,8 +69,8 @@ def previous_actions(store: FrameStore, rows: Indices) -> Indices:
     return np.where(first, NO_ACTION, store.column("action")[rows - 1])
 
 
-class Reader(Protocol):
-    """The parts of an `rlpre.SequenceEncoder` that `Trajectories` needs."""
+class SequenceReader(Protocol):
+    """The parts of `rlpre.SequenceEncoder` that `Trajectories` needs."""
 
     frames: Any  # the vision encoder
     actions: int
@@ -96,7 +96,7 @@ class Trajectories:
         RlpreError: if the store's frames, actions or missions do not fit the encoder.
     """
 
-    def __init__(self, store: FrameStore, encoder: Reader, device: torch.device) -> None:
+    def __init__(self, store: FrameStore, encoder: SequenceReader, device: torch.device) -> None:
         _check_actions(store)
         try:
             encoder.frames.input.check(store.space)

@@ -20,7 +20,8 @@ from stable_baselines3 import DQN, PPO, SAC
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecTransposeImage
 
 import rlpre
-from rlpre import FrameStore, RlpreError, framewriter
+from rlpre import FrameStore, RlpreError
+from rlpre.data import writer
 
 DISCRETE, VECTORS = spaces.Discrete(4), spaces.Box(-1, 1, (2,), np.float32)
 
@@ -108,7 +109,7 @@ def test_what_is_stored_is_what_happened(
 def test_short_stretches_keep_episodes_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three shards' worth of stretches shorter than an episode give the rows that one stretch gives."""
     whole = rlpre.collect(clocks(), tmp_path / "whole", 150)
-    monkeypatch.setattr(framewriter, "SHARD_ROWS", 18)  # 3 steps each of 3 environments
+    monkeypatch.setattr(writer, "SHARD_ROWS", 18)  # 3 steps each of 3 environments
     parts = rlpre.collect(clocks(), tmp_path / "parts", 150)
     check(parts, 150)
     assert len(parts.manifest["shards"]) > 5
@@ -121,7 +122,7 @@ def test_short_stretches_keep_episodes_whole(tmp_path: Path, monkeypatch: pytest
 
 
 def test_an_endless_episode_is_cut_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(framewriter, "SHARD_ROWS", 20)
+    monkeypatch.setattr(writer, "SHARD_ROWS", 20)
     store = rlpre.collect(clocks(1, endless=True), tmp_path / "s", 50)
     time = store.frames(np.arange(len(store)))[:, 0, 1, 2].astype(int)
     np.testing.assert_array_equal(time, [*range(21), *range(20, 41), *range(40, 51)])
@@ -174,7 +175,7 @@ def test_wrapped_environments(tmp_path: Path) -> None:
     check(rlpre.collect(VecTransposeImage(clocks(layout="HWC")), tmp_path / "transposed", 60), 60)
     stack = VecFrameStack(clocks(layout="HWC"), 4)
     with pytest.raises(
-        RlpreError, match=r"images of the environment have shape \(6, 5, 12\).*say layout='CHW' or 'HWC'"
+        RlpreError, match=r"images of the environment have shape \(6, 5, 12\).*give layout='CHW' or layout='HWC'"
     ):
         rlpre.collect(stack, tmp_path / "stacked", 60)
     store = rlpre.collect(stack, tmp_path / "stacked", 60, layout="HWC")
@@ -188,8 +189,8 @@ def test_wrapped_environments(tmp_path: Path) -> None:
 ENDLESS = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from test_sources_vecenv import clocks, framewriter, rlpre
-framewriter.SHARD_ROWS = 60
+from test_data_collect import clocks, rlpre, writer
+writer.SHARD_ROWS = 60
 rlpre.collect(clocks(), sys.argv[2], 10**7)
 """
 
