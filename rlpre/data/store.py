@@ -38,13 +38,11 @@ Indices = npt.NDArray[np.int64]
 class FrameStore:
     """A directory of episodes, read through memory maps.
 
-    Row t holds the frame o_t, the action taken at it, and the reward, terminated and truncated that the action caused.
-    An episode of T actions has T + 1 rows; the last one holds the final frame and action -1 (NaN where actions are
-    vectors). An episode that was cut by the end of the collection has neither terminated nor truncated set. Frames
-    without actions (films, folders of images) have action -1 everywhere; their episodes are sequences.
-
-    Grid-world frames are stored as tile codes, (rows, columns, 3) bytes, and decoded to pixels batch by batch through
-    the `TileAtlas` in the directory; other frames are stored as pixels.
+    Row t holds a frame, the action taken at it, and the reward, terminated and truncated that the action caused. An
+    episode of T actions has T + 1 rows; the last one holds the final frame and action -1 (NaN in vectors). An episode
+    that the end of the collection cut is neither terminated nor truncated. Frames without actions (films, folders of
+    images) have action -1 everywhere; their episodes are sequences. Frames of grid worlds are stored as tile codes,
+    (rows, columns, 3) bytes, and decoded batch by batch through the `TileAtlas` in the directory.
 
     Attributes:
         path: the directory.
@@ -184,8 +182,8 @@ class FrameStore:
     def column(self, name: str) -> npt.NDArray[Any]:
         """One value per row, (N,).
 
-        They are: action int64, reward float64, terminated, truncated and episode_start bool, task and mission int32,
-        labels int16. Where actions are vectors, "action" is (N, *action_space.shape) of the space's dtype.
+        These are: action int64 (vectors: (N, *action_space.shape) of the space's dtype), reward float64, terminated,
+        truncated and episode_start bool, task and mission int32, labels int16.
         """
         return lookup("column", name, self._columns)
 
@@ -276,8 +274,7 @@ class FrameStore:
     def sample(self, batch: int, rng: np.random.Generator) -> Indices:
         """Draws rows with replacement, (batch,) int64, each with weight (occurrences of its frame) ** -0.5.
 
-        A frame that occurs 1,000 times is drawn 32 times as often as one that occurs once. Uniform rows would draw it
-        1,000 times as often, uniform frames equally often.
+        A frame that occurs 1,000 times is drawn 32 times as often as one that occurs once, not 1,000 times.
         """
         return self._balanced.draw(batch, rng)
 
@@ -287,7 +284,7 @@ class FrameStore:
         Raises:
             RlpreError: if k < 1 or no frame of the store changes within k steps.
         """
-        return Pairs(self.ids, self.episode, self.column("action"), k, where=str(self.path))
+        return Pairs(self, k)
 
 
 class Balanced:
@@ -310,26 +307,21 @@ class Pairs:
 
     Anchors are balanced as in `FrameStore.sample`, counted among possible anchors; j is uniform among those allowed.
 
-    Args:
-        ids: (N,) int64, the same number for identical frames.
-        episode: (N,) int64, the same number for rows of one episode.
-        action: (N,) integers or (N, ...) vectors, taken at each row.
-        k: most steps between the frames.
-        where: the store, for messages.
-
-    Raises:
-        RlpreError: if k < 1 or no frame changes within k steps.
+    Made by `FrameStore.pairs`.
     """
 
-    def __init__(self, ids: Indices, episode: Indices, action: npt.NDArray[Any], k: int, where: str) -> None:
+    def __init__(self, store: FrameStore, k: int) -> None:
         if k < 1:
             raise RlpreError(f"pairs are k >= 1 steps apart, got k={k}: choose for example k=5")
+        ids, episode, action = store.ids, store.episode, store.column("action")
         allowed = np.zeros((len(ids), k), bool)
         for j in range(1, min(k, len(ids) - 1) + 1):
             allowed[:-j, j - 1] = (episode[j:] == episode[:-j]) & (ids[j:] != ids[:-j])
         rows = np.flatnonzero(allowed.any(axis=1))
         if not len(rows):
-            raise RlpreError(f"no frame of {where} changes within {k} steps of an episode: collect other behaviour")
+            raise RlpreError(
+                f"no frame of {store.path} changes within {k} steps of an episode: collect other behaviour"
+            )
         if action.dtype.kind == "f":
             action = action.reshape(len(action), -1).astype(np.float32)
         self._allowed, self._action = allowed, action

@@ -22,11 +22,7 @@ SHARD_ROWS, SHARD_BYTES = 65_536, 128 * 2**20
 
 
 def check_action_space(space: object) -> None:
-    """Refuses action spaces that a frame store cannot hold.
-
-    Raises:
-        RlpreError: unless it is ``Discrete`` from 0, a ``Box`` of floats with at least one axis, or None.
-    """
+    """Raises an `RlpreError` unless ``space`` is ``Discrete`` from 0, a ``Box`` of float vectors, or None."""
     discrete = isinstance(space, spaces.Discrete) and space.start == 0
     vector = isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating) and bool(space.shape)
     if not (discrete or vector or space is None):
@@ -122,11 +118,6 @@ class FrameWriter:
         self._missions = {text: number for number, text in enumerate([None, *self.manifest["missions"]], UNKNOWN)}
         self.shard_rows = max(1, min(SHARD_ROWS, SHARD_BYTES // int(np.prod(self._frame_shape))))
 
-    @property
-    def pending(self) -> int:
-        """Rows appended but not yet on disk."""
-        return sum(map(len, self._rows))
-
     def append(self, frames: npt.NDArray[np.uint8], **columns: npt.ArrayLike) -> None:
         """Appends complete episodes: T + 1 rows for T actions; the last row's action is -1, or NaN for vectors.
 
@@ -159,7 +150,7 @@ class FrameWriter:
         rows["mission"] = [self._missions.setdefault(text, len(self._missions) - 1) for text in missions]
         self._frames.append(frames.copy())
         self._rows.append(rows)
-        if self.pending >= self.shard_rows:
+        if sum(map(len, self._rows)) >= self.shard_rows:
             self.flush()
 
     def _check_episodes(self, rows: npt.NDArray[np.void]) -> None:
@@ -190,7 +181,7 @@ class FrameWriter:
         shards = self.manifest["shards"]
         parts: dict[str, Sequence[npt.NDArray[Any]]] = {"frames": self._frames, "rows": self._rows}
         files = [_write_array(self.path / f"{name}-{len(shards):05d}.npy", arrays) for name, arrays in parts.items()]
-        shards = [*shards, {"rows": self.pending, "files": files}]
+        shards = [*shards, {"rows": sum(map(len, self._rows)), "files": files}]
         manifest = {**self.manifest, "missions": list(self._missions)[1:], "shards": shards}
         write_json(self.path / MANIFEST, manifest)
         self.manifest = manifest
