@@ -44,7 +44,7 @@ def test_natural_order() -> None:
     assert sorted(names, key=natural_order) == expected
 
 
-@pytest.mark.parametrize("suffix", ["png", "webp", "bmp", "tiff"])
+@pytest.mark.parametrize("suffix", ["png", "webp", "bmp", "tiff", "TGA"])
 def test_images_of_one_folder_are_one_sequence(tmp_path: Path, suffix: str) -> None:
     folder = film(tmp_path / "film", suffix=suffix)
     store = rlpre.from_images(folder, tmp_path / "s")
@@ -60,9 +60,12 @@ def test_images_of_one_folder_are_one_sequence(tmp_path: Path, suffix: str) -> N
 def test_each_folder_is_a_sequence(tmp_path: Path) -> None:
     for name, images in (("run10", HWC[:3]), ("run9", HWC[3:5]), ("deep/er", HWC[5:])):
         film(tmp_path / "data" / name, images)
-    (tmp_path / "data" / "notes.txt").write_text("not an image")
+    (tmp_path / "data" / "run9" / "again").symlink_to(tmp_path / "data")
+    for name in ("notes.txt", "run9/LICENSE", "run9/a.TXT", ".DS_Store"):
+        (tmp_path / "data" / name).write_text("not an image")
     film(tmp_path / "data" / ".hidden", HWC[:, :3])
-    store = rlpre.from_images(tmp_path / "data", tmp_path / "s")
+    with pytest.warns(UserWarning, match=r"files of .*data that are no images are left out: 2 \.txt, 1 LICENSE"):
+        store = rlpre.from_images(tmp_path / "data", tmp_path / "s")
     assert store.tasks == ["deep/er", "run9", "run10"]
     np.testing.assert_array_equal(everything(store), CHW[[5, 6, 3, 4, 0, 1, 2]])
     np.testing.assert_array_equal(store.column("task"), [0, 0, 1, 1, 2, 2, 2])
@@ -76,6 +79,54 @@ def test_images_are_resized_and_converted_on_request(tmp_path: Path) -> None:
     assert store.space.shape == (3, 10, 12)
     assert (store.frames([7]) == 99).all()
     assert rlpre.from_images(folder, tmp_path / "gray", size=(4, 4), channels=1).space.shape == (1, 4, 4)
+
+
+RAMP = np.stack(np.broadcast_arrays(np.linspace(0, 255, 48)[None], np.linspace(255, 0, 40)[:, None], 128), -1)
+PHOTO = Image.fromarray(RAMP.astype(np.uint8))
+TURNED = Image.Exif()
+TURNED[0x0112] = 3  # upside down
+CLEAR = Image.fromarray(np.dstack([RAMP, np.full((40, 48), 128)]).astype(np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("name", "image", "options", "expected", "tolerance"),
+    [
+        ("cmyk.jpg", PHOTO.convert("CMYK"), {"quality": 95}, RAMP, 2),
+        ("photo.jfif", PHOTO, {"format": "JPEG", "quality": 95}, RAMP, 2),
+        ("turned.jpg", PHOTO.rotate(180), {"exif": TURNED, "quality": 95}, RAMP, 2),
+        ("palette.png", PHOTO.quantize(256), {}, RAMP, 10),
+        ("clear.png", CLEAR, {}, np.dstack([RAMP, np.full((40, 48), 128)]), 1),
+        ("hole.png", PHOTO, {"transparency": PHOTO.getpixel((0, 0))}, np.dstack([RAMP, np.full((40, 48), 255)]), 1),
+    ],
+)
+def test_frames_are_what_a_viewer_shows(
+    tmp_path: Path, name: str, image: Image.Image, options: dict[str, Any], expected: np.ndarray, tolerance: float
+) -> None:
+    (tmp_path / "film").mkdir()
+    image.save(tmp_path / "film" / name, **options)
+    (frame,) = everything(rlpre.from_images(tmp_path / "film", tmp_path / "s"))
+    assert np.abs(frame.transpose(1, 2, 0) - expected).mean() < tolerance
+    (frame,) = everything(rlpre.from_images(tmp_path / "film", tmp_path / "three", channels=3))
+    shown = RAMP / 2 if name == "clear.png" else RAMP
+    assert np.abs(frame.transpose(1, 2, 0) - shown).mean() < max(tolerance, 1.5)
+
+
+def test_transparent_pixels_are_black(tmp_path: Path) -> None:
+    for value in (0, 255):
+        save(tmp_path / "film" / f"{value}.png", np.full((4, 4, 4), (value, value, value, 0), np.uint8))
+    for channels in (1, 3):
+        assert not everything(rlpre.from_images(tmp_path / "film", tmp_path / str(channels), channels=channels)).any()
+
+
+@pytest.mark.parametrize("channels", [None, 1, 3])
+def test_the_upper_bits_of_deep_images_are_kept_with_a_warning(tmp_path: Path, channels: int | None) -> None:
+    deep = np.linspace(0, 65_535, 40 * 48).astype(np.uint16).reshape(40, 48)
+    save(tmp_path / "film" / "1.png", deep)
+    (tmp_path / "film" / "2.pgm").write_bytes(b"P5 48 40 65535 " + deep.astype(">u2").tobytes())
+    save(tmp_path / "film" / "3.tif", deep)
+    with pytest.warns(UserWarning, match="of the 16-bit images in .*film only the upper 8 bits are kept"):
+        store = rlpre.from_images(tmp_path / "film", tmp_path / "s", channels=channels)
+    np.testing.assert_array_equal(everything(store), np.broadcast_to(deep >> 8, (3, channels or 1, 40, 48)))
 
 
 def test_a_long_film_comes_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,8 +150,8 @@ def bad_file(folder: Path) -> None:
     (film(folder) / "frame10.png").write_bytes(b"\x89PNG nothing")
 
 
-def deep_pixels(folder: Path) -> None:
-    save(folder / "1.png", np.full((4, 4), 40_000, np.uint16))
+def float_pixels(folder: Path) -> None:
+    save(folder / "1.tif", np.full((4, 4), 0.5, np.float32))
 
 
 def moving(folder: Path) -> None:
@@ -115,8 +166,8 @@ def moving(folder: Path) -> None:
         (bad_size, {}, r"frame7\.png is 8 x 6 pixels and .*frame8\.png 5 x 6: give size="),
         (bad_channels, {}, r"frame7\.png has 3 channels and .*frame9\.png 1: give channels="),
         (bad_file, {}, r"frame10\.png cannot be read as an image \(.+\): remove it"),
-        (deep_pixels, {}, r"1\.png holds 1 images of uint16: "),
-        (moving, {}, r"1\.gif holds 2 images of uint8"),
+        (float_pixels, {"channels": 1}, r"1\.tif has pixels of an unknown range \(Pillow's mode F\): save it with 8 b"),
+        (moving, {"channels": 3}, r"1\.gif holds 2 images: save each as a file of its own"),
         (film, {"size": (0, 4)}, r"cannot be resized to \(0, 4\)"),
         (film, {"channels": 2}, "cannot be converted to 2 channels"),
         (Path.mkdir, {}, "holds no images"),

@@ -1,11 +1,11 @@
 """Frames from files: folders of images, and NumPy arrays in memory, .npy or .npz files."""
 
-import os
 import re
 import tempfile
 import warnings
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
-from PIL import Image
+from PIL import Image, ImageOps
 from tqdm import tqdm
 
 from rlpre.data.layout import Frames, channels_first, frame_shape, layout_of
@@ -23,8 +23,12 @@ from rlpre.data.writer import COLUMNS, ActionSpace, FrameWriter, action_dtype, e
 from rlpre.errors import RlpreError, lookup
 
 Columns = dict[str, npt.NDArray[Any]]
-ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".ppm", ".pgm", ".tif", ".tiff")
+ENDINGS = (
+    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".webp", ".avif", ".gif", ".bmp", ".tga", ".tif", ".tiff"),
+    *(".pbm", ".pgm", ".ppm", ".pnm"),
+)
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's, by channels
+GRAY, COLOR = ("1", "L", "LA"), ("P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV")  # Pillow's modes of 8 bits
 NAMES = ("action", "reward", "terminated", "truncated", "episode_start")
 
 
@@ -37,15 +41,19 @@ def from_images(
     and `tasks` holds the names. Few images are in memory at a time. In a folder of unrelated photographs neighbours
     mean nothing: pretrain on them with an objective of single frames.
 
+    Frames are what an image viewer shows: turned as EXIF says, with colours from palettes, CMYK or YCbCr; transparent
+    pixels are black unless the frames have 4 channels. Of 16-bit gray images the upper 8 bits are kept, with a warning.
+    Another warning names the endings of files that are left out.
+
     Args:
         folder: images, or folders of images: one per trajectory or class, nested at any depth.
         out: the directory of the store; it appears when all images are read.
         size: (H, W) to resize every image to.
-        channels: 1, 3 or 4 to convert every image to.
+        channels: 1, 3 or 4 to convert every image to; default: those of the images.
 
     Raises:
-        RlpreError: if there are no images, two differ in shape (both are named), a file cannot be read, or ``out`` is
-            not empty.
+        RlpreError: if there are no images, two differ in shape (both are named), a file cannot be read, holds several
+            images or pixels of an unknown range (32 bits, floats), or ``out`` is not empty.
     """
     folder, out = Path(folder), Path(out)
     if size is not None and min(size) < 1:
@@ -78,38 +86,64 @@ def natural_order(name: str) -> list[str | int]:
 
 
 def _find_images(folder: Path) -> dict[str, list[Path]]:
-    """Image files by folder, both in natural order, without hidden ones."""
+    """Image files by folder, both in natural order, without hidden ones; warns of files that are left out."""
+    if not folder.is_dir():
+        raise RlpreError(
+            f"{folder} is not a folder: give a folder of {', '.join(ENDINGS[:3])} files, or of such folders"
+        )
     found: dict[tuple[str, ...], list[Path]] = {}
-    for root, folders, files in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        names = [name for name in files if name.lower().endswith(ENDINGS) and not name.startswith(".")]
-        if names:
-            parts = Path(root).relative_to(folder).parts
-            found[parts] = [Path(root, name) for name in sorted(names, key=natural_order)]
+    others: Counter[str] = Counter()
+    for path, files in _walk(folder, ()):
+        images = [file for file in files if file.suffix.lower() in ENDINGS]
+        others.update(file.suffix.lower() or file.name for file in files if file not in images)
+        if images:
+            found[path.relative_to(folder).parts] = sorted(images, key=lambda file: natural_order(file.name))
     if not found:
-        what = "holds no images" if folder.is_dir() else "is not a folder"
-        raise RlpreError(f"{folder} {what}: give a folder of {', '.join(ENDINGS[:4])} files, or of folders with them")
+        raise RlpreError(
+            f"{folder} holds no images: give a folder of {', '.join(ENDINGS[:3])} files, or of such folders"
+        )
+    if others:
+        listed = ", ".join(f"{count} {ending}" for ending, count in sorted(others.items()))
+        warnings.warn(f"files of {folder} that are no images are left out: {listed}", stacklevel=3)
     order = sorted(found, key=lambda parts: [natural_order(part) for part in parts])
     return {"/".join(parts) or folder.absolute().name: found[parts] for parts in order}
+
+
+def _walk(folder: Path, above: tuple[Path, ...]) -> Iterator[tuple[Path, list[Path]]]:
+    """Each folder with its files; links are followed, except to a folder that they lie in."""
+    if folder.resolve() in above:
+        return
+    entries = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+    yield folder, [entry for entry in entries if entry.is_file()]
+    for entry in entries:
+        if entry.is_dir():
+            yield from _walk(entry, (*above, folder.resolve()))
 
 
 def _read_image(file: Path, size: tuple[int, int] | None, channels: int | None) -> Frames:
     """The frame (C, H, W) of one file."""
     try:
-        with Image.open(file) as image:
-            count = getattr(image, "n_frames", 1)
-            image = image.convert(MODES[channels] if channels else None)  # without a mode, palettes are looked up
-            if size:
-                image = image.resize(size[::-1], Image.Resampling.BILINEAR)
-            pixels: Frames = np.asarray(image)
+        with Image.open(file) as opened:
+            # a photograph of format MPO comes with previews of itself
+            count = 1 if opened.format == "MPO" else getattr(opened, "n_frames", 1)
+            image = ImageOps.exif_transpose(opened)
+            sixteen_bits = image.mode.startswith("I;16") or (image.mode == "I" and opened.format in ("PNG", "PPM"))
     except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
         raise RlpreError(f"{file} cannot be read as an image ({error}): remove it or save it as PNG") from error
-    if count > 1 or pixels.dtype != np.uint8:
-        raise RlpreError(
-            f"{file} holds {count} images of {pixels.dtype}: a frame is one image of uint8; save it so, or give "
-            "channels=1, 3 or 4 to convert all"
-        )
-    return channels_first(pixels, "HW" if pixels.ndim == 2 else "HWC")
+    if count > 1:
+        raise RlpreError(f"{file} holds {count} images: save each as a file of its own, in a folder of their own")
+    if sixteen_bits:
+        warnings.warn(f"of the 16-bit images in {file.parent} only the upper 8 bits are kept", stacklevel=3)
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode not in GRAY + COLOR:
+        raise RlpreError(f"{file} has pixels of an unknown range (Pillow's mode {image.mode}): save it with 8 bits")
+    transparent = image.mode.endswith("A") or "transparency" in image.info
+    mode = MODES[channels] if channels else "RGBA" if transparent else "L" if image.mode in GRAY else "RGB"
+    if transparent and mode != "RGBA":
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))
+    image = image.convert(mode)
+    pixels: Frames = np.asarray(image.resize(size[::-1], Image.Resampling.BILINEAR) if size else image)
+    return channels_first(pixels, "HW" if mode == "L" else "HWC")
 
 
 def _check_shape(frame: Frames, file: Path, shape: tuple[int, ...], first: Path) -> Frames:
