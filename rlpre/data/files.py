@@ -87,21 +87,16 @@ def natural_order(name: str) -> list[str | int]:
 
 def _find_images(folder: Path) -> dict[str, list[Path]]:
     """Image files by folder, both in natural order, without hidden ones; warns of files that are left out."""
-    if not folder.is_dir():
-        raise RlpreError(
-            f"{folder} is not a folder: give a folder of {', '.join(ENDINGS[:3])} files, or of such folders"
-        )
     found: dict[tuple[str, ...], list[Path]] = {}
     others: Counter[str] = Counter()
-    for path, files in _walk(folder, ()):
+    for path, files in _walk(folder, ()) if folder.is_dir() else ():
         images = [file for file in files if file.suffix.lower() in ENDINGS]
         others.update(file.suffix.lower() or file.name for file in files if file not in images)
         if images:
             found[path.relative_to(folder).parts] = sorted(images, key=lambda file: natural_order(file.name))
     if not found:
-        raise RlpreError(
-            f"{folder} holds no images: give a folder of {', '.join(ENDINGS[:3])} files, or of such folders"
-        )
+        what = "holds no images" if folder.is_dir() else "is not a folder"
+        raise RlpreError(f"{folder} {what}: give a folder of {', '.join(ENDINGS[:3])} files, or of folders with them")
     if others:
         listed = ", ".join(f"{count} {ending}" for ending, count in sorted(others.items()))
         warnings.warn(f"files of {folder} that are no images are left out: {listed}", stacklevel=3)
