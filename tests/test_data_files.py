@@ -230,7 +230,7 @@ def test_files_give_what_arrays_give(tmp_path: Path, how: str, monkeypatch: pyte
         found = rlpre.from_arrays(path, tmp_path / "s", **columns)
     else:
         saver = np.savez_compressed if how == "compressed" else np.savez
-        saver(path, pixels=np.asfortranarray(HWC) if how == "fortran" else HWC, lengths=[4, 3], **columns)
+        saver(path, pixels=np.asfortranarray(HWC) if how == "fortran" else HWC, **columns)
         found = rlpre.from_arrays(path, tmp_path / "s")
     assert found.hash == expected.hash
 
@@ -241,7 +241,9 @@ def test_the_key_of_the_frames(tmp_path: Path) -> None:
         rlpre.from_arrays(path, tmp_path / "s")
     with pytest.raises(RlpreError, match="unknown array 'rihgt': did you mean 'right'"):
         rlpre.from_arrays(path, tmp_path / "s", key="rihgt")
-    np.testing.assert_array_equal(everything(rlpre.from_arrays(path, tmp_path / "s", key="right")), CHW[::-1])
+    with pytest.warns(UserWarning, match=r"arrays left of .*two\.npz are left out"):
+        store = rlpre.from_arrays(path, tmp_path / "s", key="right")
+    np.testing.assert_array_equal(everything(store), CHW[::-1])
 
 
 def test_episodes_without_starts(tmp_path: Path) -> None:
@@ -268,8 +270,8 @@ def test_actions_without_a_final_frame_are_left_out_with_a_warning(tmp_path: Pat
 @pytest.mark.parametrize(
     ("source", "change", "message"),
     [
-        (CHW / 255, {}, r"the array holds float64: convert them, if they lie in \[0, 1\], by \(255 \* frames\)"),
-        (CHW.astype(int), {}, r"holds int64: convert them, by frames\.astype"),
+        (CHW / 2 - 9, {}, r"the array holds float64: they range over -9\.\.118\.5, rescale them to 0\.\.255 first"),
+        (CHW.astype(str), {}, "the array holds <U3: give numbers"),
         (CHW[0, 0], {}, r"has shape \(8, 6\): reshape it"),
         (CHW[:0], {}, r"has shape \(0, 3, 8, 6\)"),
         (CHW, {"action": np.zeros(6, int)}, r"column 'action' of the array has shape \(6,\): expected 7 rows"),
@@ -289,6 +291,41 @@ def test_bad_arrays(tmp_path: Path, source: Any, change: dict[str, Any], message
     with pytest.raises(RlpreError, match=message):
         rlpre.from_arrays(source, tmp_path / "s", **change)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "frames", [CHW / np.float32(255), CHW.astype(float), CHW.astype(np.int64), CHW * np.uint16(257), CHW > 127]
+)
+def test_the_advice_how_to_convert_frames_works(tmp_path: Path, frames: np.ndarray) -> None:
+    with pytest.raises(RlpreError, match=f"holds {frames.dtype}: convert them by ") as error:
+        rlpre.from_arrays(frames, tmp_path / "s")
+    converted = eval(str(error.value).rpartition(" by ")[2], {"np": np, "frames": frames})
+    expected = 255 * (CHW > 127) if frames.dtype == bool else CHW
+    np.testing.assert_array_equal(everything(rlpre.from_arrays(converted, tmp_path / "s")), expected)
+
+
+ACTION, DONE = np.array([2, 0, 1, 3, 0, 1, 2]), np.array([0, 0, 1, 0, 0, 0, 1], bool)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "left_out"),
+    [
+        ({"observations": HWC, "actions": ACTION, "terminals": DONE, "timeouts": 0 * DONE, "info/a": DONE}, "info/a"),
+        ({"obs": HWC, "acts": ACTION, "dones": DONE, "next_obs": HWC, "infos": np.array([{}] * 7)}, "infos, next_obs"),
+        ({"obs": HWC, "actions": ACTION[:, None], "episode_starts": np.roll(DONE, 1), "returns": DONE}, "returns"),
+        ({"pixels": HWC, "observations": HWC / 9, "action": ACTION, "terminated": DONE, "dones": DONE}, "dones, obs"),
+    ],
+    ids=["D4RL", "imitation", "Stable-Baselines 2", "mixed"],
+)
+@pytest.mark.filterwarnings("ignore:the frame after the last action")
+def test_the_names_of_other_libraries(tmp_path: Path, arrays: dict[str, np.ndarray], left_out: str) -> None:
+    np.savez(tmp_path / "data.npz", **arrays)
+    with pytest.warns(UserWarning, match=f"arrays {left_out}.* are left out"):
+        store = rlpre.from_arrays(tmp_path / "data.npz", tmp_path / "s")
+    np.testing.assert_array_equal(everything(store), CHW)
+    assert store.action_space == spaces.Discrete(4)
+    np.testing.assert_array_equal(store.column("action"), np.where(DONE, -1, ACTION))
+    np.testing.assert_array_equal(store.episode, [0, 0, 0, 1, 1, 1, 1])
 
 
 def test_damaged_archives(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +29,14 @@ ENDINGS = (
 )
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's, by channels
 GRAY, COLOR = ("1", "L", "LA"), ("P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV")  # Pillow's modes of 8 bits
-NAMES = ("action", "reward", "terminated", "truncated", "episode_start")
+FRAMES = ("frames", "observations", "obs")  # names in a .npz file: ours, those of D4RL, of imitation
+NAMES = {  # by column; the first one that the file holds is read
+    "action": ("action", "actions", "acts"),
+    "reward": ("reward", "rewards", "rews"),
+    "terminated": ("terminated", "terminals", "terminations", "dones"),
+    "truncated": ("truncated", "timeouts", "truncations"),
+    "episode_start": ("episode_start", "episode_starts"),
+}
 
 
 def from_images(
@@ -91,7 +98,7 @@ def _find_images(folder: Path) -> dict[str, list[Path]]:
     others: Counter[str] = Counter()
     for path, files in _walk(folder, ()) if folder.is_dir() else ():
         images = [file for file in files if file.suffix.lower() in ENDINGS]
-        others.update(file.suffix.lower() or file.name for file in files if file not in images)
+        others.update(file.suffix.lower() or file.name for file in files if file.suffix.lower() not in ENDINGS)
         if images:
             found[path.relative_to(folder).parts] = sorted(images, key=lambda file: natural_order(file.name))
     if not found:
@@ -173,12 +180,14 @@ def from_arrays(
 
     Args:
         source: uint8 (N, C, H, W), (N, H, W, C) or (N, H, W): an array, a .npy file, or a .npz file, from which the
-            arrays "action", "reward", "terminated", "truncated" and "episode_start" are read too.
+            columns are read too, in our names or those of D4RL, imitation and Stable-Baselines 2 ("actions", "acts",
+            "rewards", "terminals", "dones", "timeouts", "episode_starts", ...). A warning names all other arrays.
         out: the directory of the store; it appears when all is read.
-        key: the array of a .npz file that holds the frames; default "frames", or the only one that could.
+        key: the array of a .npz file that holds the frames; default "frames", the only one that could, "observations"
+            or "obs".
         layout: "CHW", "HWC" or "HW", if the shape is ambiguous.
         action_space: default: ``Discrete`` up to the largest number, or an unbounded ``Box``.
-        action: (N,) integers or (N, ...) floats; without, the frames are sequences without actions.
+        action: (N,) or (N, 1) integers or (N, ...) floats; without, the frames are sequences without actions.
         reward: (N,).
         terminated: (N,) flags.
         truncated: (N,) flags.
@@ -196,9 +205,7 @@ def from_arrays(
         name, frames = arrays.name, arrays.frames
         _check_frames(frames, name)
         layout = layout_of(frames.shape[1:], name, layout)
-        columns = arrays.columns | {
-            column: np.asarray(values) for column, values in given.items() if values is not None
-        }
+        columns = {column: _flat(values) for column, values in (arrays.columns | given).items()}
         for column, values in columns.items():
             if values.shape[:1] != frames.shape[:1]:
                 raise RlpreError(
@@ -210,7 +217,7 @@ def from_arrays(
             new_store(out, space=space, action_space=action_space, spec={"arrays": name, "layout": layout}) as writer,
             tqdm(total=len(frames), unit="frame", desc=out.name, disable=None) as bar,
         ):
-            starts = columns["episode_start"] if action_space else np.ones(len(frames), bool)
+            starts = np.ones(len(frames), bool) if action_space is None else columns["episode_start"]
             for part in _pieces(np.append(np.flatnonzero(starts), len(frames)), _rows_at_once(writer)):
                 rows = {column: values[part] for column, values in columns.items()}
                 writer.append(channels_first(frames[part], layout), task=0, **rows)
@@ -236,48 +243,68 @@ def _opened(source: npt.NDArray[Any] | str | Path, key: str | None, out: Path) -
     (beside := out.absolute().parent).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=beside) as folder:
         try:
-            if not zipfile.is_zipfile(source):
-                found = _Arrays(name, np.load(source, mmap_mode="r"), {})
-            else:
+            if zipfile.is_zipfile(source):
                 zipfile.ZipFile(source).extractall(folder)
                 arrays = _load_folder(Path(folder))
-                key = _frames_key(arrays, key, name)
-                columns = {column: arrays[column] for column in NAMES if column in arrays}
-                found = _Arrays(f"{key!r} of {name}", arrays[key], columns)
-        except RlpreError:
-            raise
+            else:
+                arrays = {"": np.load(source, mmap_mode="r")}
         except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise RlpreError(f"{name} cannot be read as a .npy or .npz file ({error}): save it with numpy") from error
-        yield found
+        yield _Arrays(name, arrays[""], {}) if "" in arrays else _choose(arrays, key, name)
 
 
 def _load_folder(folder: Path) -> Columns:
-    """The arrays of an unpacked .npz file by name, without those of Python objects."""
+    """The arrays of an unpacked .npz file by name; those of Python objects, which are not read, are empty."""
     arrays: Columns = {}
     for file in sorted(folder.rglob("*.npy")):
-        with suppress(ValueError):  # Python objects
-            arrays[file.relative_to(folder).with_suffix("").as_posix()] = np.load(file, mmap_mode="r")
+        try:
+            array = np.load(file, mmap_mode="r")
+        except ValueError:
+            array = np.empty(0, object)
+        arrays[file.relative_to(folder).with_suffix("").as_posix()] = array
     return arrays
 
 
-def _frames_key(arrays: Columns, key: str | None, name: str) -> str:
+def _choose(arrays: Columns, key: str | None, name: str) -> _Arrays:
+    """The frames and the columns among the arrays of a file; warns of the others."""
     images = [key for key, array in arrays.items() if array.dtype == np.uint8 and array.ndim in (3, 4)]
-    key = key or ("frames" if "frames" in arrays else images[0] if len(images) == 1 else None)
+    if key is None:
+        named = [key for key in FRAMES if key in arrays]
+        key = "frames" if "frames" in named else images[0] if len(images) == 1 else next(iter(named), None)
     if key is None:
         raise RlpreError(f"{name} holds {', '.join(arrays) or 'no arrays'}: name the array of frames with key=...")
-    lookup("array", key, arrays)
-    return key
+    frames = lookup("array", key, arrays)
+    found = {column: next((known for known in names if known in arrays), "") for column, names in NAMES.items()}
+    if others := ", ".join(sorted({*arrays} - {key, *found.values()})):
+        warnings.warn(f"arrays {others} of {name} are left out: they are no columns of a frame store", stacklevel=3)
+    columns = {column: np.asarray(arrays[known]) for column, known in found.items() if known}
+    return _Arrays(f"{key!r} of {name}", frames, columns)
 
 
 def _check_frames(frames: npt.NDArray[Any], name: str) -> None:
-    if frames.dtype != np.uint8:
-        way = "if they lie in [0, 1], by (255 * frames).round().astype(np.uint8)"
-        way = way if frames.dtype.kind == "f" else "by frames.astype(np.uint8)"
-        raise RlpreError(f"frames are uint8 in 0..255 and {name} holds {frames.dtype}: convert them, {way}")
     if frames.ndim not in (3, 4) or not frames.size:
         raise RlpreError(
             f"frames are (N, C, H, W), (N, H, W, C) or (N, H, W) and {name} has shape {frames.shape}: reshape it"
         )
+    if frames.dtype != np.uint8:
+        raise RlpreError(f"frames are uint8 in 0..255 and {name} holds {frames.dtype}: {_conversion(frames)}")
+
+
+def _conversion(frames: npt.NDArray[Any]) -> str:
+    """The advice how to convert frames to uint8, by their dtype and range."""
+    kind = frames.dtype.kind
+    if kind not in "biuf":
+        return "give numbers"
+    low, high = frames.min(), frames.max()
+    ways = {
+        "(255 * frames).astype(np.uint8)": kind == "b",
+        "frames.astype(np.uint8)": kind in "iu" and low >= 0 and high <= 255,
+        "(frames >> 8).astype(np.uint8)": kind in "iu" and low >= 0 and high < 2**16,
+        "(255 * frames).round().astype(np.uint8)": kind == "f" and low >= 0 and high <= 1,
+        "frames.round().astype(np.uint8)": kind == "f" and low >= 0 and high <= 255,
+    }
+    way = next((way for way, fits in ways.items() if fits), None)
+    return f"convert them by {way}" if way else f"they range over {low:g}..{high:g}, rescale them to 0..255 first"
 
 
 def _complete_columns(columns: Columns, n: int, space: ActionSpace, name: str) -> tuple[ActionSpace, Columns]:
@@ -307,6 +334,11 @@ def _complete_columns(columns: Columns, n: int, space: ActionSpace, name: str) -
         rows[column] = rows[column].copy()
         rows[column][last] = value
     return space, rows
+
+
+def _flat(column: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Drops the last axis of (N, 1) numbers and flags; floats may be vectors of one number."""
+    return column[:, 0] if column.shape[1:] == (1,) and column.dtype.kind in "biu" else column
 
 
 def _actions(action: npt.NDArray[Any], space: ActionSpace, name: str) -> tuple[ActionSpace, npt.NDArray[Any]]:
