@@ -17,7 +17,7 @@ from gymnasium import spaces
 from pixel_world import worlds
 from sb3_contrib import RecurrentPPO
 from stable_baselines3 import DQN, PPO, SAC
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecTransposeImage
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecFrameStack, VecTransposeImage
 
 import rlpre
 from rlpre import FrameStore, RlpreError
@@ -184,6 +184,46 @@ def test_wrapped_environments(tmp_path: Path) -> None:
     inside = np.flatnonzero(~start)
     np.testing.assert_array_equal(frames[inside, 6:9], frames[inside - 1, 9:])
     assert not frames[start, :9].any()
+
+
+class Pool:
+    """Batched environments that are no VecEnv, such as those of EnvPool; episodes are truncated after 5 steps."""
+
+    num_envs, render_mode = 2, None
+    observation_space, action_space = spaces.Box(0, 255, (3, 6, 5), np.uint8), DISCRETE
+
+    def __init__(self) -> None:
+        self.unwrapped, self.time = self, np.zeros(2, int)
+
+    def look(self) -> np.ndarray:
+        return np.broadcast_to(self.time.astype(np.uint8)[:, None, None, None], (2, 3, 6, 5)).copy()
+
+
+class Adapter(VecEnvWrapper):
+    """As people write it: a VecEnvWrapper around the pool."""
+
+    def reset(self) -> np.ndarray:
+        self.venv.time[:] = 0
+        return self.venv.look()
+
+    def seed(self, seed: int | None = None) -> None:
+        pass
+
+    def step_async(self, actions: np.ndarray) -> None:
+        self.venv.time += 1
+
+    def step_wait(self) -> Any:
+        last, done = self.venv.look(), self.venv.time == 5
+        self.venv.time[done] = 0
+        infos = [{"terminal_observation": last[i], "TimeLimit.truncated": True} if done[i] else {} for i in range(2)]
+        return self.venv.look(), np.zeros(2, np.float32), done, infos
+
+
+def test_an_adapter_around_another_kind_of_environment(tmp_path: Path) -> None:
+    store = rlpre.collect(Adapter(Pool()), tmp_path / "s", 20)
+    np.testing.assert_array_equal(store.frames(range(len(store)))[:, 0, 0, 0], [0, 1, 2, 3, 4, 5] * 4)
+    np.testing.assert_array_equal(np.flatnonzero(store.column("truncated")), [4, 10, 16, 22])
+    assert store.missions == []
 
 
 ENDLESS = """

@@ -61,7 +61,9 @@ def collect(
             ``out`` belongs to another collection, or the disk is full.
     """
     if not isinstance(vec_env, VecEnv):
-        raise RlpreError(f"collect takes a vectorised environment, not {vec_env!r}: wrap it in SB3's DummyVecEnv")
+        raise RlpreError(
+            f"collect takes a vectorised environment, not {vec_env!r}: wrap it as SB3's DummyVecEnv([lambda: env])"
+        )
     if steps < 1 or seed < 0:
         raise RlpreError(f"cannot collect {steps} steps with seed {seed}: use positive numbers")
     images = find_images(vec_env.observation_space, "the environment", image, layout)
@@ -227,8 +229,9 @@ def insert_ends(
 
 def _missions(venv: VecEnv) -> list[str | None]:
     """The mission text of each environment's current episode, from the infos of its reset."""
-    # SB3's wrappers do not pass these infos on
-    missions = (info.get("mission") for info in venv.unwrapped.reset_infos)
+    # SB3's wrappers do not pass these infos on, and the innermost environment of an adapter need not be a VecEnv
+    infos = getattr(getattr(venv, "unwrapped", None), "reset_infos", None) or [{}] * venv.num_envs
+    missions = (info.get("mission") for info in infos)
     return [text if isinstance(text, str) else None for text in missions]
 
 
