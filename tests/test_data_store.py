@@ -250,6 +250,7 @@ def test_frames_of_another_shape_are_refused(tmp_path: Path, bad: np.ndarray) ->
         ({"action_space": spaces.Box(-1, 1, ())}, "vectors of floats"),
         ({"space": spaces.Box(0, 1, SHAPE, np.float32)}, "uint8"),
         ({"space": spaces.Box(0, 255, (4,), np.uint8)}, "channels, height, width"),
+        ({"labels": ("front", "reward")}, "label 'reward' is the name of another column"),
     ],
 )
 def test_spaces_that_cannot_be_stored(tmp_path: Path, change: dict[str, object], message: str) -> None:

@@ -5,7 +5,7 @@ import shutil
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import chain, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from rlpre.data.layout import find_images, from_channels_first
 from rlpre.data.store import FrameStore, new_store
-from rlpre.data.writer import UNKNOWN, check_action_space, end_values
+from rlpre.data.writer import COLUMNS, UNKNOWN, check_action_space, end_values
 from rlpre.errors import RlpreError, lookup
 from rlpre.files import read_json
 
@@ -59,7 +59,7 @@ def from_minari(
         image: the key of the image, if a Dict observation holds several.
         layout: "CHW" or "HWC", if the shape of the images is ambiguous.
         labels: infos to keep as label columns, nested ones as "outer/inner"; default: all that are integers within 16
-            bits, one per frame, in the first episode.
+            bits, one per frame or step, in every episode. A warning names the others.
 
     Raises:
         RlpreError: if Minari is missing, there is no such set, its observations are no images, a store cannot hold its
@@ -70,22 +70,20 @@ def from_minari(
     images = find_images(dataset.observation_space, where, image, layout)
     check_action_space(space)
     _warn_of_jpeg(dataset, images.key, where)
-    episodes = iter(dataset)
-    first = next(episodes, None)
-    if first is None:
+    if not len(dataset):
         raise RlpreError(f"{where} holds no episodes: record some first")
     metadata = read_json(Path(dataset.storage.data_path) / "metadata.json")
     tasks = metadata.get("rlpre", {}).get("tasks", [dataset.id])
-    labels = _find_labels(first, where) if labels is None else list(labels)
+    read = ("task",) if len(tasks) > 1 else ()
+    labels = _find_labels(dataset, where, read) if labels is None else list(labels)
     about = {name: metadata[name] for name in METADATA if name in metadata}
     spec = {"minari": dataset.id, "about": about, "image": images.key, "layout": images.layout}
-    infos = (*labels, "task") if len(tasks) > 1 else tuple(labels)
     with (
         new_store(Path(out), space=images.space, action_space=space, spec=spec, tasks=tasks, labels=labels) as writer,
         tqdm(total=len(dataset), unit="episode", desc=Path(out).name, disable=None) as bar,
     ):
-        for episode in chain([first], episodes):
-            rows = _rows(episode, infos, end_values(space), f"episode {episode.id} of {where}")
+        for episode in dataset:
+            rows = _rows(episode, (*labels, *read), end_values(space), f"episode {episode.id} of {where}")
             writer.append(images.pick(episode.observations), **{"task": 0} | rows)
             bar.update()
     return FrameStore.open(out)
@@ -177,21 +175,26 @@ def _flat(infos: Mapping[str, Any] | None, prefix: str = "") -> Columns:
     return flat
 
 
-def _find_labels(episode: "EpisodeData", where: str) -> list[str]:
-    """The infos of an episode that a label column can hold; warns of the others."""
-    limits = np.iinfo(np.int16)
-    fits: list[str] = []
-    others: list[str] = []
-    for name, values in _flat(episode.infos).items():
-        integers = values.dtype.kind in "biu" and values.shape in ((len(episode),), (len(episode) + 1,))
-        fit = integers and values.size and limits.min <= values.min() and values.max() <= limits.max
-        (fits if fit else others).append(name)
+def _find_labels(dataset: "MinariDataset", where: str, read: Sequence[str]) -> list[str]:
+    """The infos that a label column can hold in every episode; warns of the others, but for those ``read`` anyway."""
+    names: dict[str, int] = {}  # in how many episodes an info fits
+    for episode in dataset:
+        for name, values in _flat(episode.infos).items():
+            names[name] = names.get(name, 0) + (name not in ("action", *COLUMNS) and _fits(values, len(episode)))
+    others = [name for name, count in names.items() if count < len(dataset) and name not in read]
     if others:
         warnings.warn(
-            f"infos {', '.join(others)} of {where} are left out: labels are integers within 16 bits, one per frame",
+            f"infos {', '.join(others)} of {where} are left out: labels are integers within 16 bits, one per frame or "
+            "step, in every episode, and not called like another column",
             stacklevel=3,
         )
-    return [name for name in fits if name not in ("task", "mission")]
+    return [name for name, count in names.items() if count == len(dataset)]
+
+
+def _fits(values: npt.NDArray[Any], steps: int) -> bool:
+    limits = np.iinfo(np.int16)
+    integers = values.dtype.kind in "biu" and values.shape in ((steps,), (steps + 1,))
+    return bool(integers and limits.min <= values.min() and values.max() <= limits.max)
 
 
 def _rows(episode: "EpisodeData", infos: Sequence[str], ends: Mapping[str, float], where: str) -> Columns:
@@ -200,6 +203,8 @@ def _rows(episode: "EpisodeData", infos: Sequence[str], ends: Mapping[str, float
     rows = {name: _lengthen(np.asarray(getattr(episode, FIELDS[name])), ends[name]) for name in FIELDS}
     for name in infos:
         values = lookup(f"info of {where}", name, known)
+        if not _fits(values, steps):
+            raise RlpreError(f"info {name!r} of {where} does not fit 16-bit integers, one per frame: leave it out")
         rows[name] = values if len(values) == steps + 1 else _lengthen(values.astype(np.int64), UNKNOWN)
     return rows | {"episode_start": np.arange(steps + 1) == 0}
 

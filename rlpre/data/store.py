@@ -19,6 +19,7 @@ from torch import Tensor
 from rlpre.data.tiles import TileAtlas
 from rlpre.data.writer import (
     ATLAS,
+    COLUMNS,
     FORMAT,
     MANIFEST,
     ActionSpace,
@@ -112,12 +113,14 @@ class FrameStore:
             labels: names of integer label columns.
 
         Raises:
-            RlpreError: if a store is there already or the spaces cannot be stored.
+            RlpreError: if a store is there already, the spaces cannot be stored, or a label is called like a column.
         """
         path, cell = Path(path), atlas.tile_size if atlas else 1
         if (path / MANIFEST).exists():
             raise RlpreError(f"{path} already holds a frame store: extend it or choose another directory")
         check_action_space(action_space)
+        if taken := {*labels} & {"action", *COLUMNS}:
+            raise RlpreError(f"label {taken.pop()!r} is the name of another column: rename it or leave it out")
         if space.dtype != np.uint8 or len(space.shape) != 3:
             raise RlpreError(f"frames are (channels, height, width) uint8, not {space}: convert them first")
         if any(side % cell for side in space.shape[1:]):
