@@ -132,7 +132,8 @@ def test_a_grid_world_to_minari_and_back(tmp_path: Path, doorkey: FrameStore) ->
 
 
 def test_tasks_and_keys_survive(tmp_path: Path) -> None:
-    store = rlpre.from_minari(record(keys=("left", "right")), tmp_path / "s", image="right")
+    with pytest.warns(UserWarning, match=r"observations (left|speed), (left|speed) of .* are left out"):
+        store = rlpre.from_minari(record(keys=("left", "right")), tmp_path / "s", image="right")
     with FrameStore.create(
         tmp_path / "two",
         space=store.space,
@@ -151,10 +152,70 @@ def test_tasks_and_keys_survive(tmp_path: Path) -> None:
     np.testing.assert_array_equal(again.frames(np.arange(12)), store.frames(np.arange(12)))
 
 
-def test_a_dict_with_one_image_needs_no_name(tmp_path: Path) -> None:
-    dataset = record(keys=("camera",))
-    store = rlpre.from_minari(dataset.id, tmp_path / "s")
-    np.testing.assert_array_equal(store.frames(np.arange(6)).transpose(0, 2, 3, 1), dataset[0].observations["camera"])
+def create(name: str, space: spaces.Space, observe: Any, extra: int = 1) -> minari.MinariDataset:
+    """Two episodes of 3 and 2 steps in which no action matters; ``observe`` gives so many observations."""
+    buffers = [
+        EpisodeBuffer(
+            observations=observe(steps + (extra if steps == 2 else 1)),
+            actions=np.zeros(steps, np.int64),
+            rewards=np.zeros(steps),
+            terminations=np.arange(steps) == steps - 1,
+            truncations=np.zeros(steps, bool),
+        )
+        for steps in (3, 2)
+    ]
+    with warnings.catch_warnings(action="ignore"):
+        return minari.create_dataset_from_buffers(
+            name, buffers, observation_space=space, action_space=ACTIONS["discrete"], jpeg_encoding=False
+        )
+
+
+IMAGE = spaces.Box(0, 255, (8, 9, 3), np.uint8)
+PIXELS = np.random.default_rng(0).integers(0, 256, (4, 8, 9, 3), np.uint8)
+PLACES = {"view": spaces.Dict({"image": IMAGE, "place": spaces.Box(-1, 1, (2,))}), "goal": spaces.Discrete(3)}
+
+
+def test_nested_dict_observations_there_and_back(tmp_path: Path) -> None:
+    def observe(n: int) -> dict[str, Any]:
+        return {"view": {"image": PIXELS[:n], "place": np.zeros((n, 2), np.float32)}, "goal": np.zeros(n, np.int64)}
+
+    dataset = create("nested-v0", spaces.Dict(PLACES), observe)
+    with pytest.warns(UserWarning, match="observations goal, view/place of Minari set nested-v0 are left out"):
+        store = rlpre.from_minari(dataset, tmp_path / "s")
+    np.testing.assert_array_equal(store.frames(range(4)).transpose(0, 2, 3, 1), PIXELS)
+    back = rlpre.to_minari(store, "back-v0")
+    assert back.observation_space == spaces.Dict({"view": spaces.Dict({"image": IMAGE})})
+    assert rlpre.from_minari(back, tmp_path / "again", image="view/image").hash == store.hash
+
+
+@pytest.mark.parametrize("high", [1, 255])
+def test_images_of_floats_are_rounded_with_a_warning(tmp_path: Path, high: int) -> None:
+    space = spaces.Dict({"image": spaces.Box(0, high, (8, 9, 3), np.float32)})
+    scale = np.float32(high / 255)
+    dataset = create("float-v0", space, lambda n: {"image": PIXELS[:n] * scale})
+    with pytest.warns(UserWarning, match="images of Minari set float-v0 are floats and are rounded to 8 bits"):
+        store = rlpre.from_minari(dataset, tmp_path / "s")
+    np.testing.assert_array_equal(store.frames(range(4)).transpose(0, 2, 3, 1), PIXELS)
+    wrong = create("wrong-v0", space, lambda n: {"image": PIXELS[:n] * scale - 1})
+    with pytest.raises(RlpreError, match=rf"images of floats must lie in 0\.\.{high}"), pytest.warns(match="floats"):
+        rlpre.from_minari(wrong, tmp_path / "t")
+
+
+def test_missions_there_and_back(tmp_path: Path) -> None:
+    space = spaces.Dict({"image": IMAGE, "mission": spaces.Text(99)})
+    missions = {4: "open the door", 3: "go"}
+    dataset = create("words-v0", space, lambda n: {"image": PIXELS[:n], "mission": [missions[n]] * n})
+    store = rlpre.from_minari(dataset, tmp_path / "s")
+    again = rlpre.from_minari(rlpre.to_minari(store, "back-v0"), tmp_path / "again")
+    for one in (store, again):
+        assert (one.missions, one.labels) == (["open the door", "go"], [])
+        np.testing.assert_array_equal(one.column("mission"), [0, 0, 0, 0, 1, 1, 1])
+
+
+def test_an_episode_without_its_final_observation_is_named(tmp_path: Path) -> None:
+    dataset = create("short-v0", IMAGE, lambda n: PIXELS[:n], extra=0)
+    with pytest.raises(RlpreError, match="episode 1 of Minari set short-v0 has 2 observations for 2 steps, not 3"):
+        rlpre.from_minari(dataset, tmp_path / "s")
 
 
 def test_frames_kept_as_jpeg_are_warned_of(tmp_path: Path) -> None:
@@ -218,7 +279,7 @@ def test_the_environment_is_remembered(tmp_path: Path) -> None:
         ("toy/camrea-v0", "unknown Minari set 'toy/camrea-v0': did you mean 'toy/camera-v0'"),
         (Path(__file__).parent, "is no Minari set: give the directory"),
         ("states-v0", "the observations of Minari set states-v0 are Box.*frames are uint8 images"),
-        ("dict-v0", "need one image and have left, right: name it with image="),
+        ("dict-v0", "hold several images, left, right: name one with image="),
         ("empty-v0", "Minari set empty-v0 holds no episodes"),
         ("many-v0", "not MultiDiscrete"),
     ],
