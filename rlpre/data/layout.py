@@ -78,7 +78,8 @@ def find_images(
     box = lookup("image", key, images)
     layout = layout_of(box.shape, where, layout)
     scale = None if box.dtype == np.uint8 else 255 / float(box.high.max())
-    return Images(key or None, layout, frame_shape(box.shape, layout), scale)
+    shape = channels_first(np.empty(box.shape, np.uint8), layout).shape
+    return Images(key or None, layout, shape, scale)
 
 
 def parts(space: spaces.Dict, prefix: str = "") -> dict[str, spaces.Space[Any]]:
@@ -141,8 +142,3 @@ def from_channels_first(frames: Frames, layout: str) -> Frames:
     if layout == "HWC":
         return np.moveaxis(frames, -3, -1)
     return frames[..., 0, :, :] if layout == "HW" else frames
-
-
-def frame_shape(shape: Sequence[int], layout: str) -> tuple[int, ...]:
-    """(C, H, W) of images of this shape and layout."""
-    return channels_first(np.empty((0, *shape), np.uint8), layout).shape[1:]
