@@ -111,8 +111,8 @@ def from_minari(
 def to_minari(store: FrameStore, dataset_id: str, path: str | Path | None = None) -> "MinariDataset":
     """Writes a store as a Minari data set, losslessly: raw pixels, never JPEG.
 
-    Needs the extra ``rlpre[minari]``. Labels become infos. A store that `from_minari` made gets back the layout and
-    key of its images, and its metadata (environment, authors, ...).
+    Needs the extra ``rlpre[minari]``. Labels and the numbers of tasks and missions become infos. A store that
+    `from_minari` made gets back the layout and key of its images, and its metadata (environment, authors, ...).
 
     Args:
         store: frames with actions.
