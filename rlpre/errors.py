@@ -1,4 +1,4 @@
-"""The one error users see, and the look-up that names the nearest known name."""
+"""The error that users see, and the checks that raise it."""
 
 import difflib
 from collections.abc import Mapping
@@ -16,11 +16,11 @@ def lookup(kind: str, name: str, known: Mapping[str, T]) -> T:
 
     Args:
         kind: what is looked up, for the message ("encoder", "objective", ...).
-        name: the key asked for.
+        name: the key.
         known: the registry.
 
     Raises:
-        RlpreError: if the name is unknown; the message gives the nearest known name and all of them.
+        RlpreError: if the name is unknown; the message gives the nearest known name and lists the others.
     """
     if name in known:
         return known[name]
@@ -32,11 +32,11 @@ def lookup(kind: str, name: str, known: Mapping[str, T]) -> T:
 
 
 def at_least(settings: object, **least: float) -> None:
-    """Refuses settings that are too small; None stands for a default and is let be.
+    """Refuses settings that are too small; a setting of None is a default and is accepted.
 
     Args:
         settings: an object with numbers as attributes.
-        **least: the smallest value of each, by name.
+        **least: the smallest allowed value of each attribute.
 
     Raises:
         RlpreError: naming the first that is smaller.
