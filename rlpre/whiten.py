@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from rlpre.encoders import AnyEncoder
-from rlpre.encoders.whitened import PREFIX
+from rlpre.encoders.encoder import WHITENED as PREFIX
 from rlpre.errors import RlpreError
 from rlpre.frames import FrameStore
 from rlpre.measure.conditioning import covariance
