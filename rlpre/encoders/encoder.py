@@ -1,4 +1,4 @@
-"""`Encoder`: frames to feature vectors. Its architectures are found by name, and it is kept as a checkpoint directory."""
+"""`Encoder`: an architecture found by name, from frames to feature vectors, saved as a checkpoint directory."""
 
 import hashlib
 import json
@@ -155,7 +155,7 @@ class BaseEncoder(nn.Module):
     Attributes:
         kind: "vision" or "sequence".
         design: the attribute, and the field of ``config``, with the name of the architecture or backbone.
-        stages: the parts in order, the unit of partial freezing.
+        stages: the parts in order, from input to features; the unit of partial freezing.
         pretraining: how the weights were made.
         num_features: length of the feature vector.
         feature_mean: subtracted from the features, 0 until ``standardise``.
@@ -208,6 +208,9 @@ class BaseEncoder(nn.Module):
     @property
     def config(self) -> dict[str, Any]:
         """Everything but the weights, ready for JSON; ``from_config`` is its inverse."""
+        return {"format": FORMAT, **self._config(), "pretraining": self.pretraining}
+
+    def _config(self) -> dict[str, Any]:
         raise NotImplementedError
 
     @classmethod
@@ -287,10 +290,6 @@ class Encoder(BaseEncoder):
     Weights of cnn, impala and vit start orthogonal, as SB3 initialises its own extractors; other networks initialise
     their own.
 
-    Attributes:
-        stages: the parts in order from pixels to features, the unit of partial freezing.
-        num_features: length of the feature vector.
-
     Raises:
         RlpreError: for an unknown architecture, an argument it does not take, frames too small for it, a module whose
             output is not a vector, or weights that cannot be loaded.
@@ -342,16 +341,12 @@ class Encoder(BaseEncoder):
             x = stage(x)
         return self._standardised(x)
 
-    @property
-    def config(self) -> dict[str, Any]:
-        """Everything but the weights, ready for JSON; ``Encoder.from_config`` is its inverse."""
+    def _config(self) -> dict[str, Any]:
         return {
-            "format": FORMAT,
             "architecture": self.architecture,
             "arguments": self.arguments,
             "num_features": self.num_features,
             "input": asdict(self.input),
-            "pretraining": self.pretraining,
         }
 
     @classmethod
@@ -360,7 +355,7 @@ class Encoder(BaseEncoder):
         return cls(config["architecture"], input, config["pretraining"], weights=None, **config["arguments"])
 
     def _identity(self) -> dict[str, Any]:
-        return {key: self.config[key] for key in ("architecture", "arguments", "input")}
+        return {key: value for key, value in self._config().items() if key != "num_features"}
 
     def _count_features(self) -> int:
         x = output(self.stages, *self.input.shape)
