@@ -22,7 +22,7 @@ from rlpre.utils import read_json, write_bytes, write_json
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 FORMAT = 1
-MIN_STD = 1e-3  # a feature that hardly varies is not scaled up to noise
+MIN_STD = 1e-3  # features that vary less are not scaled up to noise
 KINDS = {"vision": "rlpre.Encoder", "sequence": "rlpre.SequenceEncoder"}
 WHITENED = "whitened:"  # prefix of the names of architectures and backbones with a linear map behind them
 
@@ -113,15 +113,14 @@ class InputSpec:
             RlpreError: naming the shape, channel order, dtype or range that differs.
         """
         if not isinstance(space, spaces.Box):
-            raise RlpreError(
-                f"the encoder reads a Box of frames, the environment gives {type(space).__name__}: wrap it to give one"
-            )
+            kind = type(space).__name__
+            raise RlpreError(f"the encoder reads a Box of frames, the environment gives {kind}: wrap it to give one")
         if space.shape != self.shape:
-            channels, height, width = self.shape
-            swapped = space.shape == (height, width, channels)
+            hint = "render at its size"
+            if space.shape == (*self.shape[1:], self.shape[0]):
+                hint = "channels are last, wrap the environment in VecTransposeImage"
             raise RlpreError(
-                f"the observation shape is {space.shape}, the encoder was built for {self.shape} (C, H, W): "
-                + ("channels are last, wrap the environment in VecTransposeImage" if swapped else "render at its size")
+                f"the observation shape is {space.shape}, the encoder was built for {self.shape} (C, H, W): {hint}"
             )
         if str(space.dtype) != self.dtype:
             raise RlpreError(f"observations are {space.dtype}, the encoder reads {self.dtype}: cast them in a wrapper")
@@ -181,7 +180,7 @@ class BaseEncoder(nn.Module):
     def standardise(self, features: Tensor) -> None:
         """Shifts and scales the output so that these features of this encoder get mean 0 and SD 1.
 
-        Heads then read features of one scale whatever the objective: an SD of 0.2 slows them, one of 18 saturates them.
+        Heads then read one scale whatever the objective: an SD of 0.2 slows them, one of 18 saturates them.
 
         Args:
             features: (n, num_features).
@@ -310,9 +309,9 @@ class Encoder(BaseEncoder):
     ) -> None:
         super().__init__()
         build, self.pretraining = find_architecture(architecture), dict(pretraining or {})
-        published = None if weights is None else _published(build, weights)
-        if published:
-            input, arguments = _published_input(published, input), published.arguments | arguments
+        if weights is not None:
+            published, input = _published(build, weights, input)
+            arguments = published.arguments | arguments
             self.pretraining |= {"weights": published.name, "url": published.url}
         self.architecture, self.input, self.arguments = architecture, input, _plain(architecture, arguments)
         try:
@@ -325,7 +324,7 @@ class Encoder(BaseEncoder):
                 f"encoder {architecture!r} does not fit frames {input.shape} with {self.arguments}: "
                 + str(error).split("\n", 1)[0]
             ) from error
-        if published:
+        if weights is not None:
             published.load(self.stages)
         for name, tensor in zip(("scale", "shift"), input.affine(), strict=True):
             self.register_buffer(name, tensor, persistent=False)
@@ -367,19 +366,16 @@ class Encoder(BaseEncoder):
         return x.shape[1]
 
 
-def _published(build: Architecture, weights: str) -> Published:
+def _published(build: Architecture, weights: str, given: InputSpec) -> tuple[Published, InputSpec]:
+    """Published weights, and the specification with the mean and standard deviation that they were trained with."""
     if not isinstance(build, TorchvisionNetwork):
         raise RlpreError(f"weights={weights!r} are published for 'torchvision:NAME' encoders alone: leave them out")
-    return build.published(str(weights))
-
-
-def _published_input(published: Published, given: InputSpec) -> InputSpec:
-    """The specification with the published mean and standard deviation."""
+    published = build.published(str(weights))
     mean, std = published.statistics(given.shape[0])
     input = replace(given, mean=mean, std=std)
     if given != input and (given.mean, given.std) != (InputSpec.mean, InputSpec.std):
         raise RlpreError(f"{published.name} bring their own mean and std: leave them out of the InputSpec")
-    return input
+    return published, input
 
 
 def _plain(architecture: str, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -429,4 +425,6 @@ def freeze(module: nn.Module) -> None:
         for name, parameter in list(part.named_parameters(recurse=False)):
             delattr(part, name)
             part.register_buffer(name, parameter.detach())
+
+
 Checkpoint = BaseEncoder  # ALIAS

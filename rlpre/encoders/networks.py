@@ -12,7 +12,7 @@ or a list of modules, to be run in order, from frames (batch, C, H, W) to featur
 [4] Xiong et al. 2020, "On Layer Normalization in the Transformer Architecture": norm first trains without warm-up.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -166,7 +166,7 @@ def identity_map(features: int) -> nn.Linear:
 
 
 @torch.no_grad()
-def output(stages: Sequence[nn.Module], channels: int, height: int, width: int) -> Tensor:
+def output(stages: Iterable[nn.Module], channels: int, height: int, width: int) -> Tensor:
     """What the stages make of one black frame, in evaluation mode; they are left in training mode."""
     x = torch.zeros(1, channels, height, width)
     for stage in stages:
