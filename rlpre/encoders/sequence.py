@@ -275,6 +275,10 @@ class SequenceEncoder(BaseEncoder):
             mixed = stage(mixed)
         return self._standardised(mixed)
 
+    def tokens(self, *given: Any) -> Tensor:  # ALIAS
+        """See ``_embed``."""
+        return self._embed(*given)
+
     def _embed(self, features: Tensor, actions: Tensor, mission: Tensor | None) -> Tensor:
         """Makes tokens (batch, steps, width)."""
         size, shape = self.frames.num_features, tuple(features.shape)
