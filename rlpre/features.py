@@ -123,4 +123,4 @@ def whiten(encoder: E, frames: FrameStore, seed: int = 0) -> E:
     state |= {"feature_mean": torch.zeros_like(mean), "feature_std": torch.ones_like(std)}
     white = type(encoder).from_config({**encoder.config, encoder.design: WHITENED + encoder.name})
     white.load_state_dict({**encoder.state_dict(), **state})
-    return cast(E, white.to(encoder.device).train(encoder.training))
+    return cast(E, white.to(encoder.device, encoder.dtype).train(encoder.training))

@@ -103,6 +103,20 @@ def test_a_checkpoint_gives_the_same_features_bit_for_bit(encoder: Encoder, tmp_
     assert not same(fresh, encoder)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_saved_and_plugged(dtype: torch.dtype, tmp_path: Path) -> None:
+    encoder, frames = make("cnn"), pixels()
+    half = copy.deepcopy(encoder).to(dtype)
+    loaded = Encoder.load(half.save(tmp_path)).eval()
+    assert (loaded.dtype, loaded.scale.dtype) == (dtype, dtype)
+    assert loaded.fingerprint() == half.fingerprint() != encoder.fingerprint()
+    with torch.no_grad():
+        assert torch.equal(loaded(frames), half(frames))
+        torch.testing.assert_close(loaded(frames).float(), encoder(frames), rtol=0, atol=0.1)
+    assert EncodedVecEnv(worlds(), loaded).reset().dtype == np.float32
+    build(PPO, policy_kwargs(loaded, "frozen")).learn(16)
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_the_plug_trains_what_the_mode_says(mode: str, encoder: Encoder) -> None:
     model = build(PPO, policy_kwargs(encoder, mode, **({"stages": 1} if mode == "partial" else {})))

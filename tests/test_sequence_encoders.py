@@ -278,6 +278,20 @@ def test_a_checkpoint_gives_the_same_encoder(backbone: str, vocabulary: Vocabula
     assert torch.equal(whole(loaded, *given), whole(encoder, *given))
 
 
+@both
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_is_saved_and_read(backbone: str, dtype: torch.dtype, tmp_path) -> None:
+    encoder, given = make(backbone).eval(), inputs(WINDOW)
+    half = make(backbone).eval().to(dtype)
+    loaded = SequenceEncoder.load(half.save(tmp_path)).eval()
+    assert (loaded.dtype, loaded.fingerprint()) == (dtype, half.fingerprint())
+    assert loaded.encode_frames(torch.zeros(1, *FRAME.shape)).dtype == dtype
+    with torch.no_grad():
+        torch.testing.assert_close(whole(loaded, *given).float(), whole(encoder, *given), rtol=0, atol=0.2)
+        steps = stepped(loaded, given, torch.zeros(3, WINDOW, dtype=torch.bool))
+        torch.testing.assert_close(steps.float(), whole(encoder, *given), rtol=0, atol=0.2)
+
+
 def test_a_fingerprint_covers_what_decides_the_features() -> None:
     encoder = make()
     assert make(pretraining={"seed": 3}).fingerprint() == encoder.fingerprint()

@@ -246,7 +246,7 @@ class BaseEncoder(nn.Module):
         digest = hashlib.sha256(json.dumps(self._identity(), sort_keys=True).encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(name.encode())
-            digest.update(tensor.cpu().numpy().tobytes())
+            digest.update(tensor.cpu().flatten().view(torch.uint8).numpy().tobytes())  # numpy has no bfloat16
         return digest.hexdigest()
 
     def save(self, path: str | Path) -> Path:
@@ -259,7 +259,7 @@ class BaseEncoder(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path, device: str = "cpu") -> Self:
-        """Loads a checkpoint directory.
+        """Loads a checkpoint directory, in the floating type that was saved.
 
         Raises:
             RlpreError: if a file is missing or damaged, or a tensor is missing, extra or of another shape.
@@ -271,8 +271,8 @@ class BaseEncoder(nn.Module):
         except (OSError, SafetensorError) as error:
             raise RlpreError(f"{path / WEIGHTS} cannot be read ({error}): restore it or pretrain again") from error
         check_tensors(tensors, encoder.state_dict(), str(path / WEIGHTS))
-        encoder.load_state_dict(tensors, strict=True)
-        return encoder.to(device)
+        encoder.to(device, tensors["feature_mean"].dtype).load_state_dict(tensors)
+        return encoder
 
 
 class Encoder(BaseEncoder):

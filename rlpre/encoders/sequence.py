@@ -297,7 +297,7 @@ class SequenceEncoder(BaseEncoder):
         _check_range("the previous action", actions, -1, self.actions - 1)
         if mission is not None and self.vocabulary:
             _check_range("the number of a word", mission, 0, len(self.vocabulary.words))
-        return cast(Tensor, self.stages[0](features, actions, mission))
+        return cast(Tensor, self.stages[0](features.to(self.dtype), actions, mission))
 
 
 class _Tokens(nn.Module):
