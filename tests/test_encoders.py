@@ -191,11 +191,27 @@ def test_range_mean_and_std_are_the_encoders_job() -> None:
         ({"mean": float("inf")}, "mean is inf: it must be finite"),
         ({"mean": (0.1, 0.2)}, r"mean has shape \(2,\): give one number, or 3, one per channel"),
         ({"std": [[0.1, 0.2, 0.3]]}, "std has shape"),
+        ({"layout": "HWC"}, "layout is 'HWC': encoders read 'CHW'"),
+        ({"dtype": "uint7"}, "dtype is 'uint7': give the name of a numpy dtype"),
+        ({"dtype": "bool"}, "dtype is bool: encoders read integers or floats"),
+        ({"low": 255}, r"values range over \[255, 255.0\]: low must be below high"),
+        ({"high": float("inf")}, "both be finite"),
+        ({"shape": (56, 56)}, r"shape is \(56, 56\): give three positive integers"),
+        ({"shape": (3, 0, 56)}, "give three positive integers"),
+        ({"shape": (3, 56.0, 56)}, "give three positive integers"),
     ],
 )
-def test_bad_means_and_deviations_are_one_sentence(arguments: dict, sentence: str) -> None:
+def test_specifications_that_no_encoder_honours_are_refused(arguments: dict, sentence: str) -> None:
     with pytest.raises(RlpreError, match=sentence):
-        InputSpec((3, 56, 56), **arguments)
+        InputSpec(**{"shape": (3, 56, 56), **arguments})
+
+
+def test_specifications_are_plain_values() -> None:
+    assert InputSpec([np.int64(3), 56, 56], dtype=np.uint8) == SPEC
+    assert (
+        json.loads(json.dumps(Encoder("cnn", InputSpec([3, 56, 56], dtype=np.uint8)).config))["input"]["dtype"]
+        == "uint8"
+    )
 
 
 def test_fresh_weights_are_the_ones_they_always_were() -> None:

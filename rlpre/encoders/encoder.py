@@ -83,7 +83,8 @@ class InputSpec:
     They are scaled to [0, 1], then to ``(x - mean) / std``; ``mean`` and ``std`` are one number, or one per channel.
 
     Raises:
-        RlpreError: for a ``std`` that is not positive, or neither one number nor one per channel.
+        RlpreError: for a shape that is not three positive integers, a layout other than "CHW", a dtype that is not one
+            of numbers, a range that is empty or not finite, or a mean or std that does not fit.
     """
 
     shape: tuple[int, int, int]
@@ -95,6 +96,7 @@ class InputSpec:
     std: float | tuple[float, ...] = 1.0
 
     def __post_init__(self) -> None:
+        self._check_frames()
         for name, above in (("mean", -np.inf), ("std", 0.0)):
             values = np.asarray(getattr(self, name), dtype=float)
             if values.shape not in ((), self.shape[:1]):
@@ -105,6 +107,22 @@ class InputSpec:
                 raise RlpreError(f"{name} is {getattr(self, name)}: it must be finite{', and positive' * (above == 0)}")
             plain = values.tolist()
             object.__setattr__(self, name, tuple(plain) if values.ndim else plain)
+
+    def _check_frames(self) -> None:
+        if len(self.shape) != 3 or not all(isinstance(side, int | np.integer) and side > 0 for side in self.shape):
+            raise RlpreError(f"shape is {self.shape}: give three positive integers, channels, height and width")
+        if self.layout != "CHW":
+            raise RlpreError(f"layout is {self.layout!r}: encoders read 'CHW', wrap environments in VecTransposeImage")
+        try:
+            dtype = np.dtype(self.dtype)
+        except TypeError as error:
+            raise RlpreError(f"dtype is {self.dtype!r}: give the name of a numpy dtype, such as 'uint8'") from error
+        if dtype.kind not in "uif":
+            raise RlpreError(f"dtype is {dtype}: encoders read integers or floats, such as 'uint8' or 'float32'")
+        if not -np.inf < self.low < self.high < np.inf:
+            raise RlpreError(f"values range over [{self.low}, {self.high}]: low must be below high, and both be finite")
+        object.__setattr__(self, "dtype", str(dtype))
+        object.__setattr__(self, "shape", tuple(map(int, self.shape)))
 
     def check(self, space: spaces.Space[Any]) -> None:
         """Refuses an observation space that does not match this specification.
@@ -350,7 +368,7 @@ class Encoder(BaseEncoder):
 
     @classmethod
     def _build(cls, config: dict[str, Any]) -> Self:
-        input = InputSpec(**{**config["input"], "shape": tuple(config["input"]["shape"])})
+        input = InputSpec(**config["input"])
         return cls(config["architecture"], input, config["pretraining"], weights=None, **config["arguments"])
 
     def _identity(self) -> dict[str, Any]:
