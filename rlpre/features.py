@@ -6,14 +6,14 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from rlpre.encoders import AnyEncoder, SequenceEncoder
+from rlpre.encoders import AnyEncoder, SequenceEncoder, as_encoder
 from rlpre.encoders.encoder import WHITENED
 from rlpre.errors import RlpreError
 from rlpre.frames import FrameStore
@@ -92,8 +92,12 @@ def covariance(features: Tensor) -> Tensor:
     return centred.T @ centred / len(centred)
 
 
+@overload
+def whiten(encoder: E, frames: FrameStore, seed: int = 0) -> E: ...
+@overload
+def whiten(encoder: object, frames: FrameStore, seed: int = 0) -> AnyEncoder: ...
 @torch.no_grad()
-def whiten(encoder: E, frames: FrameStore, seed: int = 0) -> E:
+def whiten(encoder: object, frames: FrameStore, seed: int = 0) -> AnyEncoder:
     """Returns a copy of an encoder whose features over the frames are uncorrelated, with mean 0 and SD 1.
 
     Whitening does not change what a linear head can represent, but gradient descent learns all directions at the same
@@ -102,13 +106,15 @@ def whiten(encoder: E, frames: FrameStore, seed: int = 0) -> E:
     that only other frames vary in are magnified up to 100 times.
 
     Args:
-        encoder: of frames or of sequences; it is copied with its mode and device.
+        encoder: of frames or of sequences, its directory, or the result of `rlpre.pretrain`; it is copied with its mode
+            and device.
         frames: drawn as `FrameStore.sample` does; a sequence encoder reads the windows that end there.
         seed: of the draw.
 
     Raises:
         RlpreError: for frames that the encoder does not read, features that are not finite, or that do not vary.
     """
+    encoder = as_encoder(encoder)
     features = encode(encoder, frames, frames.sample(ROWS, np.random.default_rng(seed)))
     finite(features.numpy(), "the features to whiten")
     variances, directions = torch.linalg.eigh(covariance(features))
@@ -123,4 +129,4 @@ def whiten(encoder: E, frames: FrameStore, seed: int = 0) -> E:
     state |= {"feature_mean": torch.zeros_like(mean), "feature_std": torch.ones_like(std)}
     white = type(encoder).from_config({**encoder.config, encoder.design: WHITENED + encoder.name})
     white.load_state_dict({**encoder.state_dict(), **state})
-    return cast(E, white.to(encoder.device, encoder.dtype).train(encoder.training))
+    return white.to(encoder.device, encoder.dtype).train(encoder.training)

@@ -69,9 +69,12 @@ def test_a_linear_head_can_represent_the_same(plain: Encoder, white: Encoder) ->
         assert (predicted - y).abs().max() < 1e-3 * y.abs().max()
 
 
-def test_the_original_stays_and_the_seed_decides(plain: Encoder, white: Encoder, doorkey: FrameStore) -> None:
+def test_the_original_stays_and_the_seed_decides(
+    plain: Encoder, white: Encoder, doorkey: FrameStore, tmp_path: Path
+) -> None:
     before = plain.fingerprint()
     assert whiten(plain, doorkey).fingerprint() == white.fingerprint() != whiten(plain, doorkey, seed=1).fingerprint()
+    assert whiten(plain.save(tmp_path), doorkey).fingerprint() == white.fingerprint()
     assert plain.fingerprint() == before
     assert white.architecture == "whitened:cnn"
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rlpre import Encoder, RlpreError, SequenceEncoder, Vocabulary
-from rlpre.encoders import BACKBONES
+from rlpre.encoders import BACKBONES, as_encoder
 from rlpre.encoders.sequence import MissionEmbedding
 
 MISSIONS = ["go to the red ball", "put the red ball next to the blue key", "put the blue key next to the red ball"]
@@ -342,6 +343,31 @@ def refuse(features: Tensor = F3, actions: Tensor = A3, mission: Tensor | None =
 def test_what_does_not_fit_is_refused(call, sentence: str) -> None:
     with pytest.raises(RlpreError, match=sentence):
         call()
+
+
+def test_an_encoder_is_given_as_itself_its_directory_or_a_result(tmp_path) -> None:
+    for encoder in (make(), odd_encoder()):
+        path = encoder.save(tmp_path / encoder.kind)
+        assert as_encoder(encoder) is as_encoder(SimpleNamespace(encoder=encoder)) is encoder
+        for given in (path, str(path)):
+            assert same(as_encoder(given), encoder)
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (nn.Sequential(nn.Flatten()), r"^Sequential is a torch module.*rlpre.register_encoder\('mine', build\), then"),
+        (nn.Flatten, "^Flatten is a torch module, not an encoder: register"),
+        ("cnn", r"^'cnn' is an architecture: give rlpre.Encoder\('cnn', rlpre.InputSpec\(shape\)\)"),
+        ("nowhere", "^nowhere/config.json is missing: is nowhere the right directory"),
+        (None, "^NoneType is no encoder: give an rlpre.Encoder"),
+        (SimpleNamespace(encoder=3), "^int is no encoder"),
+    ],
+)
+def test_what_is_no_encoder_is_one_sentence(given: object, sentence: str) -> None:
+    with pytest.raises(RlpreError, match=sentence) as caught:
+        as_encoder(given)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_checkpoint_of_the_other_kind_is_one_sentence(tmp_path) -> None:
