@@ -2,6 +2,6 @@
 
 import sys
 
-from rlpre.sb3 import spaces  # noqa
+from rlpre.sb3 import spaces
 
 sys.modules[__name__] = spaces

@@ -2,6 +2,6 @@
 
 import sys
 
-from rlpre.sb3 import vecenv  # noqa
+from rlpre.sb3 import vecenv
 
 sys.modules[__name__] = vecenv

@@ -2,6 +2,6 @@
 
 import sys
 
-from rlpre.sb3 import policy  # noqa
+from rlpre.sb3 import policy
 
 sys.modules[__name__] = policy

@@ -2,6 +2,6 @@
 
 import sys
 
-from rlpre.sb3 import ppo  # noqa
+from rlpre.sb3 import ppo
 
 sys.modules[__name__] = ppo
