@@ -60,14 +60,9 @@ class TensorBoard:
     def checkpoint(
         self, step: int, reports: Mapping[str, Any], features: Tensor, batch: Any, pictures: Mapping[str, Tensor]
     ) -> None:
-        """Adds probe scores, health, an alarm if something has collapsed, and pictures.
+        """Adds probes, health, an alarm if something has collapsed, and pictures (3, H, W) in [0, 1] by name.
 
-        Args:
-            step: of the checkpoint.
-            reports: see `rlpre.PretrainResult`.
-            features: (batch, num_features), of the batch's anchors.
-            batch: the last one.
-            pictures: (3, H, W) in [0, 1] by name.
+        ``features`` (batch, num_features) are those of the anchors of ``batch``, shown with their nearest neighbours.
         """
         groups = {kind: reports[kind] for kind in ("probes", "control")}
         for kind in ("health", "fresh"):

@@ -148,7 +148,7 @@ def pretrain(
 
 
 class Pretext(nn.Module):
-    """Encoder and objective as one module with one forward pass, as DDP needs; see `SharedWork` for the processes."""
+    """Encoder and objective as one module with one forward pass, as DDP needs; see `Views` for rank and world."""
 
     def __init__(self, encoder: AnyEncoder, objective: WeightedSum, rank: int = 0, world: int = 1) -> None:
         super().__init__()
@@ -163,14 +163,7 @@ class Pretext(nn.Module):
 class Pretraining:
     """One pretraining in one of its processes; only the first process measures and writes.
 
-    Args:
-        fabric: launched.
-        frames: see `pretrain`, as the others.
-        start: weights to start from, copied; None: fresh ones.
-        out: see `pretrain`.
-        config: settings.
-        report: see `pretrain`.
-        keep: see `pretrain`.
+    Args: as `pretrain`, but a launched ``fabric``, and as ``start`` an encoder to copy, or None for fresh weights.
     """
 
     def __init__(
@@ -212,20 +205,18 @@ class Pretraining:
                 )
         if self.step < self.config.steps:
             with TensorBoard(self.out, self.step) if self.fabric.is_global_zero else nullcontext() as board:
-                if board:
+                if board and self.step == 0:
                     self._begin()
                 self._train(board)
         return self.fabric.broadcast(self.reports)  # the others wait for the first one's files
 
     def _begin(self) -> None:
         """Measures the encoder that training starts from, and fresh weights."""
-        if self.step == 0:
-            self.reports["control"] = linear_probe(self.pretext.encoder, self.reader)
-            self.reports["fresh"] = fresh_health(
-                self.pretext.encoder, self.config.objective, self.reader, self.config.seed
-            )
-            write_json(self.out / "run.json", {"configuration": self.identity, **provenance()})
-            self._keep()
+        encoder, config = self.pretext.encoder, self.config
+        self.reports["control"] = linear_probe(encoder, self.reader)
+        self.reports["fresh"] = fresh_health(encoder, config.objective, self.reader, config.seed)
+        write_json(self.out / "run.json", {"configuration": self.identity, **provenance()})
+        self._keep()
 
     def _train(self, board: TensorBoard | None) -> None:
         """The loop."""

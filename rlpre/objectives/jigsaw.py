@@ -20,7 +20,7 @@ from rlpre.encoders import Encoder
 from rlpre.errors import RlpreError
 from rlpre.frames import FrameStore
 from rlpre.objectives.base import Objective, head
-from rlpre.objectives.batches import Batch, Views
+from rlpre.objectives.batches import Batch, FrameViews
 from rlpre.report.pictures import grid
 
 SIDE = 2  # tiles along one side: an egocentric frame of 7 cells has too few for 3
@@ -43,7 +43,7 @@ class Jigsaw(Objective):
         self.register_buffer("orders", torch.from_numpy(ordered_permutations(SIDE * SIDE)))
         self.head = head(encoder.num_features, len(self.orders))
 
-    def forward(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, views: FrameViews) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``Objective.forward``."""
         puzzles, right = self.puzzles(views.batch.anchor)
         logits = self.head(views.encode(puzzles)).float()

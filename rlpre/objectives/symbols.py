@@ -115,24 +115,4 @@ def balanced(losses: Tensor, objects: Tensor) -> Tensor:
     return (mean_where(losses, objects) + mean_where(losses, ~objects)) / 2
 
 
-def nearest_step(codes: Tensor, visible: Tensor) -> Tensor:
-    """Symbols that each cell has at the nearest step at which it is visible; of two at one distance the earlier.
-
-    Args:
-        codes: symbols (batch, steps, rows, columns, 3).
-        visible: (batch, steps, rows, columns) bool.
-
-    Returns:
-        Symbols of the shape of ``codes``; unseen where a cell is never visible.
-    """
-    steps = visible.shape[1]
-    now = torch.arange(steps, device=codes.device)[:, None, None].expand_as(visible)
-    before = torch.where(visible, now, -steps).cummax(1).values
-    after = torch.where(visible, now, 3 * steps).flip(1).cummin(1).values.flip(1)
-    nearest = torch.where(now - before <= after - now, before, after)
-    known = (nearest >= 0) & (nearest < steps)
-    copied = codes.gather(1, nearest.clamp(0, steps - 1)[..., None].expand_as(codes))
-    return copied * known[..., None]
-
-
 judge, imagined = symbol_loss, most_likely  # ALIAS
