@@ -1,10 +1,7 @@
-"""Encoders: one architecture per file, one class around those of frames and one around those of sequences."""
+"""Encoders: of single frames (`Encoder`) and of what happened so far in an episode (`SequenceEncoder`)."""
 
-from rlpre.encoders.base import Encoder
-from rlpre.encoders.input import InputSpec
-from rlpre.encoders.registry import ARCHITECTURES, find_architecture, register_encoder
-from rlpre.encoders.sequence import BACKBONES, SequenceEncoder
-from rlpre.encoders.text import Vocabulary
+from rlpre.encoders.encoder import ARCHITECTURES, Encoder, InputSpec, find_architecture, register_encoder
+from rlpre.encoders.sequence import BACKBONES, SequenceEncoder, Vocabulary
 
 AnyEncoder = Encoder | SequenceEncoder
 
