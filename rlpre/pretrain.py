@@ -18,14 +18,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from rlpre.callbacks import Parts, TensorBoard, explain_collapse, fresh_health, measure_health
-from rlpre.device import resolve_device
 from rlpre.encoders import AnyEncoder, Encoder, InputSpec
 from rlpre.errors import RlpreError, at_least, lookup
-from rlpre.files import write_bytes, write_json
 from rlpre.frames import FrameStore
 from rlpre.measure.probe import linear_probe
 from rlpre.objectives import AnyBatch, WeightedSum, make_objective, make_reader
-from rlpre.provenance import provenance
+from rlpre.utils import provenance, resolve_device, write_bytes, write_json
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric  # which takes as long to import as torch
@@ -136,7 +134,7 @@ def pretrain(
         raise RlpreError(f"pretraining has no setting {name!r}: it has {', '.join(sorted(known))}")
     start = None if isinstance(encoder, str) else encoder
     if encoder is not None:
-        changes["encoder"] = encoder if isinstance(encoder, str) else getattr(encoder, encoder.design)
+        changes["encoder"] = encoder if isinstance(encoder, str) else encoder.name
     config = replace(config or PretrainConfig(), **changes)
     _check(config)
     began = time.perf_counter()

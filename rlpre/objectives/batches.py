@@ -13,17 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rlpre.device import ship
 from rlpre.encoders import AnyEncoder, Encoder, SequenceEncoder
 from rlpre.errors import RlpreError
+from rlpre.features import encode, encode_windows
 from rlpre.frames import FrameStore
-from rlpre.measure.probe import encode
 from rlpre.objectives.losses import random_shift
 from rlpre.sampling import Indices
 from rlpre.sequences import CHUNK, PADDING, Trajectories, Windows, previous_actions
+from rlpre.utils import to_device
 
 UNSEEN = 0  # all three symbols of a cell that shows nothing
-WINDOWS = 256  # windows that are encoded at a time outside of training
 DISTINCT_ROWS = 8192  # rows among which different windows are sought
 
 
@@ -94,7 +93,7 @@ class WindowBatch:
 
     def frames(self, rows: Indices) -> Tensor:
         """Frames (n, C, H, W) uint8 of ``rows`` (n,) of the store."""
-        return self.store.decode(ship(self.store.read(rows), self.features.device))
+        return self.store.decode(to_device(self.store.read(rows), self.features.device))
 
     def views(self, encoder: SequenceEncoder, rank: int = 0, world: int = 1) -> "WindowViews":
         """The encoder's features of the batch, see `Views`."""
@@ -132,15 +131,15 @@ class FrameReader:
         else:
             anchor = later = frames.sample(size, rng)
             actions = np.empty((size, 0), np.int64)
-        raw = ship(frames.read(anchor), device)
+        raw = to_device(frames.read(anchor), device)
         shown = frames.decode(raw)
         return Batch(
             anchor=shown,
-            later=frames.decode(ship(frames.read(later), device)) if self.pairs else shown,
-            actions=ship(actions, device),
-            gap=ship(later - anchor, device),
-            anchor_id=ship(frames.ids[anchor], device),
-            later_id=ship(frames.ids[later], device),
+            later=frames.decode(to_device(frames.read(later), device)) if self.pairs else shown,
+            actions=to_device(actions, device),
+            gap=to_device(later - anchor, device),
+            anchor_id=to_device(frames.ids[anchor], device),
+            later_id=to_device(frames.ids[later], device),
             codes=raw if frames.atlas else None,
         )
 
@@ -189,9 +188,9 @@ class WindowReader:
         if self.frames.atlas:
             codes = self.frames.read(np.maximum(rows, 0))
             codes[torch.from_numpy(rows == PADDING).flatten()] = UNSEEN
-            codes = ship(codes.view(*rows.shape, *codes.shape[1:]), self.device)
+            codes = to_device(codes.view(*rows.shape, *codes.shape[1:]), self.device)
         features, actions, mission, present = self.trajectories.inputs(rows)
-        ids = ship(self.frames.ids[rows], self.device)
+        ids = to_device(self.frames.ids[rows], self.device)
         return WindowBatch(self.frames, rows, features, actions, mission, present, ids, codes, self.ahead)
 
     def distinct(self, rows: Indices) -> Indices:
@@ -202,15 +201,9 @@ class WindowReader:
         _, first = np.unique(np.hstack([frames, previous_actions(self.frames, windows)]), axis=0, return_index=True)
         return rows[first]
 
-    @torch.no_grad()
     def encode(self, encoder: SequenceEncoder, rows: Indices) -> Tensor:
         """Features (len(rows), width) at single rows given their windows, in evaluation mode, on the CPU."""
-        was_training = encoder.training
-        encoder.eval()
-        chunks = [self.windows.ending(rows[at : at + WINDOWS]) for at in range(0, len(rows), WINDOWS)]
-        features = [encoder(*self.trajectories.inputs(chunk))[:, -1].float().cpu() for chunk in chunks]
-        encoder.train(was_training)
-        return torch.cat(features)
+        return encode_windows(encoder, self.trajectories, rows)
 
 
 AnyBatch = Batch | WindowBatch

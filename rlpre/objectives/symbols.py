@@ -13,7 +13,7 @@ from rlpre.errors import RlpreError
 from rlpre.frames import FrameStore
 from rlpre.objectives.base import SequenceObjective
 from rlpre.objectives.batches import UNSEEN, WindowBatch, WindowViews
-from rlpre.report.pictures import grid
+from rlpre.utils import image_grid
 
 CLASSES = (16, 8, 64)  # of type, colour and flags: enough for every grid-world code
 LOGITS = sum(CLASSES)
@@ -44,7 +44,7 @@ class SymbolObjective(SequenceObjective):
         step, rows = batch.rows.shape[1] // 2, np.maximum(batch.rows[:8], 0)
         logits = self.fill(batch.views(encoder), step)[:8].view(-1, *batch.codes.shape[2:4], LOGITS)
         before, now = batch.frames(rows[:, step - 1]).cpu(), batch.frames(rows[:, step]).cpu()
-        return grid(torch.cat([before, now, most_likely(batch.store, logits)]), len(rows))
+        return image_grid(torch.cat([before, now, most_likely(batch.store, logits)]), len(rows))
 
 
 def count_cells(frames: FrameStore, objective: str, advice: str = "") -> int:
