@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from rlpre.callbacks import Parts, TensorBoard, explain_collapse, fresh_health, measure_health
+from rlpre.callbacks import Parts, TensorBoard, explain_collapse, fresh_health, measure_health, not_fatal
 from rlpre.encoders import AnyEncoder, Encoder, InputSpec
 from rlpre.errors import RlpreError, at_least, lookup
 from rlpre.frames import FrameStore
@@ -268,15 +268,16 @@ class Pretraining:
     def _checkpoint(self, board: TensorBoard, batch: AnyBatch, metrics: dict[str, Tensor]) -> None:
         """Measures and draws the encoder, then saves it and the state to resume from."""
         self.model.eval()
-        encoder, training, objective = self._finished(), self.pretext.encoder, self.pretext.objective
-        health = measure_health(training, objective, self.reader, self.config.seed)
+        encoder = self._finished()
+        health = measure_health(self.pretext.encoder, self.pretext.objective, self.reader, self.config.seed)
         self.reports |= {"probes": linear_probe(encoder, self.reader), "health": health}
         self.reports["collapse"] = explain_collapse(health, self.reports["fresh"], metrics)
-        with torch.inference_mode():
-            pictures, views = objective.pictures(training, batch), batch.views(encoder)  # type: ignore[arg-type]
-            board.checkpoint(self.step, self.reports, views.plain, batch, pictures)
+        board.measurements(self.step, self.reports)
+        with not_fatal("pictures", self.step):
+            board.pictures(self.step, self.pretext, encoder, batch)
         if self.step == self.config.steps:
-            board.embedding(self.step, partial(self.reader.encode, encoder), self.frames)
+            with not_fatal("the projector's features", self.step):
+                board.embedding(self.step, partial(self.reader.encode, encoder), self.frames)
         self.model.train()
         encoder.pretraining = {**self.identity, "step": self.step, **self.reports}
         encoder.save(self.out)
