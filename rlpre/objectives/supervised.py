@@ -1,16 +1,16 @@
-"""Supervised: read every cell's symbols from the features. No pretext task but the upper control of a comparison."""
+"""Supervised: every cell's symbols from the features. Not a pretext task, but the upper bound in a comparison."""
 
 from torch import Tensor
 
 from rlpre.encoders import Encoder
 from rlpre.frames import FrameStore
 from rlpre.objectives.base import Objective, head
-from rlpre.objectives.batch import Views
-from rlpre.objectives.symbols import LOGITS, count_cells, judge
+from rlpre.objectives.batches import Views
+from rlpre.objectives.symbols import LOGITS, count_cells, symbol_loss
 
 
 class Supervised(Objective):
-    """Sum over the three symbols of the mean cross-entropy per cell."""
+    """Mean over the cells of the cross-entropy of their three symbols; the metric is the share of cells all right."""
 
     def __init__(self, encoder: Encoder, frames: FrameStore) -> None:
         super().__init__(encoder, frames)
@@ -22,5 +22,5 @@ class Supervised(Objective):
         assert views.batch.codes is not None
         symbols = views.batch.codes.flatten(1, 2).long()  # (batch, cells, 3)
         logits = self.head(views.anchor).float().view(len(symbols), self.cells, LOGITS)
-        loss, right = judge(logits, symbols, reduction="mean")
+        loss, right = symbol_loss(logits, symbols, reduction="mean")
         return loss, {"accuracy": right.float().mean()}
