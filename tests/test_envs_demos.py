@@ -117,7 +117,7 @@ def test_trials_of_anyone_become_a_store(tmp_path: Path) -> None:
     with pytest.raises(RlpreError, match="is there already"):
         demos.stored(played, GOTO, tmp_path / "s", tile_size=4)
     lost = [trial for trial in played if trial.lost]
-    with pytest.raises(RlpreError, match=f"the expert lost its plan in all {len(lost)} trials"):
+    with pytest.raises(RlpreError, match=f"the expert had no plan in all {len(lost)} trials"):
         demos.stored(lost, GOTO, tmp_path / "t")
     with pytest.raises(RlpreError, match=r"holds frames \(n, 8, 8, 3\) uint8 and got"):
         demos.stored(played, GOTO, tmp_path / "t", view="full")
@@ -138,7 +138,7 @@ def test_trials_of_anyone_become_a_store(tmp_path: Path) -> None:
 def test_bad_input_is_named_and_leaves_no_frames(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, object], message: str
 ) -> None:
-    monkeypatch.setattr(demos, "HOPELESS", 2)
+    monkeypatch.setattr(demos, "MOST_FAILURES", 2)
     with pytest.raises(RlpreError, match=message):
         demonstrations(**{"level": GOTO, "out": tmp_path / "s", "episodes": 2, "seed": 0, **change})
     assert not list(tmp_path.rglob("frames-*"))

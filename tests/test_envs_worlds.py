@@ -202,7 +202,7 @@ def test_unknown_objects_are_drawn_by_minigrid(view: str, palette: str) -> None:
 def test_unknown_objects_have_no_codes_to_store() -> None:
     venv = GridVecEnv([lambda: GridWorld(Jumble(things=(Sign,)))])
     venv.reset()
-    with pytest.raises(RlpreError, match="without a code"):
+    with pytest.raises(RlpreError, match="without a tile"):
         _ = venv.codes
     Grid.tile_cache.clear()
 
