@@ -18,7 +18,7 @@ THREADS = 1  # as in a study with one run for each core
 
 
 def main(out: Path = Path("runs/bench.json"), size: float = 1.0, device: str = "auto") -> None:
-    """Measures every speed that rlpre claims against the stock alternative in the same run; prints a table, writes JSON.
+    """Measures every speed that rlpre claims against the stock alternative in the same run.
 
     Args:
         out: JSON file.
