@@ -346,12 +346,9 @@ def _seen(found: Diagnosis) -> Section:
     title, seen = "What it has seen of the target", found.seen
     if seen is None:
         return Section(title, _missing(found, OVERLAP))
-    shares = {"the same frame": seen.observation} | {
-        f"but for {cells} cell{'s' * (cells > 1)}": share for cells, share in enumerate(seen.near, start=1)
-    }
     text = f"The target shows {seen.met:,} distinct frames; the frames of the pretraining are {seen.seen:,}."
-    rows = [[name, show_interval(share)] for name, share in shares.items()]
-    return Section(title, [text], [Table(["shown by the pretraining's frames", "share of the target's steps"], rows)])
+    rows = [[name, show_interval(share)] for name, share in seen.shares.items() if share]
+    return Section(title, [text], [Table(["in the pretraining's frames", "share of the target's steps"], rows)])
 
 
 def _ignored(found: Diagnosis) -> Section:

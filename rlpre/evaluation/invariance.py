@@ -181,7 +181,7 @@ def invariances(
 def _moved(plain: Floats, changed: Floats) -> float:
     spread = plain.std(0)
     varies = spread > 0
-    return float(np.mean(((changed - plain)[:, varies] / spread[varies]) ** 2) / 2)
+    return float(np.mean(((changed - plain)[:, varies] / spread[varies]) ** 2) / 2) if varies.any() else 0.0
 
 
 def _transfer_score(plain: Floats, changed: Floats, factor: Factor, seed: int) -> float:

@@ -13,6 +13,7 @@ be ahead of the other by the same amount on all items.
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
 import numpy.typing as npt
@@ -57,6 +58,16 @@ class Overlap:
     untold: str
     seen: int
     met: int
+
+    @property
+    def shares(self) -> dict[str, Interval | None]:
+        """The shares by name, for tables; None where unknown. ``alike`` is left out without an encoder."""
+        near = {
+            f"{cells} cell{'s' * (cells > 1)} apart": share
+            for cells, share in zip_longest(range(1, CELLS + 1), self.near)
+        }
+        alike = {f"cosine {ALIKE}": self.alike} if self.alike else {}
+        return {"state": self.state, "layout": self.layout, "observation": self.observation} | near | alike
 
 
 def overlap(

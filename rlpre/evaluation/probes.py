@@ -217,13 +217,18 @@ def labelled_features(
 
 
 def ridge(quantity: bool) -> Any:
-    """An unfitted probe: a regression for a quantity, otherwise a classifier in which all classes weigh the same."""
-    from sklearn.linear_model import Ridge, RidgeClassifier
+    """An unfitted probe: standardisation, then `ridge_model`."""
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    model = Ridge(RIDGE) if quantity else RidgeClassifier(RIDGE, class_weight="balanced")
-    return make_pipeline(StandardScaler(), model)
+    return make_pipeline(StandardScaler(), ridge_model(quantity))
+
+
+def ridge_model(quantity: bool) -> Any:
+    """A regression for a quantity, otherwise a classifier in which all classes weigh the same."""
+    from sklearn.linear_model import Ridge, RidgeClassifier
+
+    return Ridge(RIDGE) if quantity else RidgeClassifier(RIDGE, class_weight="balanced")
 
 
 def cross_score(features: Floats, factor: Factor, seed: int = 0) -> float:
@@ -398,7 +403,7 @@ def sparsity(features: Floats, factor: Factor, seed: int = 0) -> Sparsity:
             order = _selection_order(x[train], factor, train)
             rows = predicted.setdefault(name, np.empty((len(sizes), len(features))))
             for row, size in zip(rows, sizes, strict=True):
-                chosen, probe = x[:, order[:size]], ridge(factor.quantity)
+                chosen, probe = x[:, order[:size]], ridge_model(factor.quantity)
                 row[test] = probe.fit(chosen[train], factor.values[train]).predict(chosen[test])
     scores = {name: tuple(map(factor.score, rows)) for name, rows in predicted.items()}
     enough = factor.chance + ENOUGH * (dense - factor.chance) if dense > factor.chance + NOTHING else np.inf
@@ -416,7 +421,7 @@ def _bases(features: Floats, train: Indices, rng: np.random.Generator) -> dict[s
     plain = StandardScaler().fit(features[train]).transform(features)
     rotation = np.linalg.qr(rng.standard_normal((plain.shape[1],) * 2))[0]
     _, singular, components = np.linalg.svd(plain[train], full_matrices=False)
-    bases = {"rotated": plain @ rotation, "pca": plain @ components[singular > TINY * singular[0]].T}
+    bases = {"rotated": plain @ rotation, "pca": plain @ components[singular >= TINY * singular[0]].T}
     return {"features": plain} | {name: StandardScaler().fit(x[train]).transform(x) for name, x in bases.items()}
 
 
