@@ -12,12 +12,7 @@ class RlpreError(ValueError):
 
 
 def lookup(kind: str, name: str, known: Mapping[str, T]) -> T:
-    """Returns ``known[name]``.
-
-    Args:
-        kind: what is looked up, for the message ("encoder", "objective", ...).
-        name: the key.
-        known: the registry.
+    """Returns ``known[name]``; ``kind`` says what it is, for the message ("encoder", "objective", ...).
 
     Raises:
         RlpreError: if the name is unknown; the message gives the nearest known name and lists the others.
@@ -32,11 +27,7 @@ def lookup(kind: str, name: str, known: Mapping[str, T]) -> T:
 
 
 def at_least(settings: object, **least: float) -> None:
-    """Refuses settings that are too small; a setting of None is a default and is accepted.
-
-    Args:
-        settings: an object with numbers as attributes.
-        **least: the smallest allowed value of each attribute.
+    """Checks that attributes of ``settings`` are None or not below these values.
 
     Raises:
         RlpreError: naming the first that is smaller.

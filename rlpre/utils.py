@@ -127,14 +127,11 @@ def image_grid(frames: Tensor, columns: int) -> Tensor:
 
 
 def nearest_grid(features: Tensor, frames: Tensor) -> Tensor:
-    """Shows which frames have similar features: one row for each query frame, then its nearest by cosine similarity.
+    """Shows which frames have similar features: in each row a frame, then its nearest by cosine similarity.
 
     Args:
         features: (n, dim), of different frames.
-        frames: the frames they were computed from, (n, C, H, W) uint8.
-
-    Returns:
-        A picture (3, height, width) in [0, 1].
+        frames: (n, C, H, W) uint8.
     """
     unit = F.normalize(features, dim=1)
     columns = min(NEIGHBOURS + 1, len(unit))

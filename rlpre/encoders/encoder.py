@@ -1,4 +1,4 @@
-"""`Encoder`: frames to feature vectors. Its architectures are found by name, and it is kept as a checkpoint directory."""
+"""`Encoder`: an architecture found by name, from frames to feature vectors, saved as a checkpoint directory."""
 
 import hashlib
 import json
@@ -22,7 +22,7 @@ from rlpre.utils import read_json, write_bytes, write_json
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 FORMAT = 1
-MIN_STD = 1e-3  # a feature that hardly varies is not scaled up to noise
+MIN_STD = 1e-3  # features that vary less are not scaled up to noise
 KINDS = {"vision": "rlpre.Encoder", "sequence": "rlpre.SequenceEncoder"}
 WHITENED = "whitened:"  # prefix of the names of architectures and backbones with a linear map behind them
 
@@ -83,7 +83,8 @@ class InputSpec:
     They are scaled to [0, 1], then to ``(x - mean) / std``; ``mean`` and ``std`` are one number, or one per channel.
 
     Raises:
-        RlpreError: for a ``std`` that is not positive, or neither one number nor one per channel.
+        RlpreError: for a shape that is not three positive integers, a layout other than "CHW", a dtype that is not one
+            of numbers, a range that is empty or not finite, or a mean or std that does not fit.
     """
 
     shape: tuple[int, int, int]
@@ -95,6 +96,7 @@ class InputSpec:
     std: float | tuple[float, ...] = 1.0
 
     def __post_init__(self) -> None:
+        self._check_frames()
         for name, above in (("mean", -np.inf), ("std", 0.0)):
             values = np.asarray(getattr(self, name), dtype=float)
             if values.shape not in ((), self.shape[:1]):
@@ -106,6 +108,22 @@ class InputSpec:
             plain = values.tolist()
             object.__setattr__(self, name, tuple(plain) if values.ndim else plain)
 
+    def _check_frames(self) -> None:
+        if len(self.shape) != 3 or not all(isinstance(side, int | np.integer) and side > 0 for side in self.shape):
+            raise RlpreError(f"shape is {self.shape}: give three positive integers, channels, height and width")
+        if self.layout != "CHW":
+            raise RlpreError(f"layout is {self.layout!r}: encoders read 'CHW', wrap environments in VecTransposeImage")
+        try:
+            dtype = np.dtype(self.dtype)
+        except TypeError as error:
+            raise RlpreError(f"dtype is {self.dtype!r}: give the name of a numpy dtype, such as 'uint8'") from error
+        if dtype.kind not in "uif":
+            raise RlpreError(f"dtype is {dtype}: encoders read integers or floats, such as 'uint8' or 'float32'")
+        if not -np.inf < self.low < self.high < np.inf:
+            raise RlpreError(f"values range over [{self.low}, {self.high}]: low must be below high, and both be finite")
+        object.__setattr__(self, "dtype", str(dtype))
+        object.__setattr__(self, "shape", tuple(map(int, self.shape)))
+
     def check(self, space: spaces.Space[Any]) -> None:
         """Refuses an observation space that does not match this specification.
 
@@ -113,15 +131,14 @@ class InputSpec:
             RlpreError: naming the shape, channel order, dtype or range that differs.
         """
         if not isinstance(space, spaces.Box):
-            raise RlpreError(
-                f"the encoder reads a Box of frames, the environment gives {type(space).__name__}: wrap it to give one"
-            )
+            kind = type(space).__name__
+            raise RlpreError(f"the encoder reads a Box of frames, the environment gives {kind}: wrap it to give one")
         if space.shape != self.shape:
-            channels, height, width = self.shape
-            swapped = space.shape == (height, width, channels)
+            hint = "render at its size"
+            if space.shape == (*self.shape[1:], self.shape[0]):
+                hint = "channels are last, wrap the environment in VecTransposeImage"
             raise RlpreError(
-                f"the observation shape is {space.shape}, the encoder was built for {self.shape} (C, H, W): "
-                + ("channels are last, wrap the environment in VecTransposeImage" if swapped else "render at its size")
+                f"the observation shape is {space.shape}, the encoder was built for {self.shape} (C, H, W): {hint}"
             )
         if str(space.dtype) != self.dtype:
             raise RlpreError(f"observations are {space.dtype}, the encoder reads {self.dtype}: cast them in a wrapper")
@@ -155,7 +172,7 @@ class BaseEncoder(nn.Module):
     Attributes:
         kind: "vision" or "sequence".
         design: the attribute, and the field of ``config``, with the name of the architecture or backbone.
-        stages: the parts in order, the unit of partial freezing.
+        stages: the parts in order, from input to features; the unit of partial freezing.
         pretraining: how the weights were made.
         num_features: length of the feature vector.
         feature_mean: subtracted from the features, 0 until ``standardise``.
@@ -181,7 +198,7 @@ class BaseEncoder(nn.Module):
     def standardise(self, features: Tensor) -> None:
         """Shifts and scales the output so that these features of this encoder get mean 0 and SD 1.
 
-        Heads then read features of one scale whatever the objective: an SD of 0.2 slows them, one of 18 saturates them.
+        Heads then read one scale whatever the objective: an SD of 0.2 slows them, one of 18 saturates them.
 
         Args:
             features: (n, num_features).
@@ -208,6 +225,9 @@ class BaseEncoder(nn.Module):
     @property
     def config(self) -> dict[str, Any]:
         """Everything but the weights, ready for JSON; ``from_config`` is its inverse."""
+        return {"format": FORMAT, **self._config(), "pretraining": self.pretraining}
+
+    def _config(self) -> dict[str, Any]:
         raise NotImplementedError
 
     @classmethod
@@ -244,7 +264,7 @@ class BaseEncoder(nn.Module):
         digest = hashlib.sha256(json.dumps(self._identity(), sort_keys=True).encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(name.encode())
-            digest.update(tensor.cpu().numpy().tobytes())
+            digest.update(tensor.cpu().flatten().view(torch.uint8).numpy().tobytes())  # numpy has no bfloat16
         return digest.hexdigest()
 
     def save(self, path: str | Path) -> Path:
@@ -257,7 +277,7 @@ class BaseEncoder(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path, device: str = "cpu") -> Self:
-        """Loads a checkpoint directory.
+        """Loads a checkpoint directory, in the floating type that was saved.
 
         Raises:
             RlpreError: if a file is missing or damaged, or a tensor is missing, extra or of another shape.
@@ -269,8 +289,8 @@ class BaseEncoder(nn.Module):
         except (OSError, SafetensorError) as error:
             raise RlpreError(f"{path / WEIGHTS} cannot be read ({error}): restore it or pretrain again") from error
         check_tensors(tensors, encoder.state_dict(), str(path / WEIGHTS))
-        encoder.load_state_dict(tensors, strict=True)
-        return encoder.to(device)
+        encoder.to(device, tensors["feature_mean"].dtype).load_state_dict(tensors)
+        return encoder
 
 
 class Encoder(BaseEncoder):
@@ -286,10 +306,6 @@ class Encoder(BaseEncoder):
 
     Weights of cnn, impala and vit start orthogonal, as SB3 initialises its own extractors; other networks initialise
     their own.
-
-    Attributes:
-        stages: the parts in order from pixels to features, the unit of partial freezing.
-        num_features: length of the feature vector.
 
     Raises:
         RlpreError: for an unknown architecture, an argument it does not take, frames too small for it, a module whose
@@ -311,9 +327,9 @@ class Encoder(BaseEncoder):
     ) -> None:
         super().__init__()
         build, self.pretraining = find_architecture(architecture), dict(pretraining or {})
-        published = None if weights is None else _published(build, weights)
-        if published:
-            input, arguments = _published_input(published, input), published.arguments | arguments
+        if weights is not None:
+            published, input = _published(build, weights, input)
+            arguments = published.arguments | arguments
             self.pretraining |= {"weights": published.name, "url": published.url}
         self.architecture, self.input, self.arguments = architecture, input, _plain(architecture, arguments)
         try:
@@ -326,7 +342,7 @@ class Encoder(BaseEncoder):
                 f"encoder {architecture!r} does not fit frames {input.shape} with {self.arguments}: "
                 + str(error).split("\n", 1)[0]
             ) from error
-        if published:
+        if weights is not None:
             published.load(self.stages)
         for name, tensor in zip(("scale", "shift"), input.affine(), strict=True):
             self.register_buffer(name, tensor, persistent=False)
@@ -342,25 +358,21 @@ class Encoder(BaseEncoder):
             x = stage(x)
         return self._standardised(x)
 
-    @property
-    def config(self) -> dict[str, Any]:
-        """Everything but the weights, ready for JSON; ``Encoder.from_config`` is its inverse."""
+    def _config(self) -> dict[str, Any]:
         return {
-            "format": FORMAT,
             "architecture": self.architecture,
             "arguments": self.arguments,
             "num_features": self.num_features,
             "input": asdict(self.input),
-            "pretraining": self.pretraining,
         }
 
     @classmethod
     def _build(cls, config: dict[str, Any]) -> Self:
-        input = InputSpec(**{**config["input"], "shape": tuple(config["input"]["shape"])})
+        input = InputSpec(**config["input"])
         return cls(config["architecture"], input, config["pretraining"], weights=None, **config["arguments"])
 
     def _identity(self) -> dict[str, Any]:
-        return {key: self.config[key] for key in ("architecture", "arguments", "input")}
+        return {key: value for key, value in self._config().items() if key != "num_features"}
 
     def _count_features(self) -> int:
         x = output(self.stages, *self.input.shape)
@@ -372,19 +384,16 @@ class Encoder(BaseEncoder):
         return x.shape[1]
 
 
-def _published(build: Architecture, weights: str) -> Published:
+def _published(build: Architecture, weights: str, given: InputSpec) -> tuple[Published, InputSpec]:
+    """Published weights, and the specification with the mean and standard deviation that they were trained with."""
     if not isinstance(build, TorchvisionNetwork):
         raise RlpreError(f"weights={weights!r} are published for 'torchvision:NAME' encoders alone: leave them out")
-    return build.published(str(weights))
-
-
-def _published_input(published: Published, given: InputSpec) -> InputSpec:
-    """The specification with the published mean and standard deviation."""
+    published = build.published(str(weights))
     mean, std = published.statistics(given.shape[0])
     input = replace(given, mean=mean, std=std)
     if given != input and (given.mean, given.std) != (InputSpec.mean, InputSpec.std):
         raise RlpreError(f"{published.name} bring their own mean and std: leave them out of the InputSpec")
-    return input
+    return published, input
 
 
 def _plain(architecture: str, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -434,4 +443,6 @@ def freeze(module: nn.Module) -> None:
         for name, parameter in list(part.named_parameters(recurse=False)):
             delattr(part, name)
             part.register_buffer(name, parameter.detach())
+
+
 Checkpoint = BaseEncoder  # ALIAS

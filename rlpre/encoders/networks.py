@@ -1,19 +1,18 @@
-"""The built-in architectures: cnn, impala and vit, and a linear map that can be put behind any network.
+"""The built-in architectures cnn, impala and vit, and a linear map that can be put behind any network.
 
-An architecture is called with the shape of the frames and its own arguments, and returns its stages: modules to be run
-in order, from frames (batch, C, H, W) to feature vectors (batch, features). A stage is the unit of partial freezing.
+An architecture is called with the channels, height and width of the frames and its own arguments. It returns a module
+or a list of modules, to be run in order, from frames (batch, C, H, W) to feature vectors (batch, features).
 
 [0] Mnih et al. 2015, "Human-level control through deep reinforcement learning"; the layers are those of
     ``stable_baselines3.common.torch_layers.NatureCNN``.
 [1] Espeholt et al. 2018, "IMPALA: Scalable Distributed Deep-RL with Importance Weighted Actor-Learner Architectures",
     and the authors' ``scalable_agent/experiment.py``.
 [2] Dosovitskiy et al. 2021, "An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale".
-[3] Beyer, Zhai, Kolesnikov 2022, "Better plain ViT baselines for ImageNet-1k": the mean of the tokens works as well as
-    a class token.
+[3] Beyer, Zhai, Kolesnikov 2022, "Better plain ViT baselines for ImageNet-1k": the mean of the tokens, no class token.
 [4] Xiong et al. 2020, "On Layer Normalization in the Transformer Architecture": norm first trains without warm-up.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -140,7 +139,7 @@ class _Mean(nn.Module):
 
 
 def transformer_layer(dim: int, heads: int) -> nn.TransformerEncoderLayer:
-    """torch's transformer block, norm first [4], without dropout."""
+    """The transformer block of torch, norm first [4], without dropout."""
     return nn.TransformerEncoderLayer(
         dim, heads, 4 * dim, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
     )
@@ -167,7 +166,7 @@ def identity_map(features: int) -> nn.Linear:
 
 
 @torch.no_grad()
-def output(stages: Sequence[nn.Module], channels: int, height: int, width: int) -> Tensor:
+def output(stages: Iterable[nn.Module], channels: int, height: int, width: int) -> Tensor:
     """What the stages make of one black frame, in evaluation mode; they are left in training mode."""
     x = torch.zeros(1, channels, height, width)
     for stage in stages:

@@ -19,6 +19,7 @@ from rlpre.errors import RlpreError, lookup
 
 COLOURS = 3  # channels that published networks read
 INCEPTIONS = ("googlenet", "inception_v3")
+CONTAINERS = ("Sequential", "Encoder")  # types of modules that are opened to find the blocks; vit_* has an Encoder
 Statistics = float | tuple[float, ...]  # one number, or one per channel
 
 
@@ -26,10 +27,10 @@ Statistics = float | tuple[float, ...]  # one number, or one per channel
 class Published:
     """Published weights of a network.
 
-    They were trained on colour images. For stacks of colour frames (3 n channels) the kernels of the first convolution
-    are repeated for each frame. Any other number of channels is read as a stack of gray frames, and each frame gets the
-    sum of the kernels over the colours. Both are divided by the number of frames, so that a stack of equal frames gives
-    the features of the single frame.
+    They were trained on colour images. If 3 divides the channels of the frames, they are a stack of colour frames, and
+    the kernels of the first convolution are repeated for each. Otherwise they are a stack of gray frames, and each gets
+    the sum of the kernels over the colours. Both are divided by the number of frames, so that a stack of equal frames
+    gives the features of the single frame.
 
     Attributes:
         name: of the weights, for messages and for the record of the pretraining.
@@ -111,7 +112,7 @@ class TorchvisionNetwork:
         network = models.get_model(self.name, weights=None, **self._settings(side)).eval()
         if channels != COLOURS:
             _widen(network, channels)
-        graph = _without_classifier(network, _trace(network, (nn.Sequential, models.vision_transformer.Encoder)))
+        graph = _without_classifier(network, _Blocks().trace(network))
         if side != (height, width):
             _resize_first(graph, side, interpolation)
         return _split(network, graph)
@@ -178,19 +179,10 @@ def _spread(kernels: Tensor, channels: int) -> Tensor:
 
 
 class _Blocks(fx.Tracer):
-    """Opens containers only; the blocks inside stay whole and still distinguish training from evaluation."""
-
-    def __init__(self, containers: tuple[type[nn.Module], ...]) -> None:
-        super().__init__()
-        self.containers = containers
+    """Traces into containers only; the blocks inside stay whole and still distinguish training from evaluation."""
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
-        return type(module) not in self.containers
-
-
-def _trace(network: nn.Module, containers: tuple[type[nn.Module], ...]) -> fx.Graph:
-    """Records the forward pass of ``network``, which calls blocks and the functions between them."""
-    return _Blocks(containers).trace(network)
+        return type(module).__name__ not in CONTAINERS
 
 
 def _without_classifier(network: nn.Module, graph: fx.Graph) -> fx.Graph:
@@ -210,16 +202,10 @@ def _resize_first(graph: fx.Graph, side: tuple[int, ...], interpolation: str) ->
 
 
 def _split(network: nn.Module, graph: fx.Graph) -> list[nn.Module]:
-    """Cuts the forward pass into stages, before each block with weights at which a single value is passed on.
+    """Cuts the forward pass into stages, before each block with weights to which a single value is passed.
 
-    Norms, activations, pooling and functions belong to the block before them. Parallel branches stay in one stage.
-
-    Args:
-        network: owns the blocks; the stages share them under the same names.
-        graph: its forward pass, from one tensor to one.
-
-    Returns:
-        Stages whose composition is the forward pass.
+    Norms, activations, pooling and functions belong to the block before them; parallel branches stay in one stage. The
+    stages share the blocks of ``network`` under the same names.
     """
     stages: list[nn.Module] = []
     part: list[fx.Node] = []

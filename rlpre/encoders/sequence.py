@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rlpre.encoders.encoder import FORMAT, WHITENED, BaseEncoder, Encoder, freeze
+from rlpre.encoders.encoder import WHITENED, BaseEncoder, Encoder, freeze
 from rlpre.encoders.mixers import GRU, State, Transformer
 from rlpre.encoders.networks import identity_map, orthogonal
 from rlpre.errors import RlpreError, at_least, lookup
@@ -77,12 +77,7 @@ def _words(mission: str) -> list[str]:
 
 
 class MissionEmbedding(nn.Module):
-    """Encoded missions (batch, length) to vectors (batch, width): words with positions, convolved in threes [0].
-
-    Args:
-        vocabulary: of the missions.
-        width: length of the vector.
-    """
+    """Encoded missions (batch, length) to vectors (batch, width): words with positions, convolved in threes [0]."""
 
     def __init__(self, vocabulary: Vocabulary, width: int) -> None:
         super().__init__()
@@ -177,44 +172,25 @@ class SequenceEncoder(BaseEncoder):
         with torch.no_grad():
             return cast(Tensor, self.frames(frames))
 
-    def tokens(self, features: Tensor, actions: Tensor, mission: Tensor | None) -> Tensor:
-        """Makes tokens (batch, steps, width).
+    def forward(self, features: Tensor, actions: Tensor, mission: Tensor | None, present: Tensor) -> Tensor:
+        """Encodes every step, to features (batch, steps, width).
 
         Args:
             features: of the frames, (batch, steps, frames.num_features) float.
             actions: the action before each frame, (batch, steps) int64 in [0, actions); -1 at the first step of an
                 episode, which has none.
             mission: from ``Vocabulary.encode``, (batch, length) int64; None without a vocabulary.
-
-        Raises:
-            RlpreError: for another shape, or an action or word out of range.
-        """
-        self._check_shapes(features, actions, mission)
-        _check_range("the previous action", actions, -1, self.actions - 1)
-        if mission is not None and self.vocabulary:
-            _check_range("the number of a word", mission, 0, len(self.vocabulary.words))
-        return cast(Tensor, self.stages[0](features, actions, mission))
-
-    def mix(self, tokens: Tensor, present: Tensor) -> Tensor:
-        """Turns tokens into standardised features (batch, steps, width).
-
-        Args:
-            tokens: (batch, steps, width).
             present: (batch, steps) bool; False is padding, anywhere in the window. It does not change the features of
                 other steps, and its own are 0.
 
         Raises:
-            RlpreError: if the shapes do not fit each other.
+            RlpreError: for another shape, or an action or word out of range.
         """
-        return self._mix(self._mixer, tokens, present, present)
-
-    def forward(self, features: Tensor, actions: Tensor, mission: Tensor | None, present: Tensor) -> Tensor:
-        """``mix`` of ``tokens``: one feature vector per step, (batch, steps, width)."""
-        return self.mix(self.tokens(features, actions, mission), present)
+        return self._mix(self._mixer, self._embed(features, actions, mission), present, present)
 
     def last(self, features: Tensor, actions: Tensor, mission: Tensor | None, present: Tensor) -> Tensor:
         """The last step of ``forward``, (batch, width); much cheaper if the backbone is a transformer."""
-        return self._mix(self._mixer.last, self.tokens(features, actions, mission), present, present[:, -1])
+        return self._mix(self._mixer.last, self._embed(features, actions, mission), present, present[:, -1])
 
     def begin(self, batch: int) -> State:
         """Returns the state of ``batch`` episodes before their first step.
@@ -242,11 +218,11 @@ class SequenceEncoder(BaseEncoder):
             Features (batch, width) and the new state.
 
         Raises:
-            RlpreError: as ``tokens``, or if the state has another number of episodes.
+            RlpreError: as ``forward``, or if the state has another number of episodes.
         """
         if state[0].shape[1] != len(features):
             raise RlpreError(f"the state is of {state[0].shape[1]} episodes, features of {len(features)}: begin anew")
-        token = self.tokens(features[:, None], actions[:, None], mission)[:, 0]
+        token = self._embed(features[:, None], actions[:, None], mission)[:, 0]
         mixed, state = self._mixer.step(token, state, starts)
         return self._finish(mixed), state
 
@@ -256,17 +232,9 @@ class SequenceEncoder(BaseEncoder):
         self.frames.eval()
         return self
 
-    @property
-    def config(self) -> dict[str, Any]:
-        """Everything but the weights, ready for JSON; ``SequenceEncoder.from_config`` is its inverse."""
-        return {
-            "format": FORMAT,
-            "kind": self.kind,
-            **self._arguments(),
-            "num_features": self.num_features,
-            "frames": self.frames.config,
-            "pretraining": self.pretraining,
-        }
+    def _config(self) -> dict[str, Any]:
+        own = {"kind": self.kind, **self._arguments(), "num_features": self.num_features}
+        return {**own, "frames": self.frames.config}
 
     @classmethod
     def _build(cls, config: dict[str, Any]) -> Self:
@@ -307,24 +275,29 @@ class SequenceEncoder(BaseEncoder):
             mixed = stage(mixed)
         return self._standardised(mixed)
 
-    def _check_shapes(self, features: Tensor, actions: Tensor, mission: Tensor | None) -> None:
-        size = self.frames.num_features
-        if features.ndim != 3 or features.shape[2] != size:
+    def tokens(self, *given: Any) -> Tensor:  # ALIAS
+        """See ``_embed``."""
+        return self._embed(*given)
+
+    def _embed(self, features: Tensor, actions: Tensor, mission: Tensor | None) -> Tensor:
+        """Makes tokens (batch, steps, width)."""
+        size, shape = self.frames.num_features, tuple(features.shape)
+        if features.ndim != 3 or shape[2] != size:
+            raise RlpreError(f"features have shape {shape}: give (batch, steps, {size}), as encode_frames makes them")
+        if tuple(actions.shape) != shape[:2]:
             raise RlpreError(
-                f"features have shape {tuple(features.shape)}: give (batch, steps, {size}), as encode_frames makes them"
-            )
-        if actions.shape != features.shape[:2]:
-            raise RlpreError(
-                f"previous actions have shape {tuple(actions.shape)} for features {tuple(features.shape)}: give one "
-                "per step, -1 where there is none"
+                f"previous actions have shape {tuple(actions.shape)} for features {shape}: give one per step, -1 where "
+                "there is none"
             )
         wanted = (len(features), self.vocabulary.length) if self.vocabulary else None
-        shape = None if mission is None else tuple(mission.shape)
-        if shape != wanted:
-            raise RlpreError(
-                f"missions have shape {shape}, the encoder reads {wanted}: "
-                + ("give what its vocabulary's encode makes" if wanted else "it has no vocabulary, give None")
-            )
+        given = None if mission is None else tuple(mission.shape)
+        if given != wanted:
+            hint = "give what its vocabulary's encode makes" if wanted else "it has no vocabulary, give None"
+            raise RlpreError(f"missions have shape {given}, the encoder reads {wanted}: {hint}")
+        _check_range("the previous action", actions, -1, self.actions - 1)
+        if mission is not None and self.vocabulary:
+            _check_range("the number of a word", mission, 0, len(self.vocabulary.words))
+        return cast(Tensor, self.stages[0](features.to(self.dtype), actions, mission))
 
 
 class _Tokens(nn.Module):
