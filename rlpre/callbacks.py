@@ -20,8 +20,8 @@ from rlpre.frames import FrameStore
 from rlpre.measure.health import Health, diagnose, health, raw, sample, some_inputs
 from rlpre.measure.probe import fresh
 from rlpre.objectives import WeightedSum, make_objective
-from rlpre.report.pictures import neighbours, rgb
 from rlpre.sampling import Indices
+from rlpre.utils import nearest_grid, to_rgb
 
 POINTS = 400  # distinct frames in the projector
 THUMBNAIL = 64  # pixels along the longer side of a frame there
@@ -60,14 +60,9 @@ class TensorBoard:
     def checkpoint(
         self, step: int, reports: Mapping[str, Any], features: Tensor, batch: Any, pictures: Mapping[str, Tensor]
     ) -> None:
-        """Adds probe scores, health, an alarm if something has collapsed, and pictures.
+        """Adds probes, health, an alarm if something has collapsed, and pictures (3, H, W) in [0, 1] by name.
 
-        Args:
-            step: of the checkpoint.
-            reports: see `rlpre.PretrainResult`.
-            features: (batch, num_features), of the batch's anchors.
-            batch: the last one.
-            pictures: (3, H, W) in [0, 1] by name.
+        ``features`` (batch, num_features) are those of the anchors of ``batch``, shown with their nearest neighbours.
         """
         groups = {kind: reports[kind] for kind in ("probes", "control")}
         for kind in ("health", "fresh"):
@@ -80,7 +75,7 @@ class TensorBoard:
             self.writer.add_text("collapse", reports["collapse"], step)
             tqdm.write(f"warning: step {step}: {reports['collapse']}", file=sys.stderr)
         _, distinct = np.unique(batch.anchor_id.cpu().numpy(), return_index=True)
-        nearest = neighbours(features[distinct].float(), batch.anchor[distinct])
+        nearest = nearest_grid(features[distinct].float(), batch.anchor[distinct])
         for name, picture in {**pictures, "neighbours": nearest}.items():
             self.writer.add_image(name, picture.cpu(), step)
         self.writer.flush()
@@ -89,7 +84,7 @@ class TensorBoard:
         """Fills the projector: features of distinct frames, with thumbnails and the store's labels as colours."""
         _, first = np.unique(frames.ids, return_index=True)
         rows = np.random.default_rng(0).permutation(first)[:POINTS]
-        thumbnails = rgb(torch.from_numpy(frames.frames(rows))).float() / 255
+        thumbnails = to_rgb(torch.from_numpy(frames.frames(rows))).float() / 255
         scale = THUMBNAIL / max(thumbnails.shape[2:])
         small = F.interpolate(thumbnails, scale_factor=scale, mode="area") if scale < 1 else thumbnails
         labels = [[str(value) for value in frames.column(name)[rows]] for name in frames.labels]

@@ -18,14 +18,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from rlpre.callbacks import Parts, TensorBoard, explain_collapse, fresh_health, measure_health
-from rlpre.device import resolve_device
 from rlpre.encoders import AnyEncoder, Encoder, InputSpec
 from rlpre.errors import RlpreError, at_least, lookup
-from rlpre.files import write_bytes, write_json
 from rlpre.frames import FrameStore
 from rlpre.measure.probe import linear_probe
 from rlpre.objectives import AnyBatch, WeightedSum, make_objective, make_reader
-from rlpre.provenance import provenance
+from rlpre.utils import provenance, resolve_device, write_bytes, write_json
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric  # which takes as long to import as torch
@@ -136,7 +134,7 @@ def pretrain(
         raise RlpreError(f"pretraining has no setting {name!r}: it has {', '.join(sorted(known))}")
     start = None if isinstance(encoder, str) else encoder
     if encoder is not None:
-        changes["encoder"] = encoder if isinstance(encoder, str) else getattr(encoder, encoder.design)
+        changes["encoder"] = encoder if isinstance(encoder, str) else encoder.name
     config = replace(config or PretrainConfig(), **changes)
     _check(config)
     began = time.perf_counter()
@@ -148,7 +146,7 @@ def pretrain(
 
 
 class Pretext(nn.Module):
-    """Encoder and objective as one module with one forward pass, as DDP needs; see `SharedWork` for the processes."""
+    """Encoder and objective as one module with one forward pass, as DDP needs; see `Views` for rank and world."""
 
     def __init__(self, encoder: AnyEncoder, objective: WeightedSum, rank: int = 0, world: int = 1) -> None:
         super().__init__()
@@ -163,14 +161,7 @@ class Pretext(nn.Module):
 class Pretraining:
     """One pretraining in one of its processes; only the first process measures and writes.
 
-    Args:
-        fabric: launched.
-        frames: see `pretrain`, as the others.
-        start: weights to start from, copied; None: fresh ones.
-        out: see `pretrain`.
-        config: settings.
-        report: see `pretrain`.
-        keep: see `pretrain`.
+    Args: as `pretrain`, but a launched ``fabric``, and as ``start`` an encoder to copy, or None for fresh weights.
     """
 
     def __init__(
@@ -212,20 +203,18 @@ class Pretraining:
                 )
         if self.step < self.config.steps:
             with TensorBoard(self.out, self.step) if self.fabric.is_global_zero else nullcontext() as board:
-                if board:
+                if board and self.step == 0:
                     self._begin()
                 self._train(board)
         return self.fabric.broadcast(self.reports)  # the others wait for the first one's files
 
     def _begin(self) -> None:
         """Measures the encoder that training starts from, and fresh weights."""
-        if self.step == 0:
-            self.reports["control"] = linear_probe(self.pretext.encoder, self.reader)
-            self.reports["fresh"] = fresh_health(
-                self.pretext.encoder, self.config.objective, self.reader, self.config.seed
-            )
-            write_json(self.out / "run.json", {"configuration": self.identity, **provenance()})
-            self._keep()
+        encoder, config = self.pretext.encoder, self.config
+        self.reports["control"] = linear_probe(encoder, self.reader)
+        self.reports["fresh"] = fresh_health(encoder, config.objective, self.reader, config.seed)
+        write_json(self.out / "run.json", {"configuration": self.identity, **provenance()})
+        self._keep()
 
     def _train(self, board: TensorBoard | None) -> None:
         """The loop."""

@@ -1,23 +1,12 @@
 """Self-supervised objectives: one per file, combined by a string such as ``"temporal:1+inverse:0.5"``."""
 
-from collections.abc import Iterable
-
 from rlpre.encoders import AnyEncoder
 from rlpre.errors import RlpreError, lookup
 from rlpre.frames import FrameStore
+from rlpre.objectives import batches  # ALIAS
 from rlpre.objectives.autoregressive import Autoregressive
 from rlpre.objectives.base import Objective, WeightedSum
-from rlpre.objectives.batches import (
-    AnyBatch,
-    AnyReader,
-    Batch,
-    FrameReader,
-    Views,
-    WindowBatch,
-    WindowReader,
-    WindowViews,
-    make_reader,
-)
+from rlpre.objectives.batches import AnyBatch, make_reader
 from rlpre.objectives.contrastive import Contrastive
 from rlpre.objectives.cpc import Cpc
 from rlpre.objectives.forward import Forward
@@ -27,23 +16,7 @@ from rlpre.objectives.masked import Masked
 from rlpre.objectives.supervised import Supervised
 from rlpre.objectives.temporal import Temporal
 
-__all__ = [
-    "OBJECTIVES",
-    "AnyBatch",
-    "AnyReader",
-    "Batch",
-    "FrameReader",
-    "Objective",
-    "Views",
-    "WeightedSum",
-    "WindowBatch",
-    "WindowReader",
-    "WindowViews",
-    "make_objective",
-    "make_reader",
-    "parse_objective",
-    "refuse_unfit",
-]
+__all__ = ["OBJECTIVES", "AnyBatch", "Objective", "WeightedSum", "make_objective", "make_reader", "parse_objective"]
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "autoregressive": Autoregressive,
@@ -57,6 +30,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "temporal": Temporal,
 }
 OFFERS = {"frames": "single images", "pairs": "frames without actions", "actions": "frames and actions"}
+LEVELS = list(OFFERS)  # each offers what those before it do
 
 
 def parse_objective(text: str, kind: str | None = None) -> dict[str, float]:
@@ -95,37 +69,30 @@ def make_objective(text: str, encoder: AnyEncoder, frames: FrameStore) -> Weight
     """Builds the objective that ``text`` names for an encoder and the frames it will see.
 
     Raises:
-        RlpreError: as `parse_objective` and `refuse_unfit`.
+        RlpreError: as `parse_objective`, or if an objective needs frames in sequence, or actions, where there are none.
     """
     weights = parse_objective(text, encoder.kind)
-    refuse_unfit(weights, frames)
+    sequences = not frames.column("episode_start").all()
+    offered = ("pairs" if frames.action_space is None else "actions") if sequences else "frames"
+    fitting = [
+        name
+        for name, objective in OBJECTIVES.items()
+        if objective.kind == encoder.kind and LEVELS.index(objective.needs) <= LEVELS.index(offered)
+    ]
+    for name in weights:
+        if name not in fitting:
+            raise RlpreError(
+                f"objective {name!r} learns from {OBJECTIVES[name].needs}, but {frames.path} holds {OFFERS[offered]}: "
+                f"use {' or '.join(fitting) or 'trajectories'}"
+            )
     return WeightedSum({name: OBJECTIVES[name](encoder, frames) for name in weights}, weights)
 
 
-def refuse_unfit(names: Iterable[str], frames: FrameStore) -> None:
-    """Refuses objectives that cannot learn from the frames.
-
-    Raises:
-        RlpreError: naming the first objective that needs frames in sequence, or actions, where there are none.
-    """
-    order = list(OFFERS)
-    sequences = not frames.column("episode_start").all()
-    offered = order.index(("pairs" if frames.action_space is None else "actions") if sequences else "frames")
-    for name in names:
-        if order.index(OBJECTIVES[name].needs) > offered:
-            fitting = sorted(
-                known
-                for known, other in OBJECTIVES.items()
-                if other.kind == OBJECTIVES[name].kind and order.index(other.needs) <= offered
-            )
-            raise RlpreError(
-                f"objective {name!r} learns from {OBJECTIVES[name].needs}, but {frames.path} holds "
-                f"{OFFERS[order[offered]]}: use {' or '.join(fitting) or 'trajectories'}"
-            )
-
-
-READERS: dict[str, type[FrameReader] | type[WindowReader]] = {"vision": FrameReader, "sequence": WindowReader}  # ALIAS
 Weighted = WeightedSum  # ALIAS
+READERS: dict[str, type[batches.FrameReader] | type[batches.WindowReader]]  # ALIAS
+READERS = {"vision": batches.FrameReader, "sequence": batches.WindowReader}  # ALIAS
+Views, Batch, FrameReader = batches.FrameViews, batches.Batch, batches.FrameReader  # ALIAS
+WindowViews, WindowBatch, WindowReader = batches.WindowViews, batches.WindowBatch, batches.WindowReader  # ALIAS
 
 
 def draw_batch(frames, pairs, size, rng, device):  # type: ignore[no-untyped-def]  # ALIAS

@@ -39,7 +39,7 @@ class Objective(nn.Module, ABC):
         """Computes the loss of a batch.
 
         Args:
-            views: `Views` for an encoder of frames, `WindowViews` for a sequence encoder.
+            views: `FrameViews`, or `WindowViews` for a sequence encoder.
 
         Returns:
             The scalar loss, and scalar metrics for the curves.

@@ -13,17 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rlpre.device import ship
 from rlpre.encoders import AnyEncoder, Encoder, SequenceEncoder
 from rlpre.errors import RlpreError
+from rlpre.features import encode, encode_windows
 from rlpre.frames import FrameStore
-from rlpre.measure.probe import encode
 from rlpre.objectives.losses import random_shift
 from rlpre.sampling import Indices
 from rlpre.sequences import CHUNK, PADDING, Trajectories, Windows, previous_actions
+from rlpre.utils import to_device
 
 UNSEEN = 0  # all three symbols of a cell that shows nothing
-WINDOWS = 256  # windows that are encoded at a time outside of training
 DISTINCT_ROWS = 8192  # rows among which different windows are sought
 
 
@@ -51,14 +50,9 @@ class Batch:
     later_id: Tensor
     codes: Tensor | None
 
-    @property
-    def action(self) -> Tensor:
-        """a_t, taken at the anchor, (batch,) int64 or (batch, dims) float32."""
-        return self.actions[:, 0]
-
-    def views(self, encoder: Encoder, rank: int = 0, world: int = 1) -> "Views":
-        """The encoder's features of the batch; computed when asked for."""
-        return Views(encoder, self, rank, world)
+    def views(self, encoder: Encoder, rank: int = 0, world: int = 1) -> "FrameViews":
+        """The encoder's features of the batch, see `Views`."""
+        return FrameViews(encoder, self, rank, world)
 
 
 @dataclass(frozen=True)
@@ -99,10 +93,10 @@ class WindowBatch:
 
     def frames(self, rows: Indices) -> Tensor:
         """Frames (n, C, H, W) uint8 of ``rows`` (n,) of the store."""
-        return self.store.decode(ship(self.store.read(rows), self.features.device))
+        return self.store.decode(to_device(self.store.read(rows), self.features.device))
 
     def views(self, encoder: SequenceEncoder, rank: int = 0, world: int = 1) -> "WindowViews":
-        """The encoder's features of the batch; computed when asked for."""
+        """The encoder's features of the batch, see `Views`."""
         return WindowViews(encoder, self, rank, world)
 
 
@@ -137,15 +131,15 @@ class FrameReader:
         else:
             anchor = later = frames.sample(size, rng)
             actions = np.empty((size, 0), np.int64)
-        raw = ship(frames.read(anchor), device)
+        raw = to_device(frames.read(anchor), device)
         shown = frames.decode(raw)
         return Batch(
             anchor=shown,
-            later=frames.decode(ship(frames.read(later), device)) if self.pairs else shown,
-            actions=ship(actions, device),
-            gap=ship(later - anchor, device),
-            anchor_id=ship(frames.ids[anchor], device),
-            later_id=ship(frames.ids[later], device),
+            later=frames.decode(to_device(frames.read(later), device)) if self.pairs else shown,
+            actions=to_device(actions, device),
+            gap=to_device(later - anchor, device),
+            anchor_id=to_device(frames.ids[anchor], device),
+            later_id=to_device(frames.ids[later], device),
             codes=raw if frames.atlas else None,
         )
 
@@ -194,9 +188,9 @@ class WindowReader:
         if self.frames.atlas:
             codes = self.frames.read(np.maximum(rows, 0))
             codes[torch.from_numpy(rows == PADDING).flatten()] = UNSEEN
-            codes = ship(codes.view(*rows.shape, *codes.shape[1:]), self.device)
+            codes = to_device(codes.view(*rows.shape, *codes.shape[1:]), self.device)
         features, actions, mission, present = self.trajectories.inputs(rows)
-        ids = ship(self.frames.ids[rows], self.device)
+        ids = to_device(self.frames.ids[rows], self.device)
         return WindowBatch(self.frames, rows, features, actions, mission, present, ids, codes, self.ahead)
 
     def distinct(self, rows: Indices) -> Indices:
@@ -207,15 +201,9 @@ class WindowReader:
         _, first = np.unique(np.hstack([frames, previous_actions(self.frames, windows)]), axis=0, return_index=True)
         return rows[first]
 
-    @torch.no_grad()
     def encode(self, encoder: SequenceEncoder, rows: Indices) -> Tensor:
         """Features (len(rows), width) at single rows given their windows, in evaluation mode, on the CPU."""
-        was_training = encoder.training
-        encoder.eval()
-        chunks = [self.windows.ending(rows[at : at + WINDOWS]) for at in range(0, len(rows), WINDOWS)]
-        features = [encoder(*self.trajectories.inputs(chunk))[:, -1].float().cpu() for chunk in chunks]
-        encoder.train(was_training)
-        return torch.cat(features)
+        return encode_windows(encoder, self.trajectories, rows)
 
 
 AnyBatch = Batch | WindowBatch
@@ -235,21 +223,34 @@ def make_reader(
     return FrameReader(frames, encoder, gap, device)
 
 
-class SharedWork:
-    """Shares the encoder's work on a batch among the processes that train together.
+class Views:
+    """An encoder's features of a batch, each kind computed when first asked for.
 
-    Every process holds the whole batch, encodes its part of it and gathers the features of the others. So every process
-    computes the same heads, batch statistics, negatives and loss as a single one would, and the gradient of that loss
-    with respect to its own features. DDP then averages gradients over the processes. This is right for the heads, whose
-    gradients are equal. The encoder's are the parts of a sum, so they are multiplied by the number of processes first.
+    Processes that train together share the encoder's work: each holds the whole batch, encodes its part of it, and
+    gathers the features of the others. So each computes the same heads, batch statistics, negatives and loss as a
+    single process would, and the gradient of that loss with respect to its own features. DDP averages the gradients
+    over the processes. This is right for the heads, whose gradients are equal. The encoder's are the parts of a sum,
+    so they are multiplied by the number of processes first.
 
     Args:
+        encoder: what encodes.
+        batch: the whole batch.
         rank: number of this process.
         world: how many processes train together; the batch is a multiple of it.
     """
 
-    def __init__(self, rank: int, world: int) -> None:
-        self.rank, self.world = rank, world
+    def __init__(self, encoder: Any, batch: Any, rank: int = 0, world: int = 1) -> None:
+        self.encoder, self.batch, self.rank, self.world = encoder, batch, rank, world
+
+    @cached_property
+    def anchor(self) -> Tensor:
+        """Features of the anchors, (batch, num_features), under random shifts of the frames."""
+        return self._shifted()
+
+    @cached_property
+    def second_view(self) -> Tensor:
+        """The same under other, independent shifts."""
+        return self._shifted()
 
     def share(self, work: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
         """Computes ``work(*inputs)``; the rows of the inputs and of the result are the items of the batch."""
@@ -263,44 +264,8 @@ class SharedWork:
         parts[self.rank] = own
         return torch.cat(parts)
 
-
-class Views(SharedWork):
-    """Features of a batch under random shifts.
-
-    Args:
-        encoder: maps frames to features.
-        batch: the whole batch.
-        rank: see `SharedWork`.
-        world: see `SharedWork`.
-    """
-
-    def __init__(self, encoder: Encoder, batch: Batch, rank: int = 0, world: int = 1) -> None:
-        super().__init__(rank, world)
-        self.encoder, self.batch = encoder, batch
-
-    @cached_property
-    def plain(self) -> Tensor:
-        """Features of the anchors without a shift, (batch, num_features)."""
-        return self.encode(self.batch.anchor)
-
-    @cached_property
-    def anchor(self) -> Tensor:
-        """Features of the shifted anchors, (batch, num_features)."""
-        return self.encode(random_shift(self.batch.anchor))
-
-    @cached_property
-    def second_view(self) -> Tensor:
-        """Features of the anchors under a second, independent shift."""
-        return self.encode(random_shift(self.batch.anchor))
-
-    @cached_property
-    def later(self) -> Tensor:
-        """Features of the shifted later frames."""
-        return self.encode(random_shift(self.batch.later))
-
-    def encode(self, frames: Tensor, encoder: nn.Module | None = None) -> Tensor:
-        """Features (batch, num_features) of one frame for each item of the batch, (batch, C, H, W)."""
-        return self.share(encoder or self.encoder, frames)
+    def _shifted(self) -> Tensor:
+        raise NotImplementedError
 
     @property
     def twin(self) -> Tensor:  # ALIAS
@@ -308,19 +273,29 @@ class Views(SharedWork):
         return self.second_view
 
 
-class WindowViews(SharedWork):
-    """Features of the steps of windows.
+class FrameViews(Views):
+    """Features of frames; the anchors are the first frames of the pairs."""
 
-    Args:
-        encoder: maps windows to features.
-        batch: the whole batch.
-        rank: see `SharedWork`.
-        world: see `SharedWork`.
-    """
+    @cached_property
+    def plain(self) -> Tensor:
+        """Features of the anchors without a shift, (batch, num_features)."""
+        return self.encode(self.batch.anchor)
 
-    def __init__(self, encoder: SequenceEncoder, batch: WindowBatch, rank: int = 0, world: int = 1) -> None:
-        super().__init__(rank, world)
-        self.encoder, self.batch = encoder, batch
+    @cached_property
+    def later(self) -> Tensor:
+        """Features of the shifted later frames, (batch, num_features)."""
+        return self.encode(random_shift(self.batch.later))
+
+    def encode(self, frames: Tensor, encoder: nn.Module | None = None) -> Tensor:
+        """Features (batch, num_features) of one frame for each item of the batch, (batch, C, H, W)."""
+        return self.share(encoder or self.encoder, frames)
+
+    def _shifted(self) -> Tensor:
+        return self.encode(random_shift(self.batch.anchor))
+
+
+class WindowViews(Views):
+    """Features of the steps of windows; the anchors are their last steps."""
 
     @cached_property
     def steps(self) -> Tensor:
@@ -329,18 +304,8 @@ class WindowViews(SharedWork):
 
     @property
     def plain(self) -> Tensor:
-        """Features of the last steps, (batch, width)."""
+        """Features of the last steps without a shift, (batch, width)."""
         return self.steps[:, -1]
-
-    @cached_property
-    def anchor(self) -> Tensor:
-        """Features (batch, width) of the last steps of windows whose frames are shifted, each at random."""
-        return self._shifted()
-
-    @cached_property
-    def second_view(self) -> Tensor:
-        """Features of the last steps under other shifts."""
-        return self._shifted()
 
     def masked(self, hidden: Tensor, blank: Tensor) -> Tensor:
         """Features (batch, steps, width) of the windows with some cells unseen.
@@ -353,7 +318,6 @@ class WindowViews(SharedWork):
         batch = self.batch
 
         def work(features: Tensor, codes: Tensor, hidden: Tensor, *others: Any) -> Tensor:
-            """The features of one process's part."""
             whole = hidden.flatten(2).all(2)
             partly = hidden.flatten(2).any(2) & ~whole
             visible = codes[partly].masked_fill(hidden[partly][..., None], UNSEEN)
@@ -366,8 +330,7 @@ class WindowViews(SharedWork):
         return self.share(work, batch.features, batch.codes, hidden, batch.actions, batch.mission, batch.present)
 
     def _encode(self, features: Tensor) -> Tensor:
-        batch = self.batch
-        return self.share(self.encoder, features, batch.actions, batch.mission, batch.present)
+        return self.share(self.encoder, features, self.batch.actions, self.batch.mission, self.batch.present)
 
     def _shifted(self) -> Tensor:
         rows, features = self.batch.rows, torch.zeros_like(self.batch.features)
@@ -375,8 +338,3 @@ class WindowViews(SharedWork):
         shifted = [self.encoder.encode_frames(random_shift(self.batch.frames(part))) for part in parts if len(part)]
         features[self.batch.present] = torch.cat(shifted).to(features.dtype)
         return self._encode(features)[:, -1]
-
-    @property
-    def twin(self) -> Tensor:  # ALIAS
-        """See ``second_view``."""
-        return self.second_view

@@ -9,7 +9,7 @@ from torch import Tensor
 from rlpre.encoders import Encoder
 from rlpre.frames import FrameStore
 from rlpre.objectives.base import Objective, head
-from rlpre.objectives.batches import Views
+from rlpre.objectives.batches import FrameViews
 from rlpre.objectives.losses import chance_loss, info_nce
 
 PROJECTION = 64  # dimensions that the loss compares; SimCLR uses 128 for 2048 features
@@ -25,7 +25,7 @@ class Contrastive(Objective):
         super().__init__(encoder, frames)
         self.projector = head(encoder.num_features, encoder.num_features, PROJECTION)
 
-    def forward(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, views: FrameViews) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``Objective.forward``."""
         first, second, ids = self.projector(views.anchor), self.projector(views.second_view), views.batch.anchor_id
         forward, accuracy = info_nce(first, second, ids, ids)

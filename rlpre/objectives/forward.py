@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from rlpre.encoders import Encoder
 from rlpre.frames import FrameStore
 from rlpre.objectives.base import Objective, TargetNetworks, head
-from rlpre.objectives.batches import Views
+from rlpre.objectives.batches import FrameViews
 from rlpre.objectives.losses import ActionCode, info_nce, random_shift
 
 PROJECTION = 64
@@ -40,7 +40,7 @@ class Forward(Objective):
         self.change = nn.Linear(HIDDEN, PROJECTION)
         self.targets = TargetNetworks(encoder, self.projector)
 
-    def forward(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, views: FrameViews) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``Objective.forward``."""
         batch = views.batch
         now = self.projector(views.anchor)
@@ -59,7 +59,7 @@ class Forward(Objective):
         return latent
 
     @torch.no_grad()
-    def target(self, views: Views) -> Tensor:
+    def target(self, views: FrameViews) -> Tensor:
         """The target networks' latents (batch, dim) of the shifted later frames."""
         encoder, projector = self.targets.copies
         latents: Tensor = projector(views.encode(random_shift(views.batch.later), encoder))

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from rlpre.encoders import Encoder
 from rlpre.frames import FrameStore
 from rlpre.objectives.base import Objective, head
-from rlpre.objectives.batches import Views
+from rlpre.objectives.batches import FrameViews
 from rlpre.objectives.losses import ActionCode
 
 MAX_GAP = 16  # longer gaps share one embedding
@@ -32,9 +32,9 @@ class Inverse(Objective):
         self.gap = nn.Embedding(MAX_GAP, encoder.num_features)
         self.head = head(3 * encoder.num_features, 2 * encoder.num_features, self.code.size)
 
-    def forward(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, views: FrameViews) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``Objective.forward``."""
-        gap, action = views.batch.gap.clamp_max(MAX_GAP - 1), views.batch.action
+        gap, action = views.batch.gap.clamp_max(MAX_GAP - 1), views.batch.actions[:, 0]
         answer = self.head(torch.cat([views.anchor, views.later, self.gap(gap)], dim=1)).float()
         if self.code.continuous:
             target = self.code(action)

@@ -20,8 +20,8 @@ from rlpre.encoders import Encoder
 from rlpre.errors import RlpreError
 from rlpre.frames import FrameStore
 from rlpre.objectives.base import Objective, head
-from rlpre.objectives.batches import Batch, Views
-from rlpre.report.pictures import grid
+from rlpre.objectives.batches import Batch, FrameViews
+from rlpre.utils import image_grid
 
 SIDE = 2  # tiles along one side: an egocentric frame of 7 cells has too few for 3
 FILL = 0.9  # largest share of a side that tiles cover; the rest is space to move
@@ -43,7 +43,7 @@ class Jigsaw(Objective):
         self.register_buffer("orders", torch.from_numpy(ordered_permutations(SIDE * SIDE)))
         self.head = head(encoder.num_features, len(self.orders))
 
-    def forward(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, views: FrameViews) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``Objective.forward``."""
         puzzles, right = self.puzzles(views.batch.anchor)
         logits = self.head(views.encode(puzzles)).float()
@@ -68,7 +68,7 @@ class Jigsaw(Objective):
         answer = self.orders[self.head(encoder(puzzles)).argmax(1)]
         place = answer.argsort(1)  # where the tile that belongs to each place was put
         solved = self._assemble(tiles.gather(1, place[..., None, None, None].expand_as(tiles)), frames)
-        return grid(torch.cat([puzzles, frames, solved]), len(frames))
+        return image_grid(torch.cat([puzzles, frames, solved]), len(frames))
 
     def shuffle(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """Shuffled tiles (batch, n, C, h, w), and which orders are right for them, (batch, orders) bool."""

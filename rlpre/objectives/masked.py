@@ -15,16 +15,7 @@ from rlpre.errors import RlpreError
 from rlpre.frames import FrameStore
 from rlpre.objectives.base import head
 from rlpre.objectives.batches import UNSEEN, WindowViews
-from rlpre.objectives.symbols import (
-    CLASSES,
-    LOGITS,
-    SymbolObjective,
-    balanced,
-    foreground,
-    mean_where,
-    nearest_step,
-    symbol_loss,
-)
+from rlpre.objectives.symbols import CLASSES, LOGITS, SymbolObjective, balanced, foreground, mean_where, symbol_loss
 
 HIDDEN = 256
 BLOCK = (1 / 8, 3 / 8)  # shortest and longest block, as shares of a window: 4 to 12 of 32 steps
@@ -136,3 +127,23 @@ def _objects(codes: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
     seen[objects.nonzero()[:, 0], pair[objects]] = 1
     chosen = (seen * (1 - torch.rand_like(seen))).argmax(1)  # 1 - [0, 1) is never 0
     return objects & (pair == chosen[:, None, None, None]), seen.any(1)
+
+
+def nearest_step(codes: Tensor, visible: Tensor) -> Tensor:
+    """Symbols that each cell has at the nearest step at which it is visible; of two at one distance the earlier.
+
+    Args:
+        codes: symbols (batch, steps, rows, columns, 3).
+        visible: (batch, steps, rows, columns) bool.
+
+    Returns:
+        Symbols of the shape of ``codes``; unseen where a cell is never visible.
+    """
+    steps = visible.shape[1]
+    now = torch.arange(steps, device=codes.device)[:, None, None].expand_as(visible)
+    before = torch.where(visible, now, -steps).cummax(1).values
+    after = torch.where(visible, now, 3 * steps).flip(1).cummin(1).values.flip(1)
+    nearest = torch.where(now - before <= after - now, before, after)
+    known = (nearest >= 0) & (nearest < steps)
+    copied = codes.gather(1, nearest.clamp(0, steps - 1)[..., None].expand_as(codes))
+    return copied * known[..., None]

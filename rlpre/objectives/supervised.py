@@ -5,7 +5,7 @@ from torch import Tensor
 from rlpre.encoders import Encoder
 from rlpre.frames import FrameStore
 from rlpre.objectives.base import Objective, head
-from rlpre.objectives.batches import Views
+from rlpre.objectives.batches import FrameViews
 from rlpre.objectives.symbols import LOGITS, count_cells, symbol_loss
 
 
@@ -17,7 +17,7 @@ class Supervised(Objective):
         self.cells = count_cells(frames, "supervised")
         self.head = head(encoder.num_features, self.cells * LOGITS)
 
-    def forward(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, views: FrameViews) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``Objective.forward``."""
         assert views.batch.codes is not None
         symbols = views.batch.codes.flatten(1, 2).long()  # (batch, cells, 3)

@@ -13,7 +13,7 @@ from rlpre.errors import RlpreError
 from rlpre.frames import FrameStore
 from rlpre.objectives.base import SequenceObjective
 from rlpre.objectives.batches import UNSEEN, WindowBatch, WindowViews
-from rlpre.report.pictures import grid
+from rlpre.utils import image_grid
 
 CLASSES = (16, 8, 64)  # of type, colour and flags: enough for every grid-world code
 LOGITS = sum(CLASSES)
@@ -44,7 +44,7 @@ class SymbolObjective(SequenceObjective):
         step, rows = batch.rows.shape[1] // 2, np.maximum(batch.rows[:8], 0)
         logits = self.fill(batch.views(encoder), step)[:8].view(-1, *batch.codes.shape[2:4], LOGITS)
         before, now = batch.frames(rows[:, step - 1]).cpu(), batch.frames(rows[:, step]).cpu()
-        return grid(torch.cat([before, now, most_likely(batch.store, logits)]), len(rows))
+        return image_grid(torch.cat([before, now, most_likely(batch.store, logits)]), len(rows))
 
 
 def count_cells(frames: FrameStore, objective: str, advice: str = "") -> int:
@@ -113,26 +113,6 @@ def balanced(losses: Tensor, objects: Tensor) -> Tensor:
     right, and the features then say little about doors and keys.
     """
     return (mean_where(losses, objects) + mean_where(losses, ~objects)) / 2
-
-
-def nearest_step(codes: Tensor, visible: Tensor) -> Tensor:
-    """Symbols that each cell has at the nearest step at which it is visible; of two at one distance the earlier.
-
-    Args:
-        codes: symbols (batch, steps, rows, columns, 3).
-        visible: (batch, steps, rows, columns) bool.
-
-    Returns:
-        Symbols of the shape of ``codes``; unseen where a cell is never visible.
-    """
-    steps = visible.shape[1]
-    now = torch.arange(steps, device=codes.device)[:, None, None].expand_as(visible)
-    before = torch.where(visible, now, -steps).cummax(1).values
-    after = torch.where(visible, now, 3 * steps).flip(1).cummin(1).values.flip(1)
-    nearest = torch.where(now - before <= after - now, before, after)
-    known = (nearest >= 0) & (nearest < steps)
-    copied = codes.gather(1, nearest.clamp(0, steps - 1)[..., None].expand_as(codes))
-    return copied * known[..., None]
 
 
 judge, imagined = symbol_loss, most_likely  # ALIAS

@@ -9,7 +9,7 @@ from torch import Tensor
 from rlpre.encoders import Encoder
 from rlpre.frames import FrameStore
 from rlpre.objectives.base import Objective, head
-from rlpre.objectives.batches import Views
+from rlpre.objectives.batches import FrameViews
 from rlpre.objectives.losses import chance_loss, info_nce
 
 PROJECTION = 64  # dimensions that the loss compares
@@ -28,7 +28,7 @@ class Temporal(Objective):
         self.projector = head(encoder.num_features, encoder.num_features, PROJECTION)
         self.predictor = head(PROJECTION, encoder.num_features, PROJECTION)
 
-    def forward(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, views: FrameViews) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``Objective.forward``."""
         now, later = self.projector(views.anchor), self.projector(views.later)
         ids = views.batch.anchor_id, views.batch.later_id
