@@ -1,7 +1,7 @@
 """What a report shows beside results: offline frames, pretraining, films, provenance, and runs that did not end."""
 
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from rlpre.evaluation.page import (
     Toned,
     percent,
     short_names,
-    thousands,
 )
 from rlpre.files import read_json
 from rlpre.frames import FrameStore
@@ -34,8 +33,9 @@ STRIP = 12  # frames that a page shows of an environment
 MOST_BYTES = 500_000  # of a film
 
 
-def notices(directory: Path, home: Path) -> list[str]:
+def notices(directory: Path) -> list[str]:
     """What a reader must know first: unfinished and failed runs of a study, and of the pretraining beside it."""
+    home = directory.resolve().parent
     failed = {**_failed(home / ENCODERS, home), **_failed(directory, home)}
     unfinished = _count_unfinished(directory)
     lines = [f"Unfinished runs: {unfinished}. This is as far as the study has come."] if unfinished else []
@@ -55,15 +55,15 @@ def read_provenance(directory: Path) -> Provenance:
     return Provenance(list(versions), list(commits), flat(read_json(directory / STUDY)))
 
 
-def films(directory: Path, task: str, arms: Iterable[str]) -> list[Figure]:
-    """The film (GIF) of the first seed that has one, of each arm; one that is too large is only mentioned."""
+def films(directory: Path, task: str) -> dict[str, Figure]:
+    """By arm the film (GIF) of its first seed that has one; of one that is too large only the size."""
     found: dict[str, Figure] = {}
     for run, path in finished_runs(directory).items():
         for film in sorted(path.glob("*.gif"))[:1] if run.task == task and run.arm not in found else ():
             large = film.stat().st_size > MOST_BYTES
             note = f"{film.stat().st_size / 1e6:.1f} MB, too large for this page" if large else ""
             found[run.arm] = Figure(f"{run.arm}, seed {run.seed}", b"" if large else film.read_bytes(), note)
-    return [found[arm] for arm in arms if arm in found]
+    return found
 
 
 def pretraining_sections(home: Path) -> list[Section]:
@@ -124,7 +124,7 @@ def _pretraining(encoders: Mapping[Run, Path]) -> Section:
         of = facts[run]
         seconds = f"{read_json(path / DONE)['seconds']:.0f}"
         scores = [_score(of["probes"].get(label), of["control"].get(label)) for label in labels]
-        rows.append([run.arm, str(run.seed), thousands(of["steps"]), str(of["batch"]), seconds, *scores])
+        rows.append([run.arm, str(run.seed), f"{of['steps']:,}", str(of["batch"]), seconds, *scores])
     text = []
     if labels:
         text.append(
