@@ -63,9 +63,8 @@ def report(directory: Path, sections: Sequence[Section] = ()) -> str:
     """Compares the arms of a study, as far as it has come, and writes the files of `write_report`.
 
     Args:
-        directory: a study, see `rlpre.compare.summary.read_results`. Beside it ``frames`` (frame stores) and
-            ``encoders`` (runs of pretraining) are looked for. A run may hold ``run.json`` (versions and commit) and
-            films (GIF).
+        directory: a study, see `rlpre.compare.summary.read_results`. It may hold frame stores, ``frames/<name>``, and
+            runs of pretraining, whose task is "encoders". A run may hold ``run.json`` (versions, commit) and a GIF.
         sections: further parts of the page, shown after the tasks.
 
     Returns:
@@ -88,7 +87,7 @@ def report(directory: Path, sections: Sequence[Section] = ()) -> str:
             *([_all_tasks(results, found)] if len(tasks) > 1 else []),
             *(_task(results, task, found, films(directory, task)) for task in tasks),
             *sections,
-            *pretraining_sections(directory.resolve().parent),
+            *pretraining_sections(directory),
             Section("Reading the numbers", [READING.format(metric)]),
         ],
         provenance=read_provenance(directory),
@@ -148,7 +147,7 @@ def log_rows(rows: Sequence[Row], directory: Path) -> None:
         layout.setdefault(names[task], {})[f"{names[task]}: {metric}, IQM and 95 % interval"] = ["Margin", tags]
     with SummaryWriter(str(directory)) as board:
         board.add_custom_scalars(layout)
-    for arm in dict.fromkeys(row.arm for row in rows):
+    for arm in dict.fromkeys(arm for arms in measured.values() for arm in arms):
         with SummaryWriter(str(directory / arm)) as board:
             for (task, metric), arms in measured.items():
                 for step, point in zip(arms[arm].steps, arms[arm].points, strict=True) if arm in arms else ():
