@@ -15,12 +15,12 @@ from scipy.stats import binomtest
 
 import envs
 import rlpre
+from agents.distinct import take_distinct
 from envs.minigrid.overlap import overlaps, state, states
 from rlpre import Encoder, FrameStore, InputSpec, RlpreError
 from rlpre.evaluation.overlap import PureGain, nearest, overlap, pure_gain, share
 from rlpre.evaluation.stats import Interval, mean_interval
 from rlpre.features import encode
-from rlpre.sources.distinct import take_distinct
 from rlpre.utils import read_json, write_json
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"

@@ -28,7 +28,7 @@ import torch
 from rlpre.encoders import AnyEncoder, SequenceEncoder
 from rlpre.errors import RlpreError, lookup
 from rlpre.features import finite
-from rlpre.objectives import AnyReader
+from rlpre.objectives.batches import AnyReader
 
 if TYPE_CHECKING:
     from rlpre.evaluation.stats import Interval, StepsRatio  # imports scipy, which `import rlpre` does without
@@ -296,7 +296,6 @@ class LabelEfficiency:
 def label_efficiency(
     features: Mapping[str, Floats],
     factor: Factor,
-    baseline: str | None = None,
     threshold: float | None = None,
     counts: Sequence[int] = COUNTS,
     seeds: int = SEEDS,
@@ -307,19 +306,16 @@ def label_efficiency(
     turn, so that few labels show all classes.
 
     Args:
-        features: by source, such as "fresh" and "contrastive": (n, dim) of the factor's n inputs.
+        features: by source, such as "fresh" and "contrastive": (n, dim) of the factor's n inputs. The first is the
+            baseline.
         factor: the label to predict.
-        baseline: the source to compare with; None: the first.
         threshold: the score to reach; None: ``NEARLY`` of what the baseline scores above chance with most labels.
         counts: increasing numbers of labels; those above the size of the training part are left out.
         seeds: number of draws; fewer than three give no intervals.
 
     Raises:
-        RlpreError: if ``counts`` or ``seeds`` is invalid, the baseline is unknown, or there are fewer labels than the
-            first of ``counts``.
+        RlpreError: if ``counts`` or ``seeds`` is invalid, or there are fewer labels than the first of ``counts``.
     """
-    baseline = next(iter(features)) if baseline is None else baseline
-    lookup("source of features", baseline, features)
     if seeds < 1 or min(counts) < 2 or np.any(np.diff(counts) <= 0):
         raise RlpreError(
             f"labels are counted at {list(counts)} with {seeds} seeds: use increasing counts from 2 and at least 1 seed"
@@ -330,6 +326,7 @@ def label_efficiency(
     if not len(kept):
         raise RlpreError(f"label {factor.name!r} leaves {most} labels to learn from: {counts[0]} are the fewest needed")
     scores = {name: np.array([_scores(x, factor, kept, *draw) for draw in draws]) for name, x in features.items()}
+    baseline = next(iter(scores))
     if threshold is None:
         threshold = factor.chance + NEARLY * (float(scores[baseline][:, -1].mean()) - factor.chance)
     return LabelEfficiency(kept, factor.chance, baseline, threshold, scores)
