@@ -52,8 +52,8 @@ LOST = 0.1  # of a score: a larger loss is marked
 
 KNOWN = (
     "Held-out scores of linear heads with most labels [95 % interval over draws of labels]: balanced accuracy, or R2 "
-    "of a quantity. Then labels that fresh weights need / labels that this encoder needs to reach the threshold (dotted "
-    "below), and d', the distance of classes in units of the noise."
+    "of a quantity. Then labels that fresh weights need / labels that this encoder needs to reach the threshold dotted "
+    "below, and d', the distance of classes in units of the noise."
 )
 CURVES = "Held-out scores by number of labels, with 95 % intervals over draws of labels; grey is chance."
 FEW_FEATURES = (
