@@ -143,11 +143,11 @@ class Factor:
         return 0.0 if self.quantity else 1 / len(self.classes)
 
     def score(self, predicted: npt.NDArray[Any], at: Indices | slice = slice(None)) -> float:
-        """R2 (at most 1) of a quantity, otherwise balanced accuracy in [0, 1], of (m,) predictions.
+        """R2 (at most 1) of a quantity, otherwise balanced accuracy in [0, 1].
 
         Args:
-            predicted: (m,) values.
-            at: indices of the m inputs; default: all n.
+            predicted: (m,) values, for the inputs with indices ``at``.
+            at: default: all n inputs.
         """
         from sklearn.metrics import r2_score, recall_score  # scikit-learn takes more than a second to import
 
@@ -232,7 +232,13 @@ def ridge_model(quantity: bool) -> Any:
 
 
 def cross_score(features: Floats, factor: Factor, seed: int = 0) -> float:
-    """The cross-validated score of a probe; ``features`` (n, dim) of the factor's n inputs."""
+    """The cross-validated score of a probe.
+
+    Args:
+        features: (n, dim) of the factor's n inputs.
+        factor: the label to predict.
+        seed: draws the folds.
+    """
     from sklearn.model_selection import cross_val_predict
 
     return factor.score(cross_val_predict(ridge(factor.quantity), features, factor.values, cv=factor.folds(seed)))
@@ -384,12 +390,7 @@ def sparsity(features: Floats, factor: Factor, seed: int = 0) -> Sparsity:
     A group lasso, for all classes together, ranks the features by the order in which it selects them. Ridge probes are
     then fitted to the first k, so that the shrinkage of the L1 penalty does not count against small k [3]. Ranking and
     fit see only the training part of a fold. The same is done for randomly rotated features and for principal
-    components: the axes of the encoder matter only if those need more.
-
-    Args:
-        features: (n, dim) of the factor's n inputs.
-        factor: the label to predict.
-        seed: draws the folds and one rotation per fold.
+    components: the axes of the encoder matter only if those need more. Arguments are as for `cross_score`.
     """
     dim = features.shape[1]
     sizes = np.unique(np.append(np.round(2 ** np.arange(0, np.log2(dim), 1 / 3)), dim)).astype(int).tolist()
@@ -466,12 +467,7 @@ class Signal:
 
 
 def signal(features: Floats, factor: Factor, seed: int = 0) -> Signal:
-    """The signal strength of one factor.
-
-    Args:
-        features: (n, dim) of the factor's n inputs.
-        factor: a label with classes.
-        seed: draws the folds.
+    """The signal strength of one factor, with arguments as for `cross_score`.
 
     Raises:
         RlpreError: if the factor is a quantity.
