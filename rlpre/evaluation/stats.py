@@ -94,6 +94,11 @@ class StepsRatio:
     baseline_reached: int
     treated_reached: int
 
+    @property
+    def known(self) -> bool:
+        """Whether any run reached the threshold."""
+        return self.baseline_reached + self.treated_reached > 0
+
 
 def mean_interval(values: ArrayLike, logarithmic: bool = False) -> Interval:
     """The mean of ``values`` (runs,) with Student's t interval.
