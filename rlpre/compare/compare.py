@@ -32,7 +32,7 @@ from rlpre.frames import FrameStore
 from rlpre.loop import PretrainConfig
 from rlpre.sources import collect
 
-Frames = FrameStore | str | Path
+Frames = FrameStore | str | Path | Callable[[], FrameStore]
 Measure = Callable[[Run, Training], Measurements]
 
 ENCODERS, FRAMES = "encoders", "frames"  # below a comparison's directory; the first is also a task of its rows
@@ -106,8 +106,8 @@ def compare(
         algorithm: of SB3 or sb3-contrib.
         algorithm_kwargs: its arguments; ``policy_kwargs`` among them are SB3's own, such as ``{"net_arch": [64, 64]}``.
         n_envs: environments that a run steps together.
-        frames: to pretrain on and to whiten over: a store, its directory, or several by name; or the number of
-            transitions to collect with random actions in each task, for encoders of that task.
+        frames: to pretrain on and to whiten over: a store, its directory, or a function that makes it, or several by
+            name; or the number of transitions to collect with random actions in each task, for encoders of that task.
         pretrain: settings of pretraining by an objective; its encoder and features are those of fresh weights too.
         pretrain_memory: settings of pretraining sequence encoders.
         pretrain_each_seed: whether every seed pretrains encoders of its own, or all seeds share one.
@@ -323,10 +323,11 @@ def _open(
     frames: int | Frames | Mapping[str, Frames], tasks: Mapping[str, MakeEnv], home: Path, seed: int
 ) -> dict[str, FrameStore]:
     """The frames by name, or those collected in each task."""
-    if not isinstance(frames, int):
-        named = _named(frames, FRAMES).items()
-        return {name: each if isinstance(each, FrameStore) else FrameStore.open(each) for name, each in named}
     stores = {}
+    if not isinstance(frames, int):
+        for name, each in _named(frames, FRAMES).items():
+            stores[name] = each() if callable(each) else each if isinstance(each, FrameStore) else FrameStore.open(each)
+        return stores
     for task, make in tasks.items():
         venv = make_venv(make, 8, seed)
         stores[task] = collect(venv, home / task, frames, seed=seed)
