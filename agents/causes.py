@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Picture
 from matplotlib.ticker import EngFormatter
 from numpy.typing import NDArray
@@ -156,7 +155,7 @@ def two_way(steps: Floats, reached: NDArray[np.bool_]) -> TwoWay:
 
 
 def take_apart(arms: Mapping[str, Curves], known: Known, threshold: float) -> TwoWay | None:
-    """Pretraining (first) and whitening (second), if there is exactly one arm with neither, with each, and with both."""
+    """Pretraining (first) and whitening (second), if there is one arm with neither, one with each, and one with both."""
     corners: dict[tuple[bool, bool], list[Curves]] = {}
     for arm, of in known.items():
         if "different frames" in of:
@@ -267,7 +266,7 @@ def draw_sizes(arms: Mapping[str, Curves], known: Known, sizes: Mapping[int, str
 
 def overlap_section(environments: Sequence[str], home: Path) -> list[Section]:
     """How much of what agents meet the frames of a comparison hold; measured once."""
-    stores = {path.parent.name: path.parent for path in sorted((home / "frames").glob(f"*/{MANIFEST}"))}
+    stores = {name: home / "frames" / name for name in read_study(home)["frames"]}
     if not (home / OVERLAP).exists():
         write_json(
             home / OVERLAP, {name: _overlap(FrameStore.open(path), environments) for name, path in stores.items()}

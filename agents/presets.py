@@ -1,6 +1,5 @@
 """Comparisons on MiniGrid and BabyAI levels: their settings, and how `rlpre.compare` runs them."""
 
-from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial

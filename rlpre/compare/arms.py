@@ -18,6 +18,7 @@ from rlpre.loop import kept
 from rlpre.objectives import parse_objective
 from rlpre.sb3 import MODES, policy_kwargs
 from rlpre.sb3.observation import find_image
+from rlpre.sb3.window import check_actions
 from rlpre.sources.layout import find_images
 
 KINDS: dict[str, type[AnyEncoder]] = {of.kind: of for of in (Encoder, SequenceEncoder)}
@@ -195,42 +196,42 @@ def check_arm(name: str, arm: Arm, data: Collection[str], steps: int, venv: VecE
         RlpreError: for unknown names, numbers out of range, or an encoder that does not fit the environment.
     """
     pretrained = lookup("mode", arm.mode, MODES).pretrained
-    where = f"arm {name!r}"
-    if arm.memory:
-        if arm.encoder is None:
-            raise RlpreError(f"{where} has memory, which needs an encoder of frames: give encoder")
-        if pretrained != bool(arm.memory_objective):
-            wrong = "starts from pretrained weights: give" if pretrained else "starts from fresh weights: leave out"
-            raise RlpreError(f"{where}: mode {arm.mode!r} of the sequence encoder {wrong} memory_objective")
-    elif arm.memory_objective:
-        raise RlpreError(f"{where} has a memory_objective, but no memory: give memory=Backbone(...)")
-    elif pretrained and arm.encoder is None:
-        raise RlpreError(f"{where}: mode {arm.mode!r} starts from pretrained weights: give encoder, or use 'scratch'")
-    elif not pretrained and (arm.objective or (arm.mode == "scratch" and arm.whiten)):
-        wrong = f"encoder {arm.objective!r}" if arm.objective else "whiten"
-        raise RlpreError(f"{where}: mode {arm.mode!r} starts from fresh weights: leave out {wrong}, or use 'frozen'")
+    starts = f"mode {arm.mode!r} starts from {'pretrained' if pretrained else 'fresh'} weights"
+    faults = {
+        "memory needs an encoder of frames: give encoder": arm.memory and arm.encoder is None,
+        "there is a memory_objective, but no memory: give memory=Backbone(...)": arm.memory_objective
+        and not arm.memory,
+        f"{starts}: give memory_objective": arm.memory and pretrained and not arm.memory_objective,
+        f"{starts}: leave out memory_objective": arm.memory_objective and not pretrained,
+        f"{starts}: give encoder, or use mode 'scratch'": pretrained and arm.encoder is None,
+        f"{starts}: leave out encoder {arm.objective!r}, or use mode 'frozen'": arm.fresh and arm.objective,
+        f"{starts}: leave out whiten, or use mode 'random'": arm.fresh and not arm.frozen and arm.whiten,
+        f"there is no pretraining to take step {arm.step} of: give an objective as encoder": (
+            arm.step is not None and not arm.objective
+        ),
+        f"pretraining has no step {arm.step}: choose one from 0 to {steps}": not 0 <= (arm.step or 0) <= steps,
+    }
+    for fault, found in faults.items():
+        if found:
+            raise RlpreError(f"arm {name!r}: {fault}")
     if arm.objective:
         parse_objective(arm.objective, Encoder.kind)
     if arm.memory_objective:
         parse_objective(arm.memory_objective, SequenceEncoder.kind)
-    if arm.step is not None and not (arm.objective and 0 <= arm.step <= steps):
-        raise RlpreError(f"{where} starts from step {arm.step} of {steps if arm.objective else 'no'} pretraining steps")
     if arm.data:
         lookup("data", arm.data, dict.fromkeys(data))
-    _check_encoder(where, arm, venv, default)
+    _check_encoder(arm, venv, arm.given or default.build(venv.observation_space, 0))
 
 
-def _check_encoder(where: str, arm: Arm, venv: VecEnv, default: Architecture) -> None:
-    encoder = arm.given or default.build(venv.observation_space, 0)
+def _check_encoder(arm: Arm, venv: VecEnv, encoder: AnyEncoder) -> None:
+    """Refuses an encoder that does not fit the environment, or options that do not fit the encoder."""
     vision = encoder if isinstance(encoder, Encoder) else encoder.frames
     find_image(venv.observation_space, vision.input)
+    if isinstance(encoder, SequenceEncoder):
+        check_actions(venv.action_space, encoder)
     if arm.memory:
-        if not isinstance(encoder, Encoder):
-            raise RlpreError(f"{where} puts memory on a sequence encoder: give it an encoder of frames")
         if not isinstance(venv.action_space, spaces.Discrete):
-            raise RlpreError(
-                f"{where} has memory, which reads discrete actions: the environment takes {venv.action_space}"
-            )
-        encoder = arm.memory.build(encoder, int(venv.action_space.n))
+            raise RlpreError(f"a SequenceEncoder reads discrete actions, the environment takes {venv.action_space}")
+        encoder = arm.memory.build(vision, int(venv.action_space.n))
     if arm.policy_kwargs or not in_front(arm.mode, encoder):
         policy_kwargs(encoder, arm.mode, **arm.policy_kwargs)

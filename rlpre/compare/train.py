@@ -5,11 +5,13 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
+import stable_baselines3
 import torch
 from gymnasium import spaces
 from PIL import Image
@@ -236,6 +238,18 @@ def find_env(make_env: str | MakeEnv) -> MakeEnv:
         raise RlpreError(
             f"{make_env!r} cannot be imported ({error}): give module:function, or a Gymnasium id"
         ) from error
+
+
+def find_algorithm(name: str) -> type[BaseAlgorithm]:
+    """The algorithm of SB3, or of sb3-contrib if that is installed, by its name in any case.
+
+    Raises:
+        RlpreError: if there is none.
+    """
+    libraries = [stable_baselines3, *([importlib.import_module("sb3_contrib")] if find_spec("sb3_contrib") else [])]
+    known = {key.lower(): value for library in libraries for key, value in vars(library).items()}
+    algorithms = {key: value for key, value in known.items() if hasattr(value, "policy_aliases")}
+    return cast(type[BaseAlgorithm], lookup("algorithm", name.lower(), algorithms))
 
 
 def _gymnasium(name: str, n_envs: int, seed: int) -> VecEnv:
