@@ -1,9 +1,8 @@
 """What a report shows beside results: offline frames, pretraining, films, provenance, and runs that did not end."""
 
 import io
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,7 +20,6 @@ from rlpre.evaluation.page import (
     Toned,
     percent,
     short_names,
-    thousands,
 )
 from rlpre.files import read_json
 from rlpre.frames import FrameStore
@@ -34,13 +32,14 @@ STRIP = 12  # frames that a page shows of an environment
 MOST_BYTES = 500_000  # of a film
 
 
-def notices(directory: Path, home: Path) -> list[str]:
-    """What a reader must know first: unfinished and failed runs of a study, and of the pretraining beside it."""
-    failed = {**_failed(home / ENCODERS, home), **_failed(directory, home)}
-    unfinished = _count_unfinished(directory)
+def notices(directory: Path) -> list[str]:
+    """What a reader must know first: how many runs of a study are unfinished, and which ones failed with what error."""
+    markers = sorted(directory.rglob(FAILED))
+    failed = [f"{marker.parent.relative_to(directory)}: {read_json(marker)['error']}" for marker in markers]
+    runs = [path for path in directory.rglob("seed-*") if path.is_dir()]
+    unfinished = sum(not (path / DONE).exists() and not (path / FAILED).exists() for path in runs)
     lines = [f"Unfinished runs: {unfinished}. This is as far as the study has come."] if unfinished else []
-    lines += [f"Failed runs: {len(failed)}."] if failed else []
-    return [*lines, *(f"{run}: {error}" for run, error in failed.items())]
+    return [*lines, *([f"Failed runs: {len(failed)}.", *failed] if failed else [])]
 
 
 def read_provenance(directory: Path) -> Provenance:
@@ -55,28 +54,28 @@ def read_provenance(directory: Path) -> Provenance:
     return Provenance(list(versions), list(commits), flat(read_json(directory / STUDY)))
 
 
-def films(directory: Path, task: str, arms: Iterable[str]) -> list[Figure]:
-    """The film (GIF) of the first seed that has one, of each arm; one that is too large is only mentioned."""
+def films(directory: Path, task: str) -> dict[str, Figure]:
+    """By arm the film (GIF) of its first seed that has one; of one that is too large only the size."""
     found: dict[str, Figure] = {}
     for run, path in finished_runs(directory).items():
         for film in sorted(path.glob("*.gif"))[:1] if run.task == task and run.arm not in found else ():
             large = film.stat().st_size > MOST_BYTES
             note = f"{film.stat().st_size / 1e6:.1f} MB, too large for this page" if large else ""
             found[run.arm] = Figure(f"{run.arm}, seed {run.seed}", b"" if large else film.read_bytes(), note)
-    return [found[arm] for arm in arms if arm in found]
+    return found
 
 
-def pretraining_sections(home: Path) -> list[Section]:
-    """The offline frames and the pretrained encoders in a directory, as far as there are any.
+def pretraining_sections(directory: Path) -> list[Section]:
+    """The offline frames and the pretrained encoders of a study, as far as there are any.
 
     Args:
-        home: may hold frame stores, ``frames/<name>``, and runs of pretraining, ``encoders/<objective>/seed-<seed>``.
+        directory: may hold frame stores, ``frames/<name>``, and runs of the task "encoders".
     """
     sections = []
-    if stores := sorted(manifest.parent for manifest in (home / FRAMES).glob(f"*/{MANIFEST}")):
+    if stores := sorted(manifest.parent for manifest in (directory / FRAMES).glob(f"*/{MANIFEST}")):
         sections.append(_attempt("Offline frames", lambda: _frames(stores)))
-    if encoders := finished_runs(home / ENCODERS):
-        sections.append(_attempt("Pretraining", lambda: _pretraining(encoders)))
+    if runs := {run: path for run, path in finished_runs(directory).items() if run.task == ENCODERS}:
+        sections.append(_attempt("Pretraining", lambda: _pretraining(runs)))
     return sections
 
 
@@ -116,49 +115,24 @@ def _strip(store: FrameStore, rows: np.ndarray) -> bytes:
     return content.getvalue()
 
 
-def _pretraining(encoders: Mapping[Run, Path]) -> Section:
-    facts = {run: _facts(path) for run, path in encoders.items()}
-    labels = list(dict.fromkeys(label for of in facts.values() for kind in ("probes", "control") for label in of[kind]))
+def _pretraining(runs: Mapping[Run, Path]) -> Section:
+    facts = {run: read_json(path / CHECKPOINT).get("pretraining", {}) for run, path in runs.items()}
+    facts = {run: {"probes": {}, "control": {}, **of} for run, of in facts.items() if of}
+    labels = list(dict.fromkeys(label for of in facts.values() for label in (*of["probes"], *of["control"])))
     rows: list[list[Cell]] = []
-    for run, path in encoders.items():
-        of = facts[run]
-        seconds = f"{read_json(path / DONE)['seconds']:.0f}"
+    for run, of in facts.items():
+        numbers = [f"{of[name]:,}" if name in of else "-" for name in ("steps", "batch")]
+        seconds = f"{read_json(runs[run] / DONE)['seconds']:.0f}"
         scores = [_score(of["probes"].get(label), of["control"].get(label)) for label in labels]
-        rows.append([run.arm, str(run.seed), thousands(of["steps"]), str(of["batch"]), seconds, *scores])
-    text = []
-    if labels:
-        text.append(
-            "Linear probes: what can be read from the frozen features (balanced accuracy; R² for quantities); in "
-            "brackets the same for fresh weights."
-        )
-    if len({run.arm for run in encoders}) == len(encoders):
+        rows.append([run.arm, str(run.seed), *numbers, seconds, *scores])
+    probes = "Linear probes: what can be read from the frozen features (balanced accuracy; R² for quantities); in "
+    text = [f"{probes}brackets the same for fresh weights."] if labels else []
+    if len({run.arm for run in facts}) == len(facts):
         text.append("One encoder was pretrained per objective: intervals span seeds of training, not of pretraining.")
-    head = ["objective", "seed", "updates", "batch", "seconds", *labels]
-    return Section("Pretraining", text, [Table(head, rows)])
-
-
-def _facts(path: Path) -> dict[str, Any]:
-    content = read_json(path / CHECKPOINT).get("pretraining", {})
-    if not {"steps", "batch"} <= content.keys():
-        raise RlpreError(f"{path / CHECKPOINT} does not say how the encoder was pretrained: pretrain it again")
-    return {"probes": {}, "control": {}, **content}
+    return Section("Pretraining", text, [Table(["objective", "seed", "updates", "batch", "seconds", *labels], rows)])
 
 
 def _score(score: float | None, fresh: float | None) -> Cell:
-    if score is None:
-        return "-"
-    if fresh is None:
-        return f"{score:.2f}"
+    if score is None or fresh is None:
+        return "-" if score is None else f"{score:.2f}"
     return Toned(f"{score:.2f} ({fresh:.2f})", "bad" if score < fresh else "")
-
-
-def _failed(directory: Path, home: Path) -> dict[str, str]:
-    """The errors of failed runs below a directory, by run directory."""
-    markers = sorted(directory.resolve().rglob(FAILED))
-    return {str(marker.parent.relative_to(home)): read_json(marker)["error"] for marker in markers}
-
-
-def _count_unfinished(directory: Path) -> int:
-    """The number of run directories that are neither finished nor failed."""
-    runs = [path for path in directory.rglob("seed-*") if path.is_dir()]
-    return sum(not (path / DONE).exists() and not (path / FAILED).exists() for path in runs)

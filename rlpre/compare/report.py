@@ -17,20 +17,8 @@ from matplotlib.ticker import EngFormatter, FuncFormatter, NullFormatter
 from torch.utils.tensorboard import SummaryWriter
 
 from rlpre.compare.background import films, notices, pretraining_sections, read_provenance
-from rlpre.compare.runner import ROWS, Row, read_study
-from rlpre.compare.summary import (
-    ALL,
-    RETURN,
-    Metric,
-    Record,
-    Tasks,
-    curves,
-    minutes,
-    save_rows,
-    study_rows,
-    summarise,
-)
-from rlpre.errors import RlpreError
+from rlpre.compare.runner import ROWS, Row
+from rlpre.compare.summary import ALL, Curves, Metric, Record, Results, Tasks, curves, read_results, save_rows
 from rlpre.evaluation.page import (
     COLOURS,
     CONTROLS,
@@ -60,28 +48,24 @@ from rlpre.files import write_bytes, write_json
 SAVED, COST, UNKNOWN, NONE = "saved", "cost", "not known", "no answer"
 TONES = {SAVED: "good", COST: "bad"}
 COLUMNS = 3  # of panels in the picture, at most
-PAGE, PICTURE, SUMMARY, BOARD = "report.html", "report.png", "summary.json", "tensorboard"
+HALF, THIRD = (5.2, 3.4), (3.8, 2.4)  # inches of figures two and three in a line of the page
 
 READING = """\
 Curves, areas and final returns are interquartile means over runs; brackets are 95 % intervals. The area is the mean \
-height of the learning curve. Steps are the mean to the first evaluation of at least {threshold:g}; a run that never \
+height of the learning curve. Steps are the mean to the first evaluation of at least {0.threshold:g}; a run that never \
 gets there counts as its budget, so that its ratio is only a bound (>=, <=), or holds within the budget only (?). \
-{baseline} / arm is how many times the arm's steps {baseline} needs: above 1 the arm saves steps. Over several tasks \
-it is the geometric mean. P(better) is the probability that a run of the arm has a larger area than one of {baseline}. \
-Frames are the offline ones. Minutes are the wall-clock of a run. Fewer than 3 runs have no interval."""
-
-Records = Mapping[tuple[str, str, str | None], Record]  # by task, arm and over
+{0.baseline} / arm is how many times the arm's steps {0.baseline} needs: above 1 the arm saves steps. Over several \
+tasks it is the geometric mean. P(better) is the probability that a run of the arm has a larger area than one of \
+{0.baseline}. Frames are the offline ones. Minutes are the wall-clock of a run. Fewer than 3 runs have no interval."""
 
 
 def report(directory: Path, sections: Sequence[Section] = ()) -> str:
     """Compares the arms of a study, as far as it has come, and writes the files of `write_report`.
 
     Args:
-        directory: a study (see `rlpre.compare.runner`) whose ``study.json`` holds a `Metric` under "metric", and whose
-            runs measured "return" by steps. Beside it ``frames`` (frame stores) and ``encoders`` (runs of pretraining)
-            are looked for. A run may hold ``run.json`` (versions and commit) and films (GIF). Instead of runs it may
-            hold the ``rows.json`` of a published study.
-        sections: of the page, shown after the tasks.
+        directory: a study, see `rlpre.compare.summary.read_results`. It may hold frame stores, ``frames/<name>``, and
+            runs of pretraining, whose task is "encoders". A run may hold ``run.json`` (versions, commit) and a GIF.
+        sections: further parts of the page, shown after the tasks.
 
     Returns:
         The page for a terminal.
@@ -89,33 +73,27 @@ def report(directory: Path, sections: Sequence[Section] = ()) -> str:
     Raises:
         RlpreError: if the directory holds no finished run or no metric, or its runs do not fit together.
     """
-    configuration = read_study(directory)
-    if "metric" not in configuration:
-        raise RlpreError(f"{directory}/study.json has no metric: put one in the configuration before the study runs")
-    metric = Metric(**configuration["metric"])
-    rows = study_rows(directory)
-    tasks = curves(rows)
-    every = summarise(tasks, metric)
-    records = {(record.task, record.arm, record.over): record for record in every}
-    first = answers(tasks, records, metric)
-    lead, home = next(iter(first.values())), directory.resolve().parent
-    duration = minutes(rows)
+    results = read_results(directory)
+    metric, tasks = results.metric, results.tasks
+    found = answers(results)
+    lead = next(iter(found.values()))
     page = Page(
         question=f"How many environment steps did {metric.cause} save?",
         answer=f"{sentence(lead.claim)}.",
         tone=TONES.get(lead.verdict, ""),
         facts=[f"{sentence(lead.facts)}."] if lead.facts else [],
-        notices=notices(directory, home) + _missing(tasks, metric),
+        notices=[*notices(directory), *_missing(results)],
         sections=[
-            *([_all_tasks(tasks, records, first, metric)] if len(tasks) > 1 else []),
-            *(_task(directory, task, tasks, records, first[task], metric, duration) for task in tasks),
+            *([_all_tasks(results, found)] if len(tasks) > 1 else []),
+            *(_task(results, task, found, films(directory, task)) for task in tasks),
             *sections,
-            *pretraining_sections(home),
-            Section("Reading the numbers", [READING.format(threshold=metric.threshold, baseline=metric.baseline)]),
+            *pretraining_sections(directory),
+            Section("Reading the numbers", [READING.format(metric)]),
         ],
         provenance=read_provenance(directory),
     )
-    return write_report(directory, page, draw_curves(tasks, metric), [record.flat() for record in every], rows)
+    records = [record.flat() for record in results.records]
+    return write_report(directory, page, draw_curves(tasks, metric), records, results.rows)
 
 
 def write_report(
@@ -125,35 +103,38 @@ def write_report(
     summary: Sequence[Mapping[str, Any]],
     rows: Sequence[Row] = (),
 ) -> str:
-    """Writes a study's report.
+    """Writes the report of any study.
 
     Args:
         directory: receives ``report.html`` (the page), ``report.png`` (the figure), ``summary.json``, ``rows.json``
             (every row of the study in one file) and TensorBoard events (``tensorboard/``, see `log_rows`).
         page: the report.
         figure: what the page shows, as one picture.
-        summary: the results as flat records; a number that is not finite becomes null.
+        summary: the results as flat records; numbers that are not finite become null.
         rows: what the study measured.
 
     Returns:
         The page for a terminal.
     """
-    records = [{name: _known(value) for name, value in record.items()} for record in summary]
+    records = [
+        {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in of.items()}
+        for of in summary
+    ]
     answer = {"question": page.question, "answer": page.answer, "facts": list(page.facts)}
-    write_json(directory / SUMMARY, {**answer, "records": records})
-    write_bytes(directory / PICTURE, as_png(figure))
-    write_html(page, directory / PAGE)
+    write_json(directory / "summary.json", {**answer, "records": records})
+    write_bytes(directory / "report.png", as_png(figure))
+    write_html(page, directory / "report.html")
     if rows:
         save_rows(rows, directory / ROWS)
-        log_rows(rows, directory / BOARD)
+        log_rows(rows, directory / "tensorboard")
     return as_text(page)
 
 
 def log_rows(rows: Sequence[Row], directory: Path) -> None:
     """Writes the curves of rows as TensorBoard events, which replace those of an earlier report.
 
-    Every arm is a TensorBoard run with the scalars ``compare/<task>/<metric>``, IQM over seeds, and its interval's ends
-    ``.._low`` and ``.._high``. The custom-scalars tab shows them as curves with bands.
+    Every arm is a TensorBoard run with the scalars ``compare/<task>/<metric>``, IQM over seeds, and the ends of its
+    interval, ``..._low`` and ``..._high``. The custom-scalars tab shows them as curves with bands.
     """
     shutil.rmtree(directory, ignore_errors=True)
     metrics = dict.fromkeys(row.metric for row in rows if row.step is not None)
@@ -164,22 +145,15 @@ def log_rows(rows: Sequence[Row], directory: Path) -> None:
     for task, metric in measured:
         tags = [f"compare/{task}/{metric}{end}" for end in ends]
         layout.setdefault(names[task], {})[f"{names[task]}: {metric}, IQM and 95 % interval"] = ["Margin", tags]
-    for arm in dict.fromkeys(row.arm for row in rows):
+    with SummaryWriter(str(directory)) as board:
+        board.add_custom_scalars(layout)
+    for arm in dict.fromkeys(arm for arms in measured.values() for arm in arms):
         with SummaryWriter(str(directory / arm)) as board:
-            if layout:  # the tab gathers the layouts of all runs: one is enough
-                board.add_custom_scalars(layout)
-                layout = {}
             for (task, metric), arms in measured.items():
                 for step, point in zip(arms[arm].steps, arms[arm].points, strict=True) if arm in arms else ():
                     for end, value in zip(ends, (point.value, point.low, point.high), strict=True):
                         if value is not None:
                             board.add_scalar(f"compare/{task}/{metric}{end}", value, step)
-
-
-def answers(tasks: Tasks, records: Records, metric: Metric) -> dict[str, Answer]:
-    """The answers by task; with several tasks the answer over all of them comes first, as `ALL`."""
-    found = {task: _answer(task, tasks, records, metric) for task in tasks}
-    return found if len(found) == 1 else {ALL: _overall_answer(found, records, metric), **found}
 
 
 def verdict(ratio: StepsRatio) -> str:
@@ -193,41 +167,49 @@ def verdict(ratio: StepsRatio) -> str:
     return UNKNOWN
 
 
-def _answer(task: str, tasks: Tasks, records: Records, metric: Metric) -> Answer:
-    missing = [arm for arm in (metric.baseline, metric.answer) if arm not in tasks[task]]
-    if missing:
+def answers(results: Results) -> dict[str, Answer]:
+    """The answers by task; with several tasks the answer over all of them comes first, as `ALL`."""
+    found = {task: _answer(results, task) for task in results.tasks}
+    return found if len(found) == 1 else {ALL: _overall_answer(results, found), **found}
+
+
+def _answer(results: Results, task: str) -> Answer:
+    metric, arms = results.metric, results.tasks[task]
+    baseline = results.record(task, metric.baseline, None)
+    treated = results.record(task, metric.answer, metric.baseline)
+    if baseline is None or treated is None or treated.ratio is None:
+        missing = [arm for arm in (metric.baseline, metric.answer) if arm not in arms]
         return Answer(NONE, f"no answer, {' and '.join(missing)} has no finished run")
-    treated, baseline = records[task, metric.answer, metric.baseline], records[task, metric.baseline, None]
-    saved, budget = treated.ratio, thousands(tasks[task][metric.answer].steps[-1])
-    if saved is None or baseline.reached + treated.reached == 0:
+    budget = thousands(arms[metric.answer].steps[-1])
+    if baseline.reached + treated.reached == 0:
         both = f"no run of {metric.baseline} or {metric.answer}"
         return Answer(NONE, f"no answer, {both} reached {metric.threshold:g} in {budget} steps")
-    slow, fast = (record.steps.value for record in (baseline, treated) if record.steps)
+    slow, fast = (of.steps.value for of in (baseline, treated) if of.steps)
     facts = (
-        f"to reach {metric.threshold:g}, {metric.baseline} needs {show_ratio(saved)} times the steps of "
+        f"to reach {metric.threshold:g}, {metric.baseline} needs {show_ratio(treated.ratio)} times the steps of "
         f"{metric.answer} ({thousands(slow)} and {thousands(fast)}; {_reached(baseline)} and {_reached(treated)} runs "
         f"reach it in {budget})"
     )
-    if saved.ratio.low is None:
-        return Answer(NONE, f"no answer, fewer than {FEWEST} runs of an arm say nothing about the next ones", facts)
     paid = metric.arms[metric.answer] - metric.arms[metric.baseline]
     facts += f", after {thousands(paid)} offline frames" if paid > 0 else ""
-    found = verdict(saved)
+    found = verdict(treated.ratio)
+    if found == NONE:
+        return Answer(found, f"no answer, fewer than {FEWEST} runs of an arm allow no interval", facts)
     if found == UNKNOWN:
-        return Answer(found, "not known, the interval does not exclude 1", facts)
-    least = "at least " if saved.bound in (">=", "<=") else ""
+        return Answer(found, f"it is not known whether {metric.cause} saves environment steps", facts)
+    least = "at least " if treated.ratio.bound in (">=", "<=") else ""
     return Answer(found, f"{metric.cause} {found} {least}{thousands(abs(slow - fast))} environment steps", facts)
 
 
-def _overall_answer(found: Mapping[str, Answer], records: Records, metric: Metric) -> Answer:
-    """In how many tasks steps were saved, where, and the ratio over all tasks."""
-    names = short_names(found)
+def _overall_answer(results: Results, found: Mapping[str, Answer]) -> Answer:
+    """On how many tasks steps were saved, on which, and the ratio over all tasks."""
+    metric, names = results.metric, short_names(found)
     where = {
         kind: [names[task] for task, answer in found.items() if answer.verdict == kind]
         for kind in (SAVED, COST, UNKNOWN, NONE)
     }
     facts = "; ".join(f"{kind} on {', '.join(on)}" for kind, on in where.items() if on)
-    overall = records.get((ALL, metric.answer, metric.baseline))
+    overall = results.record(ALL, metric.answer, metric.baseline)
     ratio = overall.ratio if overall else None
     if ratio:
         times = show_interval(ratio.ratio, bound=ratio.bound.strip("?"))
@@ -241,106 +223,75 @@ def _overall_answer(found: Mapping[str, Answer], records: Records, metric: Metri
     return Answer(verdict(ratio) if ratio else NONE, claim, facts)
 
 
-def _all_tasks(tasks: Tasks, records: Records, answers: Mapping[str, Answer], metric: Metric) -> Section:
+def _all_tasks(results: Results, answers: Mapping[str, Answer]) -> Section:
     """The answer on every task, then every arm over all tasks."""
-    names, overs = short_names(tasks), metric.compared_with(metric.answer)
+    metric, names = results.metric, short_names(results.tasks)
+    overs = metric.compared_with(metric.answer)
     rows: list[list[Cell]] = []
-    for task in tasks:
-        ratios = [_ratio(records.get((task, metric.answer, over))) for over in overs]
-        own = records.get((task, metric.answer, overs[0])) if overs else None
+    verdicts: dict[str, list[str]] = {over: [] for over in overs}
+    for task in results.tasks:
+        records = {over: results.record(task, metric.answer, over) for over in overs}
+        for over, record in records.items():
+            verdicts[over] += [verdict(record.ratio)] if record and record.ratio else []
+        own = next(filter(None, records.values()), None)
         answer = Toned(sentence(answers[task].claim), TONES.get(answers[task].verdict, ""))
-        rows.append([names[task], *ratios, _reached(own) if own else "-", answer])
-    won = []
-    for over in overs:
-        found = [records[task, metric.answer, over].ratio for task in tasks if (task, metric.answer, over) in records]
-        verdicts = [verdict(ratio) for ratio in found if ratio]
-        won.append(f"{verdicts.count(SAVED)} won, {verdicts.count(COST)} lost of {len(verdicts)}")
+        rows.append([names[task], *map(_ratio, records.values()), _reached(own) if own else "-", answer])
+    won = [f"{of.count(SAVED)} won, {of.count(COST)} lost of {len(of)}" for of in verdicts.values()]
+    rows.append(["all", *won, "", ""])
     head = ["task", *(f"{over} / {metric.answer}" for over in overs), "reached", "answer"]
     note = f"{metric.answer}, to a return of {metric.threshold:g}. Won and lost: the interval excludes 1."
-    everywhere = _arms_table(ALL, records, metric, {})
-    partial = [arm for arm in metric.arms if arm not in _arms(ALL, records)]
+    everywhere = {record.arm for record in results.arms(ALL)}
+    partial = [arm for arm in metric.arms if arm not in everywhere]
     text = [f"Not on every task yet: {', '.join(partial)}."] if partial else []
-    rows.append(["all", *won, "", ""])
-    blocks = [Table(head, rows, note=note), everywhere]
-    return Section("Every task", text, blocks)
+    return Section("Every task", text, [Table(head, rows, note=note), _arms_table(results, ALL)])
 
 
-def _task(
-    directory: Path,
-    task: str,
-    tasks: Tasks,
-    records: Records,
-    answer: Answer,
-    metric: Metric,
-    duration: Mapping[tuple[str, str], float],
-) -> Section:
-    arms = tasks[task]
-    budget = next(iter(arms.values())).steps[-1]
-    text = [f"{task}, {thousands(budget)} steps a run."]
-    if len(tasks) > 1:
-        text.append(sentence(str(answer)))
-    overview = matplotlib.figure.Figure(figsize=(6.4, 3.6), layout="constrained")
+def _task(results: Results, task: str, answers: Mapping[str, Answer], films: Mapping[str, Figure]) -> Section:
+    """One task: curves and ratios, the table of arms, each arm against the baseline, films."""
+    metric, arms = results.metric, results.tasks[task]
+    text = [f"{task}, {thousands(next(iter(arms.values())).steps[-1])} steps a run."]
+    if len(answers) > 1:
+        text.append(sentence(str(answers[task])))
+    overview = matplotlib.figure.Figure(figsize=HALF, layout="constrained")
     _draw_overview(panel := overview.subplots(), arms, metric)
-    panel.legend(frameon=False, fontsize="small", ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.15))
+    panel.legend(frameon=False, fontsize="small", ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.17))
     against = []
     for arm in arms:
         if arm != metric.baseline:
-            figure = matplotlib.figure.Figure(figsize=(3.8, 2.4), layout="constrained")
+            figure = matplotlib.figure.Figure(figsize=THIRD, layout="constrained")
             _draw_against_baseline(figure.subplots(), arm, arms, metric)
             against.append(Figure(arm, figure))
-    ratios = draw_ratios([records[key] for key in records if key[0] == task and key[2] == metric.baseline], metric)
     pair = [Figure("Learning curves: IQM over runs", overview)]
-    if ratios:
+    if ratios := draw_ratios(results, task):
         pair.append(Figure(f"Steps of {metric.baseline} / steps of the arm: above 1 it saves steps", ratios))
-    blocks: list[Table | Figure | Gallery] = [Gallery(pair), _arms_table(task, records, metric, duration)]
+    blocks: list[Table | Figure | Gallery] = [Gallery(pair), _arms_table(results, task)]
     if against:
         note = "Thick: IQM over runs; thin: runs; band: 95 % interval; dotted: threshold."
         blocks.append(Gallery(against, f"Each arm against {metric.baseline}", note))
-    if shown := films(directory, task, arms):
-        blocks.append(Gallery(shown, "Final policies"))
-    return Section(short_names(tasks)[task], text, blocks)
+    if films:
+        blocks.append(Gallery([films[arm] for arm in arms if arm in films], "Final policies"))
+    return Section(short_names(results.tasks)[task], text, blocks)
 
 
-def _arms_table(task: str, records: Records, metric: Metric, duration: Mapping[tuple[str, str], float]) -> Table:
+def _arms_table(results: Results, task: str) -> Table:
     """One row per arm."""
-    arms = _arms(task, records)
-    overs = [
-        over
-        for over in (metric.baseline, *metric.controls)
-        if any(key[0] == task and key[2] == over for key in records)
-    ]
-    alone = task != ALL
+    metric, several = results.metric, task == ALL
+    overs = [over for over in (metric.baseline, *metric.controls) if any(of.over == over for of in results.records)]
+    head = ["arm", *(f"{over} / arm" for over in overs), f"steps to {metric.threshold:g}", "reached"]
+    head += ["P(better)", "area", "final return", "seeds" if several else "frames", "minutes"]
     rows: list[list[Cell]] = []
-    for arm, record in arms.items():
-        steps = (
-            show_interval(record.steps, thousands, "" if record.reached == record.n else ">=") if record.steps else ""
-        )
-        better = record.better if record.over == metric.baseline else None
-        rows.append(
-            [
-                Toned(arm, "strong" if arm == metric.answer else ""),
-                *(_ratio(records.get((task, arm, over))) for over in overs),
-                *([steps, Toned(_reached(record), "" if record.reached == record.n else "bad")] if alone else []),
-                show_interval(better) if better else "-",
-                show_interval(record.area),
-                show_interval(record.final),
-                *([thousands(metric.arms[arm]) if metric.arms[arm] else "-"] if alone else [str(record.n)]),
-                *([f"{duration[task, arm]:.1f}"] if (task, arm) in duration else ["-"] if alone else []),
-            ]
-        )
-    head = ["arm", *(f"{over} / arm" for over in overs)]
-    head += [f"steps to {metric.threshold:g}", "reached"] if alone else []
-    head += ["P(better)", "area", "final return", *(["frames", "minutes"] if alone else ["seeds"])]
-    return Table(head, rows, "Arms" if alone else "All arms over all tasks")
-
-
-def _arms(task: str, records: Records) -> dict[str, Record]:
-    """By arm its first record on a task: that over the baseline, if there is one."""
-    found: dict[str, Record] = {}
-    for record in records.values():
-        if record.task == task:
-            found.setdefault(record.arm, record)
-    return found
+    for of in results.arms(task):
+        ratios = [_ratio(results.record(task, of.arm, over)) for over in overs]
+        every = of.reached == of.n
+        steps = show_interval(of.steps, thousands, "" if every else ">=") if of.steps else "-"
+        better = show_interval(of.better) if of.better and of.over == metric.baseline else "-"
+        frames = thousands(metric.arms[of.arm]) if metric.arms[of.arm] else "-"
+        minutes = results.minutes(task, of.arm)
+        row: list[Cell] = [Toned(of.arm, "strong" if of.arm == metric.answer else ""), *ratios, steps]
+        row += [Toned(_reached(of), "" if every or several else "bad"), better, show_interval(of.area)]
+        row += [show_interval(of.final), str(of.n) if several else frames, "-" if minutes is None else f"{minutes:.1f}"]
+        rows.append(row)
+    return Table(head, rows, "All arms over all tasks" if several else "Arms")
 
 
 def _ratio(record: Record | None) -> Cell:
@@ -351,9 +302,9 @@ def _reached(record: Record) -> str:
     return f"{record.reached}/{record.n}"
 
 
-def _missing(tasks: Tasks, metric: Metric) -> list[str]:
-    names = short_names(tasks)
-    lacking = {names[task]: [arm for arm in metric.arms if arm not in arms] for task, arms in tasks.items()}
+def _missing(results: Results) -> list[str]:
+    names = short_names(results.tasks)
+    lacking = {names[task]: [arm for arm in results.metric.arms if arm not in of] for task, of in results.tasks.items()}
     missing = [f"{', '.join(arms)} on {task}" for task, arms in lacking.items() if arms]
     return [f"Arms without a finished run: {'; '.join(missing)}."] if missing else []
 
@@ -391,29 +342,29 @@ def draw_curves(tasks: Tasks, metric: Metric) -> matplotlib.figure.Figure:
     return figure
 
 
-def draw_ratios(records: Sequence[Record], metric: Metric) -> matplotlib.figure.Figure | None:
-    """The ratios with their intervals on a logarithmic axis, with an arrow where an interval is open; None if empty."""
-    known = [(record, of) for record in records if (of := record.ratio) and of.baseline_reached + of.treated_reached]
-    if not known:
+def draw_ratios(results: Results, task: str) -> matplotlib.figure.Figure | None:
+    """The ratios over the baseline on a logarithmic axis, open intervals up to its end; None if no run reached."""
+    ratios = {
+        of.arm: of.ratio
+        for of in reversed(results.arms(task))
+        if of.over == results.metric.baseline and of.ratio and of.ratio.baseline_reached + of.ratio.treated_reached
+    }
+    if not ratios:
         return None
-    ends = [end for _, of in known for end in (of.ratio.value, of.ratio.low, of.ratio.high) if end]
+    ends = [end for of in ratios.values() for end in (of.ratio.value, of.ratio.low, of.ratio.high) if end]
     reach = 1.1 * float(np.clip(max(max(end, 1 / end) for end in ends), 2, 20))
-    figure = matplotlib.figure.Figure(figsize=(6.4, 3.6), layout="constrained")
+    figure = matplotlib.figure.Figure(figsize=HALF, layout="constrained")
     panel = figure.subplots()
     panel.axvline(1, color="#404040", linewidth=0.8)
-    for place, (record, of) in enumerate(reversed(known)):
-        colour, _ = style(record.arm, metric)
-        low = 1 / reach if of.bound == "<=" else max(of.ratio.low or of.ratio.value, 1 / reach)
-        high = reach if of.bound == ">=" else min(of.ratio.high or of.ratio.value, reach)
+    for place, (arm, of) in enumerate(ratios.items()):
+        colour, _ = style(arm, results.metric)
+        low = 1 / reach if of.bound == "<=" else of.ratio.low or of.ratio.value
+        high = reach if of.bound == ">=" else of.ratio.high or of.ratio.value
         panel.plot([low, high], [place, place], color=colour, linewidth=2)
-        panel.plot(np.clip(of.ratio.value, 1 / reach, reach), place, "o", color=colour)
-        for end, marker in ((low, "<"), (high, ">")):
-            if end in (1 / reach, reach):
-                panel.plot(end, place, marker, color=colour, clip_on=False)
-    panel.set_yticks(range(len(known)), [record.arm for record, _ in reversed(known)])
-    panel.set(xscale="log", xlim=(1 / reach, reach), ylim=(-0.6, len(known) - 0.4), xlabel="← costs · saves →")
-    ticks = [tick for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10) if 1 / reach <= tick <= reach]
-    panel.set_xticks(ticks)
+        panel.plot(of.ratio.value, place, "o", color=colour)
+    panel.set_yticks(range(len(ratios)), list(ratios))
+    panel.set(xscale="log", xlim=(1 / reach, reach), ylim=(-0.6, len(ratios) - 0.4), xlabel="← costs · saves →")
+    panel.set_xticks([tick for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10) if 1 / reach <= tick <= reach])
     panel.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:g}"))
     panel.xaxis.set_minor_formatter(NullFormatter())
     plain_axes(panel)
@@ -431,17 +382,16 @@ def style(arm: str, metric: Metric) -> tuple[str, str]:
     return COLOURS[place % len(COLOURS)], DASHES[place // len(COLOURS) % len(DASHES)]
 
 
-def _draw_overview(panel: Axes, arms: Mapping[str, Any], metric: Metric) -> None:
+def _draw_overview(panel: Axes, arms: Mapping[str, Curves], metric: Metric) -> None:
     """The IQM of every arm on one task."""
     _frame(panel, arms.values(), metric)
-    for arm in metric.arms:
-        if arm in arms:
-            colour, dashes = style(arm, metric)
-            values = [point.value for point in arms[arm].points]
-            panel.plot(arms[arm].steps, values, color=colour, linestyle=dashes, linewidth=2, label=arm)
+    for arm, of in arms.items():
+        colour, dashes = style(arm, metric)
+        values = [point.value for point in of.points]
+        panel.plot(of.steps, values, color=colour, linestyle=dashes, linewidth=2, label=arm)
 
 
-def _draw_against_baseline(panel: Axes, arm: str, arms: Mapping[str, Any], metric: Metric) -> None:
+def _draw_against_baseline(panel: Axes, arm: str, arms: Mapping[str, Curves], metric: Metric) -> None:
     """One arm and the baseline on one task, with every run and the bands."""
     _frame(panel, arms.values(), metric)
     for name in (metric.baseline, arm):
@@ -451,7 +401,7 @@ def _draw_against_baseline(panel: Axes, arm: str, arms: Mapping[str, Any], metri
             draw_curve(panel, arms[name].steps, arms[name].points, colour, linestyle=dashes, linewidth=2)
 
 
-def _frame(panel: Axes, every: Iterable[Any], metric: Metric) -> None:
+def _frame(panel: Axes, every: Iterable[Curves], metric: Metric) -> None:
     values = np.concatenate([of.values.ravel() for of in every])
     low, high = min(values.min(), metric.threshold), max(values.max(), metric.threshold)
     margin = 0.05 * (high - low) or 1.0
@@ -459,9 +409,5 @@ def _frame(panel: Axes, every: Iterable[Any], metric: Metric) -> None:
     panel.set_xlim(0, max(of.steps[-1] for of in every))
     panel.axhline(metric.threshold, color="#404040", linewidth=0.8, linestyle=(0, (1, 2)))
     panel.xaxis.set_major_formatter(EngFormatter(sep=""))
-    panel.set(xlabel="environment steps", ylabel=f"evaluation {RETURN}")
+    panel.set(xlabel="environment steps", ylabel="evaluation return")
     plain_axes(panel)
-
-
-def _known(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rlpre.compare.runner import DONE, ROWS, Row, Run, finished_runs, read_rows, read_study
+from rlpre.compare.runner import DONE, ROWS, STUDY, Row, Run, finished_runs, read_rows, read_study
 from rlpre.errors import RlpreError, lookup
 from rlpre.evaluation import stats
 from rlpre.evaluation.stats import Floats, Interval, StepsRatio, Times
@@ -137,22 +137,65 @@ class Record:
         }
 
 
-def study_rows(directory: Path) -> list[Row]:
-    """All rows of a study's finished runs, with the `SECONDS` of each, or those of a published study (``rows.json``).
+@dataclass(frozen=True)
+class Results:
+    """Everything that is known of a study.
+
+    Attributes:
+        metric: what the study asks.
+        rows: what its finished runs measured.
+        tasks: the learning curves by task and arm, arms in the metric's order.
+        records: see `summarise`.
+    """
+
+    metric: Metric
+    rows: Sequence[Row]
+    tasks: Tasks
+    records: Sequence[Record]
+
+    def record(self, task: str, arm: str, over: str | None) -> Record | None:
+        """One record; None if an arm has no finished run."""
+        return next((of for of in self.records if (of.task, of.arm, of.over) == (task, arm, over)), None)
+
+    def arms(self, task: str) -> list[Record]:
+        """One record of every arm on a task: that over the baseline, if there is one."""
+        return list({of.arm: of for of in reversed(self.records) if of.task == task}.values())[::-1]
+
+    def minutes(self, task: str, arm: str) -> float | None:
+        """The mean wall-clock of a run."""
+        seconds = [row.value for row in self.rows if (row.task, row.arm, row.metric) == (task, arm, SECONDS)]
+        return float(np.mean(seconds)) / 60 if seconds else None
+
+
+def read_results(directory: Path) -> Results:
+    """Reads and compares the finished runs of a study whose ``study.json`` holds a `Metric` under "metric".
+
+    Args:
+        directory: of the study. Instead of runs it may hold the ``rows.json`` of a published study.
 
     Raises:
-        RlpreError: if there is no study, none of its runs has finished, or a file is damaged.
+        RlpreError: if there is no study, no metric or no finished run, a file is damaged, or runs do not fit together.
     """
-    name = str(read_study(directory).get("study", directory.name))
-    runs = finished_runs(directory)
-    seconds = [
-        Row(name, run.task, run.arm, run.seed, SECONDS, read_json(path / DONE)["seconds"]) for run, path in runs.items()
-    ]
-    if not runs and (directory / ROWS).exists():
-        return load_rows(directory / ROWS)
-    if not runs:
+    configuration = read_study(directory)
+    if "metric" not in configuration:
+        raise RlpreError(f"{directory / STUDY} has no metric: put one in the configuration before the study runs")
+    metric = Metric(**configuration["metric"])
+    if runs := finished_runs(directory):
+        rows = read_rows(directory)
+        for run, path in runs.items():
+            seconds = float(read_json(path / DONE)["seconds"])
+            rows.append(Row(str(configuration.get("study")), run.task, run.arm, run.seed, SECONDS, seconds))
+    elif (directory / ROWS).exists():
+        rows = load_rows(directory / ROWS)
+    else:
         raise RlpreError(f"{directory} holds no finished run: run the study first")
-    return [*read_rows(directory), *seconds]
+    found = curves(rows)
+    for arm in (arm for arms in found.values() for arm in arms):
+        lookup("arm", arm, metric.arms)
+    tasks = {task: {arm: arms[arm] for arm in metric.arms if arm in arms} for task, arms in found.items()}
+    if not tasks:
+        raise RlpreError(f"no run of {directory} measured {RETURN!r} by steps: a run returns its learning curve")
+    return Results(metric, rows, tasks, summarise(tasks, metric))
 
 
 def save_rows(rows: Sequence[Row], path: Path) -> None:
@@ -215,30 +258,14 @@ def curves(rows: Iterable[Row], metric: str = RETURN) -> Tasks:
     }
 
 
-def minutes(rows: Iterable[Row]) -> dict[tuple[str, str], float]:
-    """The mean wall-clock of a run by task and arm, where it is known."""
-    seconds: dict[tuple[str, str], list[float]] = {}
-    for row in rows:
-        if row.metric == SECONDS:
-            seconds.setdefault((row.task, row.arm), []).append(row.value)
-    return {key: float(np.mean(values)) / 60 for key, values in seconds.items()}
-
-
 def summarise(tasks: Tasks, metric: Metric) -> list[Record]:
-    """Compares every arm with the baseline and the controls, on every task and over all tasks; no chance in it.
+    """Compares every arm with the baseline and the controls, on every task; the same curves give the same records.
 
-    Over all tasks stand the arms that have finished a seed on every task, if there are several tasks.
-
-    Raises:
-        RlpreError: if an arm is not one of the metric's, or there are no curves.
+    With several tasks, the arms that have finished a seed on every task are compared over `ALL` tasks too.
     """
-    if not tasks:
-        raise RlpreError(f"no run measured {RETURN!r} by steps: the learning curve of a run belongs in its rows")
-    for arm in (arm for arms in tasks.values() for arm in arms):
-        lookup("arm", arm, metric.arms)
     records = []
     for task, arms in tasks.items():
-        records += _compare(task, {arm: [arms[arm]] for arm in metric.arms if arm in arms}, metric)
+        records += _compare(task, {arm: [of] for arm, of in arms.items()}, metric)
     if len(tasks) > 1:
         everywhere = [arm for arm in metric.arms if all(arm in arms for arms in tasks.values())]
         records += _compare(ALL, {arm: [arms[arm] for arms in tasks.values()] for arm in everywhere}, metric)

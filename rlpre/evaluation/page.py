@@ -34,6 +34,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from numpy.typing import ArrayLike
 
 from rlpre.evaluation.stats import FEWEST, Interval, StepsRatio
 from rlpre.files import write_bytes
@@ -74,8 +75,8 @@ class Figure:
 
     Attributes:
         title: stands above it and describes it to those who cannot see it.
-        image: a matplotlib figure, embedded as SVG, or the bytes of a PNG or GIF. In SVG, black takes the colour of the
-            page's text; text that must stay dark on a coloured ground needs another ink, such as "#111111".
+        image: a matplotlib figure, embedded as SVG, or the bytes of a PNG or GIF; b"" for none. In SVG, black takes the
+            colour of the page's text; text that must stay dark on a coloured ground needs another ink ("#111111").
         note: stands below it.
     """
 
@@ -242,7 +243,7 @@ def plain_axes(panel: Axes) -> None:
     panel.grid(alpha=0.2)
 
 
-def draw_curve(panel: Axes, at: Sequence[float], points: Sequence[Interval], colour: str, **line: Any) -> None:
+def draw_curve(panel: Axes, at: ArrayLike, points: Sequence[Interval], colour: str, **line: Any) -> None:
     """Draws estimates as a line with a band where they have intervals; ``line`` goes to ``Axes.plot``."""
     panel.plot(at, [point.value for point in points], color=colour, **line)
     ends = np.array([(point.low, point.high) for point in points], dtype=np.float64)  # None becomes NaN
@@ -282,7 +283,7 @@ def _image(figure: Figure) -> Markup:
         return _svg(figure.image, figure.title)
     kind = "gif" if figure.image.startswith(b"GIF") else "png"
     source = f"data:image/{kind};base64,{base64.b64encode(figure.image).decode()}"
-    return Markup('<img alt="{}" src="{}">').format(figure.title, source)
+    return Markup('<img alt="{}" src="{}">').format(figure.title, source) if figure.image else Markup()
 
 
 def _svg(figure: matplotlib.figure.Figure, label: str) -> Markup:
