@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from envs.overlap import STEPS, overlaps
 from rlpre import FrameStore, RlpreError
-from rlpre.compare.runner import Measurements, Run, read_rows, read_study
-from rlpre.compare.summary import Curves, curves
+from rlpre.compare.runner import Measurements, Run, read_study
+from rlpre.compare.summary import SECONDS, Curves, read_results
 from rlpre.compare.train import Training, make_venv, starting_encoder
 from rlpre.encoders.whitened import PREFIX
 from rlpre.evaluation.page import (
@@ -87,15 +87,15 @@ def measure(home: Path, first_seed: int | None, run: Run, training: Training) ->
 
 def sections(environments: Sequence[str], home: Path) -> list[Section]:
     """What the rows and the frames of a comparison say about its causes; a part that was not asked for is left out."""
-    threshold = read_study(home)["metric"]["threshold"]
-    rows, tasks = read_rows(home), curves(read_rows(home))
+    results = read_results(home)
+    tasks, threshold = results.tasks, results.metric.threshold
     known: dict[str, Known] = {}
-    for row in rows:
-        if row.task in tasks and row.step is None:
+    for row in results.rows:
+        if row.metric != SECONDS and row.task in tasks and row.step is None:
             known.setdefault(row.task, {}).setdefault(row.arm, {}).setdefault(row.metric, []).append(row.value)
     text, blocks = [], []
     for task, name in short_names(known).items():
-        arms = {arm: known[task][arm] for arm in read_study(home)["metric"]["arms"] if arm in known[task]}
+        arms = {arm: known[task][arm] for arm in results.metric.arms if arm in known[task]}
         found = take_apart(tasks[task], arms, threshold)
         text += [f"{name}: {cause_sentence(found)}."] if found else []
         sizes = arms_by_size(arms)

@@ -12,7 +12,7 @@ import envs
 from agents import causes
 from envs.worlds import NARROW_MEMORY
 from rlpre import FrameStore, PretrainConfig, RlpreError
-from rlpre.compare.arms import Architecture, Arm, Backbone, check_arm
+from rlpre.compare.arms import Arm, Backbone, check_arm, fresh_config, fresh_encoder
 from rlpre.compare.compare import ComparisonResult, compare
 from rlpre.compare.train import EVALUATION_SEED, MakeEnv, Training, make_venv
 from rlpre.errors import at_least, lookup
@@ -20,7 +20,7 @@ from rlpre.sb3 import MODES, floored_advantages
 from rlpre.sources.distinct import take_distinct
 
 MIXED = "0.5*random + 0.5*expert:0.3"  # half of the episodes at random, half by a noisy expert, see envs.collect
-AGENTS = {  # by name, for agents that are trained one by one
+AGENTS = {  # that are trained one by one; those that start pretrained take encoders of frames and of sequences
     "scratch": Arm("scratch"),
     "scratch-shift": Arm("scratch", policy_kwargs={"augment": True}),
     "random-frozen": Arm("random"),
@@ -31,8 +31,6 @@ AGENTS = {  # by name, for agents that are trained one by one
     "anchored": Arm("anchored"),
     "history": Arm("scratch", memory=Backbone("gru")),
     "history-random": Arm("random", memory=Backbone("gru")),
-    "history-frozen": Arm("frozen"),  # from the checkpoint of a sequence encoder, as the next one
-    "history-finetuned": Arm("finetuned"),
 }
 WARMUP = 0.25  # share of the gradient steps in which the heads of "lp-ft" learn alone
 
@@ -124,32 +122,34 @@ class TrainConfig(AgentConfig):
             RlpreError: for an unknown name, a number that is too small, or an encoder that does not fit the agent.
         """
         arm = replace(lookup("agent", self.agent, AGENTS), encoder=Path(self.encoder) if self.encoder else None)
+        arm = replace(arm, memory=arm.memory and self.backbone)
         if arm.fresh and self.encoder:
             raise RlpreError(f"agent {self.agent!r} starts from fresh weights: leave out the encoder, or use frozen")
-        if self.agent.startswith("history-") and not arm.memory and not hasattr(arm.given, "frames"):
-            raise RlpreError(f"agent {self.agent!r} starts from a sequence encoder: give its checkpoint directory")
         ppo = self.ppo.suited(arm.mode)
-        features = {} if self.features is None else {"features": self.features}
-        warmup = {"warmup_updates": round(WARMUP * ppo.updates(self.steps))} if self.agent == "lp-ft" else {}
         training = Training(
             self.make_env(self.env),
             self.seed,
             self.steps,
             arm.mode,
             arm.encoder,
-            Architecture(self.architecture, features),
-            arm.memory and self.backbone,
-            {**arm.policy_kwargs, **warmup},
+            memory=arm.memory,
+            policy_kwargs=dict(arm.policy_kwargs),
             algorithm_kwargs={**ppo.arguments(), "device": self.device},
             n_envs=ppo.n_envs,
             eval_every=self.eval_every,
             eval_episodes=self.eval_episodes,
         )
         training.check()
+        if self.agent == "lp-ft":
+            training.policy_kwargs["warmup_updates"] = round(WARMUP * ppo.updates(self.steps))
         venv = make_venv(training.make_env, 1, 0)
-        check_arm(self.agent, replace(arm, memory=training.memory), (), 0, venv, training.architecture)
+        config = PretrainConfig(encoder=self.architecture, features=self.features)
+        fresh = fresh_config(arm, [], config, venv.observation_space)
+        check_arm(self.agent, arm, (), 0, venv, fresh_encoder(fresh, 0))
         venv.close()
-        return training
+        return replace(training, fresh=fresh)
+
+    check = training  # ALIAS
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Arms of a comparison: ways to use an encoder in an agent."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +14,7 @@ from rlpre.encoders.checkpoint import CONFIG
 from rlpre.encoders.whitened import PREFIX
 from rlpre.errors import RlpreError, lookup
 from rlpre.files import read_json
-from rlpre.loop import kept
+from rlpre.loop import PretrainConfig, kept
 from rlpre.objectives import parse_objective
 from rlpre.sb3 import MODES, policy_kwargs
 from rlpre.sb3.observation import find_image
@@ -57,33 +57,6 @@ class Backbone:
         """
         settings = {**asdict(self), "causal": objective != "masked", "previous_action": previous_action}
         return SequenceEncoder(settings.pop("name"), vision, actions, vocabulary, **settings)
-
-
-@dataclass(frozen=True)
-class Architecture:
-    """How to build an encoder of frames with fresh weights.
-
-    Attributes:
-        name: a name in the registry, see `rlpre.Encoder`.
-        arguments: of the architecture, such as ``features``.
-        input: what the encoder reads; None: the environment's images as they are.
-    """
-
-    name: str = "cnn"
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    input: InputSpec | None = None
-
-    @classmethod
-    def of(cls, encoder: AnyEncoder) -> "Architecture":
-        """That of an encoder (of frames, inside an encoder of sequences), without its whitening."""
-        vision = encoder if isinstance(encoder, Encoder) else encoder.frames
-        return cls(vision.architecture.removeprefix(PREFIX), vision.arguments, vision.input)
-
-    def build(self, space: spaces.Space[Any], seed: int) -> Encoder:
-        """An encoder for the images of an observation space; the seed draws the weights."""
-        shape = find_images(space, "the environment", layout="CHW").shape
-        torch.manual_seed(seed)
-        return Encoder(self.name, self.input or InputSpec(cast(tuple[int, int, int], shape)), **self.arguments)
 
 
 @dataclass(frozen=True)
@@ -152,6 +125,31 @@ class Arm:
         return bool(self.objective or self.whiten or self.memory_objective)
 
 
+def fresh_config(arm: Arm, arms: Iterable[Arm], pretrain: PretrainConfig, space: spaces.Space[Any]) -> dict[str, Any]:
+    """The configuration (see `rlpre.Encoder.config`) of an arm's encoder of frames with fresh weights.
+
+    Args:
+        arm: decides, if it was given an encoder; else the objectives among ``arms``, else the first encoder given.
+        arms: all arms of the comparison.
+        pretrain: names the architecture that is pretrained.
+        space: the observation space.
+    """
+    others = () if any(other.objective for other in arms) else arms
+    given = next((of for other in (arm, *others) if (of := other.given) is not None), None)
+    if given is None:
+        shape = cast(tuple[int, int, int], find_images(space, "the environment", layout="CHW").shape)
+        arguments = {} if pretrain.features is None else {"features": pretrain.features}
+        return Encoder(pretrain.encoder, InputSpec(shape), **arguments).config
+    config = (given if isinstance(given, Encoder) else given.frames).config
+    return {**config, "architecture": config["architecture"].removeprefix(PREFIX), "pretraining": {}}
+
+
+def fresh_encoder(config: Mapping[str, Any], seed: int) -> Encoder:
+    """An encoder of that configuration; the seed draws its weights."""
+    torch.manual_seed(seed)
+    return Encoder.from_config(dict(config))
+
+
 def variant(home: Path, arm: Arm) -> Path:
     """The checkpoint that an arm's runs start from, below the directory ``home`` of its pretraining."""
     path = home if arm.step is None else kept(home, arm.step)
@@ -181,7 +179,7 @@ def in_front(mode: str, encoder: AnyEncoder) -> bool:
     return not MODES[mode].trainable and not (isinstance(encoder, SequenceEncoder) and encoder.recurrent)
 
 
-def check_arm(name: str, arm: Arm, data: Collection[str], steps: int, venv: VecEnv, default: Architecture) -> None:
+def check_arm(name: str, arm: Arm, data: Collection[str], steps: int, venv: VecEnv, fresh: AnyEncoder) -> None:
     """Refuses an arm whose runs would fail.
 
     Args:
@@ -190,7 +188,7 @@ def check_arm(name: str, arm: Arm, data: Collection[str], steps: int, venv: VecE
         data: names of the frames.
         steps: of pretraining.
         venv: the environment.
-        default: architecture of encoders that are not there yet.
+        fresh: an encoder of the architecture that is pretrained.
 
     Raises:
         RlpreError: for unknown names, numbers out of range, or an encoder that does not fit the environment.
@@ -220,7 +218,7 @@ def check_arm(name: str, arm: Arm, data: Collection[str], steps: int, venv: VecE
         parse_objective(arm.memory_objective, SequenceEncoder.kind)
     if arm.data:
         lookup("data", arm.data, dict.fromkeys(data))
-    _check_encoder(arm, venv, arm.given or default.build(venv.observation_space, 0))
+    _check_encoder(arm, venv, arm.given or fresh)
 
 
 def _check_encoder(arm: Arm, venv: VecEnv, encoder: AnyEncoder) -> None:

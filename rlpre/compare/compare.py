@@ -12,22 +12,14 @@ from typing import Any
 from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from rlpre.compare.arms import Architecture, Arm, check_arm, variant
+from rlpre.compare import train as runs
+from rlpre.compare.arms import Arm, check_arm, fresh_config, fresh_encoder, variant
 from rlpre.compare.runner import Measurements, Run, read_rows, run_study, succeed
-from rlpre.compare.train import (
-    MakeEnv,
-    Preparation,
-    Report,
-    Training,
-    described,
-    find_env,
-    make_venv,
-    prepare,
-    train,
-)
+from rlpre.compare.train import MakeEnv, Preparation, Training, described
 from rlpre.device import resolve_device
 from rlpre.encoders import Encoder, SequenceEncoder
 from rlpre.errors import RlpreError, lookup
+from rlpre.files import read_json
 from rlpre.frames import FrameStore
 from rlpre.loop import PretrainConfig
 from rlpre.sources import collect
@@ -35,7 +27,7 @@ from rlpre.sources import collect
 Frames = FrameStore | str | Path | Callable[[], FrameStore]
 Measure = Callable[[Run, Training], Measurements]
 
-ENCODERS, FRAMES = "encoders", "frames"  # below a comparison's directory; the first is also a task of its rows
+ENCODERS, FRAMES, GIVEN = "encoders", "frames", "given"  # below a comparison's directory; the first is a task of rows
 CONTROLS = {"scratch": Arm("scratch"), "fresh": Arm("random", whiten=True)}
 COLLECTED = 20_000  # transitions in each task, if no frames are given
 SHARED = ("algorithm", "algorithm_kwargs", "n_envs", "eval_every", "eval_episodes", "deterministic")  # by all runs
@@ -61,8 +53,30 @@ class ComparisonResult:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """Every measured value: study, task, arm, seed, metric, value, step (None if it is no point of a curve)."""
+        """Every measured value: study, task, arm, seed, metric, value, and step for points of a curve."""
         return [asdict(row) for row in read_rows(self.path)]
+
+    def table(self) -> list[dict[str, Any]]:
+        """The results as flat records, as in ``summary.json``: one for each task, arm, and arm it is compared with."""
+        return list(read_json(self.path / "summary.json")["records"])
+
+    def ratio(self, arm: str, over: str = "scratch", task: str | None = None) -> dict[str, Any]:
+        """The record of one arm compared with another: how many times fewer steps, with its interval.
+
+        Args:
+            arm: name.
+            over: the baseline, or a control.
+            task: name; default all tasks together.
+
+        Raises:
+            RlpreError: if there is no such record.
+        """
+        names = list(dict.fromkeys(record["task"] for record in self.table()))
+        wanted = (task or names[-1], arm, over)
+        for record in self.table():
+            if (record["task"], record["arm"], record["over"]) == wanted:
+                return record
+        raise RlpreError(f"{self.path} compares no arm {arm!r} with {over!r} on {wanted[0]!r}: see table()")
 
 
 def compare(
@@ -72,7 +86,7 @@ def compare(
     seeds: int | Sequence[int] = 3,
     out: str | Path = "runs/compare",
     *,
-    algorithm: type[BaseAlgorithm] = PPO,
+    algorithm: str | type[BaseAlgorithm] = PPO,
     algorithm_kwargs: Mapping[str, Any] | None = None,
     n_envs: int = 8,
     frames: int | Frames | Mapping[str, Frames] = COLLECTED,
@@ -103,7 +117,7 @@ def compare(
         seeds: number of runs of each arm on each task, or the seeds themselves.
         out: receives the report (``report.html``, ``report.png``, ``summary.json``, ``tensorboard/``), ``frames/``,
             ``encoders/`` and a directory for each run, ``<task>/<arm>/seed-<seed>``, see `rlpre.compare.train.train`.
-        algorithm: of SB3 or sb3-contrib.
+        algorithm: of SB3 or sb3-contrib, or its name.
         algorithm_kwargs: its arguments; ``policy_kwargs`` among them are SB3's own, such as ``{"net_arch": [64, 64]}``.
         n_envs: environments that a run steps together.
         frames: to pretrain on and to whiten over: a store, its directory, or a function that makes it, or several by
@@ -135,7 +149,7 @@ def compare(
     from rlpre.compare.report import report  # imports matplotlib and scipy
 
     out, pretrain = Path(out).resolve(), pretrain or PretrainConfig()
-    tasks = {name: find_env(each) for name, each in _named(make_env, "comparison").items()}
+    tasks = {name: runs.find_env(each) for name, each in _named(make_env, "comparison").items()}
     budgets = {task: steps if isinstance(steps, int) else lookup("task", task, steps) for task in tasks}
     seeds = range(seeds) if isinstance(seeds, int) else seeds
     metric = {"answer": answer or next(iter(arms), ""), "baseline": baseline, "threshold": threshold}
@@ -145,21 +159,23 @@ def compare(
         next(iter(tasks.values())),
         seed=min(seeds, default=-1),
         steps=shortest,
-        algorithm=algorithm,
+        algorithm=runs.find_algorithm(algorithm) if isinstance(algorithm, str) else algorithm,
         algorithm_kwargs=algorithm_kwargs or {},
         n_envs=n_envs,
         eval_every=max(n_envs, shortest // 20) if eval_every is None else eval_every,
         eval_episodes=eval_episodes,
         deterministic=deterministic,
     )
+    shared.check()
+    resolve_device(pretrain.device)
+    for arm in (metric["answer"], baseline):
+        lookup("arm", arm, arms)
     names = tasks if isinstance(frames, int) else _named(frames, FRAMES)
-    _check(shared, tasks, arms, names, pretrain, metric)
-    _check_picklable(executor, tasks, algorithm_kwargs, measure)
-    used = any(arm.reads_frames for arm in arms.values())
-    stores = _open(frames, tasks, out / FRAMES, pretrain.seed) if used else {}
-    encoders = Encoders(out, _on_disk(arms, out), stores, seeds, pretrain, pretrain_memory, pretrain_each_seed)
-    trainings = encoders.trainings(shared, tasks, budgets)
-    preparations = encoders.preparations(tasks)
+    fresh = {task: _check_arms(tasks[task], arms, names, pretrain) for task in tasks}
+    _check_importable(executor, tasks, algorithm_kwargs, measure)
+    stores = _open(frames, tasks, out / FRAMES, pretrain.seed) if any(arm.reads_frames for arm in arms.values()) else {}
+    offline = {name: len(stores[_data(arm, tasks, stores)]) if arm.reads_frames else 0 for name, arm in arms.items()}
+    untrained = [name for name, arm in arms.items() if (arm.fresh or arm.step == 0) and name != baseline]
     configuration = {
         "study": "comparison",
         "tasks": {task: {"make_env": described(tasks[task]), "steps": budgets[task]} for task in tasks},
@@ -167,185 +183,107 @@ def compare(
         "frames": {name: store.hash for name, store in stores.items()},
         "pretrain": {**asdict(pretrain), "memory": asdict(pretrain_memory), "each_seed": pretrain_each_seed},
         "train": {name: described(getattr(shared, name)) for name in SHARED},
-        "metric": {"arms": encoders.offline(tasks), "controls": encoders.controls(baseline), **metric},
+        "metric": {"arms": offline, "controls": untrained, **metric},
     }
+    preparations: dict[Run, Preparation] = {}
+    trainings: dict[Run, Training] = {}
+    saved = {name: _saved(arm, out / GIVEN / name) for name, arm in arms.items()}
+    ordered = sorted(saved, key=lambda name: saved[name].frozen)  # encoders that learn take longest: they start first
+    for task, name, seed in product(tasks, ordered, seeds):
+        arm, start = saved[name], _directory(saved[name])
+        if arm.reads_frames:
+            data = _data(arm, [task], stores)
+            number = seed - min(seeds) if pretrain_each_seed or arm.fresh else 0
+            source = Run(ENCODERS, f"{arm.objective or name}@{data}", pretrain.seed + number)
+            config, memory = (replace(each, seed=source.seed) for each in (pretrain, pretrain_memory))
+            users = {**preparations[source].arms, name: arm} if source in preparations else {name: arm}
+            made = (config, memory, arm.objective, start, fresh[task][name], users)
+            preparations[source] = Preparation(stores[data].path, *made)
+            start = variant(out / source.path, arm)
+        trainings[Run(task, name, seed)] = replace(
+            shared,
+            make_env=tasks[task],
+            seed=seed,
+            steps=budgets[task],
+            mode="frozen" if arm.fresh and arm.whiten else arm.mode,
+            encoder=start,
+            fresh=fresh[task][name],
+            memory=None if arm.memory_objective else arm.memory,
+            policy_kwargs=arm.policy_kwargs,
+            algorithm_kwargs={**shared.algorithm_kwargs, **arm.algorithm_kwargs},
+            film=seed == min(seeds),
+        )
     lengths = {**budgets, ENCODERS: pretrain.steps + pretrain_memory.steps}
     study = partial(run_study, out, configuration=configuration, steps=lengths, executor=executor, workers=workers)
     if preparations:
-        succeed(study(list(preparations), partial(prepare, preparations), keep=True))
+        succeed(study(list(preparations), partial(runs.prepare, preparations), keep=True))
     result = study(list(trainings), partial(_run, trainings, measure))
     text = report(out, sections(out) if sections else ()) if result.done else ""
     succeed(result)
     return ComparisonResult(out, text)
 
 
-@dataclass(frozen=True)
-class Encoders:
-    """Which encoder each run starts from, and how it is made.
-
-    If ``each_seed``, the n-th seed of the agents pretrains with the n-th seed from ``pretrain.seed`` on.
-    """
-
-    out: Path
-    arms: Mapping[str, Arm]
-    stores: Mapping[str, FrameStore]
-    seeds: Sequence[int]
-    pretrain: PretrainConfig
-    pretrain_memory: PretrainConfig
-    each_seed: bool
-
-    def trainings(
-        self, shared: Training, tasks: Mapping[str, MakeEnv], budgets: Mapping[str, int]
-    ) -> dict[Run, Training]:
-        """The settings of every run, in the order of their start: encoders that learn take longest."""
-        ordered = sorted(self.arms, key=lambda name: self.arms[name].frozen)
-        return {
-            Run(task, name, seed): self._training(
-                replace(shared, make_env=tasks[task], seed=seed, steps=budgets[task], film=seed == min(self.seeds)),
-                name,
-                task,
-            )
-            for task, name, seed in product(tasks, ordered, self.seeds)
-        }
-
-    def preparations(self, tasks: Iterable[str]) -> dict[Run, Preparation]:
-        """The runs that make encoders."""
-        users: dict[Run, dict[str, str]] = {}
-        for seed, task, name in product(self.seeds, tasks, self.arms):
-            if source := self._source(name, task, seed):
-                users.setdefault(source, {})[name] = task
-        return {source: self._preparation(source.seed, using) for source, using in users.items()}
-
-    def offline(self, tasks: Iterable[str]) -> dict[str, int]:
-        """The number of frames that formed the encoder of each arm."""
-        return {
-            name: max(len(self.stores[self._data(arm, task)]) for task in tasks) if arm.reads_frames else 0
-            for name, arm in self.arms.items()
-        }
-
-    def controls(self, baseline: str) -> list[str]:
-        """The arms whose encoders no pretraining formed, but for the baseline."""
-        return [name for name, arm in self.arms.items() if (arm.fresh or arm.step == 0) and name != baseline]
-
-    def _data(self, arm: Arm, task: str) -> str:
-        """The name of an arm's frames: those of the task, if they were collected there."""
-        return arm.data or (task if task in self.stores else next(iter(self.stores)))
-
-    def _source(self, name: str, task: str, seed: int) -> Run | None:
-        """The run that makes the encoder of an agent; None if nothing has to be made."""
-        arm = self.arms[name]
-        if not arm.reads_frames:
-            return None
-        number = seed - min(self.seeds) if self.each_seed or arm.fresh else 0
-        return Run(ENCODERS, f"{arm.objective or name}@{self._data(arm, task)}", self.pretrain.seed + number)
-
-    def _training(self, shared: Training, name: str, task: str) -> Training:
-        arm, source = self.arms[name], self._source(name, task, shared.seed)
-        start = None if arm.fresh else _directory(arm)
-        return replace(
-            shared,
-            mode="frozen" if arm.fresh and arm.whiten else arm.mode,
-            encoder=variant(self.out / source.path, arm) if source else start,
-            architecture=_architecture(arm, self.arms, self.pretrain),
-            memory=None if arm.memory_objective else arm.memory,
-            policy_kwargs=arm.policy_kwargs,
-            algorithm_kwargs={**shared.algorithm_kwargs, **arm.algorithm_kwargs},
-        )
-
-    def _preparation(self, seed: int, using: Mapping[str, str]) -> Preparation:
-        (name, task), *_ = using.items()
-        arm = self.arms[name]
-        return Preparation(
-            frames=self.stores[self._data(arm, task)].path,
-            arms=tuple(self.arms[user] for user in using),
-            pretrain=replace(self.pretrain, seed=seed),
-            memory=replace(self.pretrain_memory, seed=seed),
-            objective=arm.objective,
-            start=None if arm.fresh else _directory(arm),
-            architecture=_architecture(arm, self.arms, self.pretrain),
-        )
-
-
 def _run(
-    trainings: Mapping[Run, Training], measure: Measure | None, run: Run, out: Path, report: Report
+    trainings: Mapping[Run, Training], measure: Measure | None, run: Run, out: Path, report: Callable[[int], None]
 ) -> Measurements:
     measured = measure(run, trainings[run]) if measure else {}
-    return {**measured, **train(trainings[run], out, report)}
+    return {**measured, **runs.train(trainings[run], out, report)}
 
 
 def _named(given: Any, name: str) -> Mapping[str, Any]:
-    """What was given by name; a single thing gets ``name``, or its own if it is one."""
+    """What was given by name; a single thing gets ``name``, or its own if it is a Gymnasium id."""
     if isinstance(given, Mapping):
         return given
     return {given if isinstance(given, str) and "/" not in given and ":" not in given else name: given}
 
 
-def _check(
-    shared: Training,
-    tasks: Mapping[str, MakeEnv],
-    arms: Mapping[str, Arm],
-    names: Collection[str],
-    pretrain: PretrainConfig,
-    metric: Mapping[str, Any],
-) -> None:
-    """Refuses at once what would fail later."""
-    for arm in (metric["answer"], metric["baseline"]):
-        lookup("arm", arm, arms)
-    shared.check()
-    resolve_device(pretrain.device)
-    for make in tasks.values():
-        venv = make_venv(make, 1, 0)
-        for name, arm in arms.items():
-            check_arm(name, arm, names, pretrain.steps, venv, _architecture(arm, arms, pretrain))
-        venv.close()
+def _check_arms(
+    make_env: MakeEnv, arms: Mapping[str, Arm], data: Collection[str], pretrain: PretrainConfig
+) -> dict[str, dict[str, Any]]:
+    """Refuses arms whose runs would fail; returns the configuration of a fresh encoder for each arm."""
+    venv = runs.make_venv(make_env, 1, 0)
+    configs = {name: fresh_config(arm, arms.values(), pretrain, venv.observation_space) for name, arm in arms.items()}
+    for name, arm in arms.items():
+        check_arm(name, arm, data, pretrain.steps, venv, fresh_encoder(configs[name], 0))
+    venv.close()
+    return configs
 
 
-def _check_picklable(executor: Executor | None, *parts: Any) -> None:
+def _check_importable(executor: Executor | None, *parts: Any) -> None:
     """Refuses functions that worker processes of this machine cannot import."""
     try:
-        pickle.dumps(parts if executor is None else None)
+        pickle.dumps(None if executor else parts)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
-        raise RlpreError(
-            f"worker processes cannot import what they need ({error}): define functions in a module"
-        ) from error
+        raise RlpreError(f"worker processes cannot import a function ({error}): define it in a module") from error
 
 
-def _architecture(arm: Arm, arms: Mapping[str, Arm], pretrain: PretrainConfig) -> Architecture:
-    """That of fresh weights: of the arm's own encoder, of those that are pretrained, or of the first one given."""
-    pretrained = any(other.objective for other in arms.values())
-    for other in (arm, *(() if pretrained else arms.values())):
-        if (given := other.given) is not None:
-            return Architecture.of(given)
-    return Architecture(pretrain.encoder, {} if pretrain.features is None else {"features": pretrain.features})
-
-
-def _open(
-    frames: int | Frames | Mapping[str, Frames], tasks: Mapping[str, MakeEnv], home: Path, seed: int
-) -> dict[str, FrameStore]:
+def _open(frames: Any, tasks: Mapping[str, MakeEnv], home: Path, seed: int) -> dict[str, FrameStore]:
     """The frames by name, or those collected in each task."""
     stores = {}
-    if not isinstance(frames, int):
-        for name, each in _named(frames, FRAMES).items():
-            stores[name] = each() if callable(each) else each if isinstance(each, FrameStore) else FrameStore.open(each)
+    if isinstance(frames, int):
+        for task, make_env in tasks.items():
+            venv = runs.make_venv(make_env, 8, seed)
+            stores[task] = collect(venv, home / task, frames, seed=seed)
+            venv.close()
         return stores
-    for task, make in tasks.items():
-        venv = make_venv(make, 8, seed)
-        stores[task] = collect(venv, home / task, frames, seed=seed)
-        venv.close()
+    for name, each in _named(frames, FRAMES).items():
+        stores[name] = each() if callable(each) else each if isinstance(each, FrameStore) else FrameStore.open(each)
     return stores
 
 
-def _on_disk(arms: Mapping[str, Arm], out: Path) -> dict[str, Arm]:
-    """The arms, with encoders that were given as objects saved to directories."""
-    saved = {}
-    for name, arm in arms.items():
-        if isinstance(arm.encoder, Encoder | SequenceEncoder):
-            path = out / "given" / name
-            arm = replace(arm, encoder=path if path.exists() else arm.encoder.save(path))
-        saved[name] = arm
-    return saved
+def _data(arm: Arm, tasks: Iterable[str], stores: Mapping[str, FrameStore]) -> str:
+    """The name of an arm's frames: those of the first task, if they were collected there."""
+    task = next(iter(tasks))
+    return arm.data or (task if task in stores else next(iter(stores)))
+
+
+def _saved(arm: Arm, path: Path) -> Arm:
+    """The arm; an encoder that it was given as an object is saved to ``path``."""
+    if not isinstance(arm.encoder, Encoder | SequenceEncoder):
+        return arm
+    return replace(arm, encoder=path if path.exists() else arm.encoder.save(path))
 
 
 def _directory(arm: Arm) -> Path | None:
-    """The checkpoint directory that an arm was given."""
-    return None if arm.encoder is None or arm.objective else Path(str(arm.encoder)).resolve()
+    """The checkpoint directory that an arm was given to start from."""
+    return None if arm.encoder is None or arm.objective or arm.fresh else Path(str(arm.encoder)).resolve()

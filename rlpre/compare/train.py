@@ -23,10 +23,10 @@ from stable_baselines3.common.preprocessing import is_image_space, is_image_spac
 from stable_baselines3.common.vec_env import VecEnv, VecTransposeImage
 from torch import nn
 
-from rlpre.compare.arms import Architecture, Arm, Backbone, in_front, load_encoder, variant
+from rlpre.compare.arms import Arm, Backbone, fresh_encoder, in_front, load_encoder, variant
 from rlpre.compare.runner import Measurements, Run
 from rlpre.device import resolve_device
-from rlpre.encoders import AnyEncoder, Encoder
+from rlpre.encoders import AnyEncoder, Encoder, SequenceEncoder
 from rlpre.errors import RlpreError, at_least, lookup
 from rlpre.files import atomic, write_json
 from rlpre.frames import FrameStore
@@ -53,21 +53,21 @@ class Preparation:
 
     Attributes:
         frames: directory of the frames.
-        arms: whose variants to make: after a pretraining step, whitened, with a sequence encoder on top.
         pretrain: settings, with the seed.
         memory: settings for sequence encoders.
         objective: to pretrain by; empty: not at all.
         start: checkpoint directory of a given encoder; None: fresh weights.
-        architecture: of fresh weights.
+        fresh: configuration of an encoder with fresh weights.
+        arms: by name; decide the variants: after a pretraining step, whitened, with a sequence encoder on top.
     """
 
     frames: Path
-    arms: tuple[Arm, ...]
     pretrain: PretrainConfig
     memory: PretrainConfig
-    objective: str = ""
-    start: Path | None = None
-    architecture: Architecture = field(default_factory=Architecture)
+    objective: str
+    start: Path | None
+    fresh: Mapping[str, Any]
+    arms: Mapping[str, Arm]
 
 
 @dataclass(frozen=True)
@@ -79,13 +79,13 @@ class Training:
         seed: of weights, environments and actions.
         steps: environment steps, over all environments.
         mode: of `rlpre.policy_kwargs`.
-        encoder: checkpoint directory; None: fresh weights of ``architecture``.
-        architecture: of fresh weights.
+        encoder: checkpoint directory; None: fresh weights.
+        fresh: configuration of an encoder with fresh weights, see `rlpre.Encoder.config`.
         memory: a fresh sequence encoder to put on ``encoder``.
         policy_kwargs: further arguments of `rlpre.policy_kwargs`.
         algorithm: of SB3 or sb3-contrib.
         algorithm_kwargs: its arguments.
-        n_envs: environments that run at the same time.
+        n_envs: environments that are stepped together.
         eval_every: environment steps between evaluations.
         eval_episodes: episodes of an evaluation, in environments with seeds of their own.
         deterministic: whether evaluations take the most likely actions instead of sampling.
@@ -97,7 +97,7 @@ class Training:
     steps: int
     mode: str = "scratch"
     encoder: Path | None = None
-    architecture: Architecture = field(default_factory=Architecture)
+    fresh: Mapping[str, Any] = field(default_factory=dict)
     memory: Backbone | None = None
     policy_kwargs: Mapping[str, Any] = field(default_factory=dict)
     algorithm: type[BaseAlgorithm] = PPO
@@ -121,23 +121,22 @@ class Training:
 
 
 def prepare(preparations: Mapping[Run, Preparation], run: Run, out: Path, report: Report) -> Measurements:
-    """Makes the encoders of one run of `compare`, and returns what probes read from the pretrained one."""
+    """Makes the encoders of one run of `compare`, and returns the scores of probes on the pretrained one."""
     task = preparations[run]
-    frames, config = FrameStore.open(task.frames), task.pretrain
+    frames, config, arms = FrameStore.open(task.frames), task.pretrain, task.arms.values()
     measured: dict[str, float] = {}
     if task.objective:
-        keep = {arm.step for arm in task.arms if arm.step is not None}
+        keep = {arm.step for arm in arms if arm.step is not None}
         result = pretrain(frames, out=out, config=config, report=report, keep=keep, objective=task.objective)
-        measured = {f"probe/{label}": score for label, score in result.probes.items()}
-        measured |= {f"fresh/{label}": score for label, score in result.control.items()}
-    elif task.start:
-        load_encoder(task.start).save(out)
+        measured = {f"probe {label}": score for label, score in result.probes.items()}
+        measured |= {f"probe {label}, fresh weights": score for label, score in result.control.items()}
     else:
-        task.architecture.build(frames.space, config.seed).save(out)
-    unmixed = [replace(arm, memory_objective="") for arm in task.arms]
-    for path, arm in {variant(out, arm): arm for arm in unmixed if arm.whiten}.items():
-        whiten(load_encoder(variant(out, replace(arm, whiten=False))), frames, config.seed).save(path)
-    for path, arm in {variant(out, arm): arm for arm in task.arms if arm.memory_objective}.items():
+        (load_encoder(task.start) if task.start else fresh_encoder(task.fresh, config.seed)).save(out)
+    whitened = {variant(out, replace(arm, memory_objective="")): arm for arm in arms if arm.whiten}
+    for path, arm in whitened.items():
+        plain = load_encoder(variant(out, replace(arm, whiten=False, memory_objective="")))
+        whiten(plain, frames, config.seed).save(path)
+    for path, arm in {variant(out, arm): arm for arm in arms if arm.memory_objective}.items():
         vision = Encoder.load(variant(out, replace(arm, memory_objective="")))
         _pretrain_memory(arm, vision, frames, path, task.memory, lambda steps: report(config.steps + steps))
     return measured
@@ -150,8 +149,9 @@ def _pretrain_memory(
     assert arm.memory is not None
     torch.manual_seed(config.seed)
     start = arm.memory.build(vision, frames.num_actions, objective=arm.memory_objective)
-    arguments = {"out": path.parent, "config": config, "report": report, "objective": arm.memory_objective}
-    pretrain(frames, encoder=start, **arguments).encoder.causal_copy().save(path)
+    config = replace(config, objective=arm.memory_objective)
+    result = pretrain(frames, encoder=start, out=path.parent, config=config, report=report)
+    cast(SequenceEncoder, result.encoder).causal_copy().save(path)
 
 
 def train(spec: Training, out: Path, report: Report = lambda steps: None) -> Measurements:
@@ -186,7 +186,7 @@ def train(spec: Training, out: Path, report: Report = lambda steps: None) -> Mea
         verbose=0,
     )
     model.learn(spec.steps, callback=CallbackList([evaluate, ReportSteps(report)]), tb_log_name="tensorboard")
-    model.save(out / "last_model")
+    model.save(str(out / "last_model"))
     for name, trained in (("best", spec.algorithm.load(out / "best_model", device=device)), ("last", model)):
         outside = isinstance(venv, EncodedVecEnv | HistoryVecEnv)
         policy = fuse(trained, encoder) if outside else trained.policy
@@ -266,8 +266,9 @@ def make_venv(make: MakeEnv, n_envs: int, seed: int) -> VecEnv:
     if not isinstance(venv, VecEnv) or venv.num_envs != n_envs:
         raise RlpreError(f"make_env({n_envs}, {seed}) gave {venv!r}: return a VecEnv of {n_envs} environments")
     space = venv.observation_space
-    images = [part for part in (space.values() if isinstance(space, spaces.Dict) else [space]) if is_image_space(part)]
-    last = images and not any(is_image_space_channels_first(part) for part in images)
+    parts = space.values() if isinstance(space, spaces.Dict) else [space]
+    images = [part for part in parts if isinstance(part, spaces.Box) and is_image_space(part)]
+    last = images and not any(map(is_image_space_channels_first, images))
     return VecTransposeImage(venv) if last else venv
 
 
@@ -278,7 +279,7 @@ def starting_encoder(spec: Training, venv: VecEnv) -> AnyEncoder:
         RlpreError: if the checkpoint is missing or damaged.
     """
     if spec.encoder is None:
-        return spec.architecture.build(venv.observation_space, spec.seed)
+        return fresh_encoder(spec.fresh, spec.seed)
     if spec.memory is None:
         return load_encoder(spec.encoder)
     torch.manual_seed(spec.seed)
@@ -321,7 +322,8 @@ def film(model: BaseAlgorithm, venv: VecEnv, path: Path) -> None:
     durations: list[int] = []
     for _ in range(EPISODES):
         observations, memory, starts = venv.reset(), None, np.ones(1, bool)
-        shots, done = [], False
+        shots: list[Image.Image] = []
+        done = False
         while not done and len(shots) < EPISODE_STEPS:
             picture = Image.fromarray(np.asarray(venv.get_images()[0]))
             picture.thumbnail((SIDE, SIDE))
