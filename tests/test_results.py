@@ -1,42 +1,39 @@
-"""The published results follow from the published curves."""
+"""The published results follow from the published rows."""
 
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from rlpre.compare.runner import Row
-from rlpre.compare.summary import ALL, Metric, curves, summarise
+from rlpre.compare.report import answers, report
+from rlpre.compare.summary import ALL, read_results
 
 RESULTS = Path(__file__).parents[1] / "results"
-OLD = [path for path in sorted(RESULTS.glob("*/results.json")) if "environments" in json.loads(path.read_text())]
+STUDIES = sorted(path.parent for path in RESULTS.glob("*/study.json") if "metric" in json.loads(path.read_text()))
 
 
-@pytest.mark.parametrize("path", OLD, ids=lambda path: path.parent.name)
-def test_numbers_move_within_the_noise_of_the_old_bootstrap(path):
-    old = json.loads(path.read_text())
-    metric = Metric(**old["metric"])
-    rows = [
-        Row("", task, arm, seed, "return", value, step)
-        for task, arms in old["environments"].items()
-        for arm, of in arms.items()
-        for seed, returns in zip(of["seeds"], of["returns"], strict=True)
-        for step, value in zip(of["steps"], returns, strict=True)
-    ]
-    found = curves(rows)
-    tasks = {task: {arm: arms[arm] for arm in metric.arms if arm in arms} for task, arms in found.items()}
-    for of in summarise(tasks, metric):
-        before = (old["overall"] if of.task == ALL else old["environments"][of.task])[of.arm]
-        pairs = [(of.final, before["final_return"], False), (of.area, before["area_under_curve"], False)]
-        if of.steps:
-            pairs.append((of.steps, before["mean_steps"], True))
-        if of.ratio:
-            assert of.ratio.bound == before["steps_ratio"]["bound"]
-            pairs.append((of.ratio.ratio, before["steps_ratio"]["ratio"], True))
-            pairs.append((of.better, before["probability_of_improvement"], False))
-        for new, then, logarithmic in pairs:
-            assert new.value == pytest.approx(then["value"])
-            ends = np.array([[new.low, new.high], [then["low"], then["high"]]])
-            after, width = np.ptp(np.log(ends) if logarithmic else ends, axis=1)
-            assert after == pytest.approx(width, rel=0.1, abs=1e-9)
+@pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.name)
+def test_summary_follows_from_rows(study):
+    published, results = json.loads((study / "summary.json").read_text()), read_results(study)
+    assert len(published["records"]) == len(results.records)
+    for there, here in zip(published["records"], results.records, strict=True):
+        assert there.keys() == here.flat().keys()
+        for name, value in here.flat().items():
+            assert there[name] == (pytest.approx(value, rel=1e-5) if isinstance(value, float) else value)
+    answer = next(iter(answers(results).values()))
+    assert published["answer"].lower() == f"{answer.claim}.".lower()
+
+
+def test_a_published_study_can_be_shown_again(tmp_path):
+    for name in ("study.json", "rows.json"):
+        (tmp_path / name).write_bytes((RESULTS / "quick" / name).read_bytes())
+    assert report(tmp_path).startswith("Pretraining saved 4.1k environment steps.")
+    assert (tmp_path / "report.html").exists()
+
+
+def test_the_seven_studies_are_published():
+    assert [study.name for study in STUDIES] == ["ablation", "full", "many", "memory", "quick", "scaling", "why"]
+    overall = read_results(RESULTS / "many").record(ALL, "temporal+inverse-whitened", "random-frozen")
+    assert overall is not None
+    assert overall.ratio is not None
+    assert overall.ratio.ratio.low > 1

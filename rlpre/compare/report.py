@@ -110,16 +110,13 @@ def write_report(
             (every row of the study in one file) and TensorBoard events (``tensorboard/``, see `log_rows`).
         page: the report.
         figure: what the page shows, as one picture.
-        summary: the results as flat records; numbers that are not finite become null.
+        summary: the results as flat records; of numbers 6 digits are written, null for those that are not finite.
         rows: what the study measured.
 
     Returns:
         The page for a terminal.
     """
-    records = [
-        {name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in of.items()}
-        for of in summary
-    ]
+    records = [{name: _number(value) for name, value in record.items()} for record in summary]
     answer = {"question": page.question, "answer": page.answer, "facts": list(page.facts)}
     write_json(directory / "summary.json", {**answer, "records": records})
     write_bytes(directory / "report.png", as_png(figure))
@@ -411,3 +408,9 @@ def _frame(panel: Axes, every: Iterable[Curves], metric: Metric) -> None:
     panel.xaxis.set_major_formatter(EngFormatter(sep=""))
     panel.set(xlabel="environment steps", ylabel="evaluation return")
     plain_axes(panel)
+
+
+def _number(value: Any) -> Any:
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.6g}") if math.isfinite(value) else None
