@@ -19,10 +19,10 @@ from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 
 from rlpre import PretrainConfig
-from rlpre.cluster import cluster
+from rlpre.compare.executors import cluster
+from rlpre.compare.runner import Run, run_study
 from rlpre.errors import RlpreError
 from rlpre.files import read_json
-from rlpre.study import Cell, run_study
 
 ROOT = Path(__file__).parents[1]
 WORLD = "MiniGrid-Empty-5x5-v0"
@@ -72,22 +72,22 @@ def dask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dask]:
         process.wait(20)
 
 
-def work(cell: Cell, run: Path, report: Callable[[int], None]) -> None:
+def work(run: Run, path: Path, report: Callable[[int], None]) -> None:
     """Does what the arm is called, then trains; notes attempts and the dask worker outside the run directory."""
-    study = run.parents[2]
-    with (study / f"attempts-{cell.arm}").open("a") as attempts:
+    study = path.parents[2]
+    with (study / f"attempts-{run.arm}").open("a") as attempts:
         attempts.write(".")
-    (study / f"worker-{cell.arm}").write_text(str(os.getppid()))
-    if cell.arm == "kills":
+    (study / f"worker-{run.arm}").write_text(str(os.getppid()))
+    if run.arm == "kills":
         os.kill(os.getppid(), signal.SIGKILL)
         time.sleep(60)  # it does not outlive its worker
-    while cell.arm == "holds" and not (study / "release").exists():
+    while run.arm == "holds" and not (study / "release").exists():
         report(40)
         (study / "beat").write_text(str(time.time_ns()))
         time.sleep(0.05)
-    env, evaluation = (make_vec_env(cell.environment, n_envs=2, seed=cell.seed) for _ in range(2))
-    model = PPO("MlpPolicy", env, n_steps=64, batch_size=64, n_epochs=2, seed=cell.seed, device="cpu")
-    model.learn(128, EvalCallback(evaluation, eval_freq=32, log_path=str(run), n_eval_episodes=2, verbose=0))
+    env, evaluation = (make_vec_env(run.task, n_envs=2, seed=run.seed) for _ in range(2))
+    model = PPO("MlpPolicy", env, n_steps=64, batch_size=64, n_epochs=2, seed=run.seed, device="cpu")
+    model.learn(128, EvalCallback(evaluation, eval_freq=32, log_path=str(path), n_eval_episodes=2, verbose=0))
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -97,30 +97,30 @@ def wait_until(condition: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-def evaluations(run: Path) -> dict[str, np.ndarray]:
-    return dict(np.load(run / "evaluations.npz"))
+def evaluations(path: Path) -> dict[str, np.ndarray]:
+    return dict(np.load(path / "evaluations.npz"))
 
 
 def test_worker_killed_mid_study_changes_no_result(dask: Dask, tmp_path: Path) -> None:
-    cells = [Cell(CARTPOLE, arm, 3) for arm in ("holds", "quick")]
+    runs = [Run(CARTPOLE, arm, 3) for arm in ("holds", "quick")]
     (tmp_path / "pool").mkdir()
     (tmp_path / "pool/release").touch()
-    alone = {"workers": os.cpu_count()}  # one thread a cell
-    expected = run_study(tmp_path / "pool", cells, work, {}, STEPS, **alone)
+    alone = {"workers": os.cpu_count()}  # one thread a run
+    expected = run_study(tmp_path / "pool", runs, work, {}, STEPS, **alone)
     dask.start_worker("--no-nanny")
     study = tmp_path / "dask"
     with ThreadPoolExecutor(1) as thread, cluster(dask.address) as executor:
-        future = thread.submit(run_study, study, cells, work, {}, STEPS, executor=executor, **alone)
-        wait_until(lambda: (study / cells[1].path / "done.json").exists() and (study / "beat").exists())
+        future = thread.submit(run_study, study, runs, work, {}, STEPS, executor=executor, **alone)
+        wait_until(lambda: (study / runs[1].path / "done.json").exists() and (study / "beat").exists())
         killed = int((study / "worker-holds").read_text())
         assert killed in [process.pid for process in dask.processes]
         os.kill(killed, signal.SIGKILL)
         (study / "release").touch()
         assert future.result() == expected
     assert int((study / "worker-holds").read_text()) != killed
-    assert [(study / f"attempts-{cell.arm}").read_text() for cell in cells] == ["..", "."]
-    for cell in cells:
-        one, other = (tmp_path / side / cell.path for side in ("pool", "dask"))
+    assert [(study / f"attempts-{run.arm}").read_text() for run in runs] == ["..", "."]
+    for run in runs:
+        one, other = (tmp_path / side / run.path for side in ("pool", "dask"))
         assert sorted(path.name for path in one.iterdir()) == sorted(path.name for path in other.iterdir())
         assert all(np.array_equal(evaluations(one)[name], values) for name, values in evaluations(other).items())
         assert {**read_json(one / "done.json"), "seconds": 0} == {**read_json(other / "done.json"), "seconds": 0}
@@ -151,7 +151,7 @@ def beats(study: Path) -> bool:
 def test_cell_that_loses_every_worker_fails_and_the_cluster_goes_on(
     dask: Dask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("rlpre.cluster.WATCH_SECONDS", 0.3)
+    monkeypatch.setattr("rlpre.compare.executors.WATCH_SECONDS", 0.3)
     said = ""
 
     def says(words: str) -> bool:
@@ -159,7 +159,7 @@ def test_cell_that_loses_every_worker_fails_and_the_cluster_goes_on(
         said += capfd.readouterr().err
         return words in said
 
-    quick, kills = (Cell(CARTPOLE, arm, 0) for arm in ("quick", "kills"))
+    quick, kills = (Run(CARTPOLE, arm, 0) for arm in ("quick", "kills"))
     with ThreadPoolExecutor(1) as thread, cluster(dask.address, gpus=2) as executor:
         future = thread.submit(run_study, tmp_path, [kills], work, {}, STEPS, executor=executor)
         wait_until(lambda: says(f"waiting for workers: start some with `dask worker {dask.address} --resources GPU=2`"))
@@ -170,7 +170,7 @@ def test_cell_that_loses_every_worker_fails_and_the_cluster_goes_on(
         after = run_study(tmp_path, [quick], work, {}, STEPS, executor=executor)
     assert result.failed[kills].startswith("every worker that tried it was lost: look at the workers' logs")
     assert after.done == (quick,)
-    assert [(tmp_path / f"attempts-{cell.arm}").read_text() for cell in (kills, quick)] == ["..", "."]
+    assert [(tmp_path / f"attempts-{run.arm}").read_text() for run in (kills, quick)] == ["..", "."]
     assert read_json(tmp_path / kills.path / "failed.json") == {"error": result.failed[kills]}
 
 
@@ -227,7 +227,7 @@ def silent() -> Iterator[str]:
     ],
 )
 def test_address_that_does_not_answer(address: str, reason: str, silent: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rlpre.cluster.ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr("rlpre.compare.executors.ANSWER_SECONDS", 0.5)
     address = silent if address == "silent" else address
     start = time.monotonic()
     with pytest.raises(RlpreError, match=rf"no dask scheduler can be reached at '{address}' \(.*({reason})"):
@@ -269,7 +269,7 @@ def test_script_refuses(
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job would ignore it
     sys.stderr = Terminal(sys.stderr.buffer, write_through=True)
-    from test_cluster import work as importable  # not from __main__, which workers do not have
+    from test_compare_executors import work as importable  # not from __main__, which workers do not have
 
     with cluster(sys.argv[1]) as workers:
-        run_study(Path(sys.argv[2]), [Cell(CARTPOLE, "holds", 0)], importable, {}, STEPS, executor=workers)
+        run_study(Path(sys.argv[2]), [Run(CARTPOLE, "holds", 0)], importable, {}, STEPS, executor=workers)
