@@ -363,9 +363,7 @@ def fit(policy: SequencePolicy, episodes: Episodes, out: Path, config: CloneConf
                 return best.restore(step)
             for group in optimizer.param_groups:
                 group["lr"] = config.lr * rate(step, config.steps, WARMUP)
-            loss, agreement = loss_and_agreement(
-                policy.train(), next(batches), config, step / config.steps, generator
-            )
+            loss, agreement = loss_and_agreement(policy.train(), next(batches), config, step / config.steps, generator)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(trained, config.clip)

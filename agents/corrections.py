@@ -64,7 +64,6 @@ class Budget:
 
 
 CORRECTIONS = {
-    "clone": Correction(rounds=0),
     "history-dropout": Correction(history_dropout=0.5),  # [0]
     "scheduled-sampling": Correction(scheduled_sampling=True),
     "dart": Correction("expert", noisy=True),  # [1]
