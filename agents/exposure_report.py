@@ -1,7 +1,7 @@
 """The report on a study of exposure bias: is there any, and what corrects it?"""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,43 +11,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Plot
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 
-from agents.exposure_metrics import (
-    CONTEXTS,
-    CURES,
-    HARMS,
-    NO_VERDICT,
-    NOTHING,
-    REDUCES,
-    Change,
-    Numbers,
-    Record,
-    Sample,
-    above,
-    below,
-    change,
-    numbers,
-)
+from agents import exposure_metrics as metrics
+from agents.exposure_metrics import CONTEXTS, CURES, HARMS, NO_VERDICT, REDUCES, Change, Numbers, Record, Sample
+from rlpre.compare.background import notices, read_provenance
 from rlpre.compare.report import write_report
 from rlpre.compare.runner import DONE, finished_runs, read_rows
 from rlpre.errors import RlpreError
-from rlpre.evaluation.page import (
-    COLOURS,
-    CONTROLS,
-    Answer,
-    Figure,
-    Gallery,
-    Page,
-    Section,
-    Table,
-    Toned,
-    draw_curve,
-    percent,
-    plain_axes,
-    sentence,
-    short_names,
-    show_interval,
-    signed,
-)
+from rlpre.evaluation import page
+from rlpre.evaluation.page import COLOURS, CONTROLS, Answer, Table, Toned, percent, sentence, show_interval, signed
 from rlpre.evaluation.stats import FEWEST, Interval
 from rlpre.files import read_json
 
@@ -55,8 +26,8 @@ RECORD = "contexts.npz"
 BASELINE = "clone"  # the arm that the others are compared with
 CLONE, CORRECTION, CONTROL = "clone", "correction", "control"  # kinds of arms; clones get no verdict
 MEASURED, NOT_MEASURED = "measured", "not measured"
-TONES = {CURES: "good", REDUCES: "good", HARMS: "bad", NOTHING: "soft", NO_VERDICT: "soft"}
-BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY = COLOURS
+TONES = {CURES: "good", REDUCES: "good", HARMS: "bad"}
+BLUE, VERMILION, GREEN, _, _, SKY = COLOURS
 VERDICT_COLOURS = {CURES: GREEN, REDUCES: SKY, HARMS: VERMILION}
 STYLES = {"EE": (CONTROLS[0], "-"), "EO": (BLUE, "--"), "OE": (GREEN, "--"), "OO": (VERMILION, "-")}
 READING = (
@@ -71,11 +42,11 @@ READING = (
     "after which the next step is right. nll: of the expert's action, in nats. gap: success of the expert - success.",
     "Changes are against the clone, pair by pair of seed and episode. A number rises or falls if its 95 % interval "
     "excludes 0. The verdicts follow a rule that was fixed before anything was measured. harms: success falls, or OO "
-    "rises and success does not. cures: OO and the excess fall, and the smaller of the two falls (removed) is at least "
-    "half of the clone's excess. reduces: it is less than half. no effect: anything else, also where the clone shows no "
-    "excess; none was measured, which does not mean that there is none.",
-    "Intervals of 95 % are over seeds and test episodes, which all seeds share. Of twenty comparisons without an effect "
-    f"one excludes 0. Fewer than {FEWEST} seeds have no interval. (?): the number is undefined in too many resamples.",
+    "rises and success does not. cures: OO and the excess fall, and the smaller of the two falls (removed) is at "
+    "least half of the clone's excess. reduces: it is less than half. no effect: anything else, also where the clone "
+    "shows no excess; it does not mean that there is none.",
+    "Intervals of 95 % are over seeds and test episodes, which all seeds share. Of twenty comparisons without an "
+    f"effect one excludes 0. Fewer than {FEWEST} seeds have no interval. (?): undefined in too many resamples.",
 )
 
 
@@ -84,19 +55,15 @@ class Arm:
     """The results of one arm on one level.
 
     Attributes:
-        seeds: of the finished runs.
-        dropped: episodes of all seeds that do not count, because the expert failed or lost its plan.
+        sample: what was recorded in the finished runs.
         minutes: mean duration of a run.
         numbers: see `agents.exposure_metrics.numbers`.
-        switch_steps: where "learner first" and "expert first" switch.
         change: against the baseline; None for clones, and without common seeds.
     """
 
-    seeds: tuple[int, ...]
-    dropped: int
+    sample: Sample
     minutes: float
     numbers: Numbers
-    switch_steps: tuple[int, ...]
     change: Change | None
 
     def __getitem__(self, name: str) -> Interval:
@@ -105,7 +72,7 @@ class Arm:
 
     @property
     def verdict(self) -> str:
-        """On what it changed."""
+        """On what the arm changed."""
         return self.change.verdict if self.change else NO_VERDICT
 
 
@@ -124,52 +91,43 @@ def report(directory: Path, arms: Mapping[str, str], horizons: Mapping[str, int]
         RlpreError: if there is no finished run, or a run dropped all its episodes.
     """
     results = summarise(directory, arms, horizons)
-    summary = []
+    summary: list[dict[str, Any]] = []
     for level, each in results.items():
         for name, arm in each.items():
-            for metric, points in arm.numbers.items():
-                steps = [None] if len(points) == 1 else range(1, len(points) + 1)
-                entries = [{"step": step, **asdict(point)} for step, point in zip(steps, points, strict=True)]
-                summary += [{"task": level, "arm": name, "over": None, "metric": metric, **entry} for entry in entries]
-            for metric, point in vars(arm.change).items() if arm.change else ():
-                verdict = {"verdict": arm.verdict, "removed": arm.change.removed}
-                summary.append(
-                    {"task": level, "arm": name, "over": BASELINE, "metric": metric, **asdict(point), **verdict}
-                )
-    return write_report(directory, make_page(results, arms, horizons), draw(results), summary, read_rows(directory))
+            entry = {"task": level, "arm": name}
+            single = {key: points[0] for key, points in arm.numbers.items() if len(points) == 1}
+            summary += [{**entry, "over": None, "metric": key, **asdict(point)} for key, point in single.items()]
+            for key, point in vars(arm.change).items() if arm.change else ():
+                found = {"verdict": arm.verdict, "removed": arm.change.removed} if arm.change else {}
+                summary.append({**entry, "over": BASELINE, "metric": key, **asdict(point), **found})
+    content = make_page(results, arms, horizons)
+    warnings = [*notices(directory, directory.parent), *content.notices]
+    content = replace(content, notices=warnings, provenance=read_provenance(directory))
+    return write_report(directory, content, draw(results), summary, read_rows(directory))
 
 
 def summarise(directory: Path, arms: Mapping[str, str], horizons: Mapping[str, int]) -> Results:
     """The results of every arm on every level; the same records give the same numbers."""
-    paths: dict[tuple[str, str], dict[int, Path]] = {}
-    for run, path in finished_runs(directory).items():
-        paths.setdefault((run.task, run.arm), {})[run.seed] = path
-    if not paths:
+    runs = finished_runs(directory)
+    if not runs:
         raise RlpreError(f"{directory} holds no finished run: run the study first")
-
-    def gather(level: str, arm: str) -> Sample:
-        records = {seed: Record.load(path / RECORD) for seed, path in paths[level, arm].items()}
-        for seed, found in records.items():
-            if not found.kept.any():
-                raise RlpreError(f"{paths[level, arm][seed]} dropped all its episodes: the expert must solve {level}")
-        return Sample.gather(records, horizons[level])
-
     results: Results = {}
     for level in horizons:
-        baseline = gather(level, BASELINE) if (level, BASELINE) in paths else None
-        for arm, kind in arms.items():
-            if (level, arm) not in paths:
-                continue
-            sample, rng = gather(level, arm), np.random.default_rng(0)
-            seconds = [read_json(path / DONE)["seconds"] for path in paths[level, arm].values()]
-            results.setdefault(level, {})[arm] = Arm(
-                sample.seeds,
-                int((~sample.kept).sum()),
-                float(np.mean(seconds)) / 60,
-                numbers(sample, rng),
-                sample.switch_steps,
-                change(sample, baseline, rng) if baseline and kind != CLONE else None,
-            )
+        samples, minutes = dict[str, Sample](), dict[str, float]()
+        for arm in arms:
+            paths = {run.seed: path for run, path in runs.items() if (run.task, run.arm) == (level, arm)}
+            records = {seed: Record.load(path / RECORD) for seed, path in paths.items()}
+            for seed, one in records.items():
+                if not one.kept.any():
+                    raise RlpreError(f"{paths[seed]} dropped all its episodes: the expert must solve {level}")
+            if paths:
+                samples[arm] = Sample.gather(records, horizons[level])
+                minutes[arm] = float(np.mean([read_json(path / DONE)["seconds"] for path in paths.values()])) / 60
+        for arm, sample in samples.items():
+            rng = np.random.default_rng(0)
+            numbers, clone = metrics.numbers(sample, rng), samples.get(BASELINE) if arms[arm] != CLONE else None
+            change = metrics.change(sample, clone, rng) if clone else None
+            results.setdefault(level, {})[arm] = Arm(sample, minutes[arm], numbers, change)
     return results
 
 
@@ -187,15 +145,15 @@ def level_answer(clone: Arm | None, horizon: int) -> Answer:
     )
     if excess.low is None:
         return Answer(NO_VERDICT, f"no answer, fewer than {FEWEST} seeds say nothing about other seeds", facts)
-    if above(excess):
+    if metrics.above(excess):
         return Answer(MEASURED, "exposure bias is measured", facts)
-    why = "it errs less on its own" if below(excess) else "the interval of the excess contains 0"
+    why = "it errs less on its own" if metrics.below(excess) else "the interval of the excess contains 0"
     return Answer(NOT_MEASURED, "no exposure bias is measured", f"{facts}; {why}")
 
 
 def overall_answer(results: Results, arms: Mapping[str, str], horizons: Mapping[str, int]) -> Answer:
     """On how many levels is exposure bias measured, and on how many is it cured?"""
-    names = short_names(results)
+    names = page.short_names(results)
     found = {level: level_answer(each.get(BASELINE), horizons[level]) for level, each in results.items()}
     biased, unknown = ([level for level in found if found[level].verdict == kind] for kind in (MEASURED, NO_VERDICT))
     cures = {level: [arm for arm, one in results[level].items() if one.verdict == CURES] for level in biased}
@@ -214,103 +172,81 @@ def overall_answer(results: Results, arms: Mapping[str, str], horizons: Mapping[
     return Answer(verdict, claim, "; ".join(facts))
 
 
-def reason(found: Change | None) -> str:
+def reason(change: Change) -> str:
     """Why the verdict is what it is."""
-    if found is None or found.verdict == NO_VERDICT:
-        return f"no seed in common with {BASELINE}" if found is None else f"fewer than {FEWEST} seeds"
     reasons = {
+        NO_VERDICT: f"fewer than {FEWEST} seeds",
         CURES: "at least half of the excess is removed",
         REDUCES: "less than half of the excess is removed",
-        HARMS: "success falls" if below(found.success) else "it errs more on its own",
+        HARMS: "success falls" if metrics.below(change.success) else "it errs more on its own",
     }
-    if found.verdict in reasons:
-        return reasons[found.verdict]
-    if found.removed is None:
+    if change.verdict in reasons:
+        return reasons[change.verdict]
+    if change.removed is None:
         return "there is no excess to remove"
-    if above(found.free):
+    if metrics.above(change.free):
         return "it errs more on its own, and succeeds more"
-    if below(found.free):
+    if metrics.below(change.free):
         return "it errs less on its own, and teacher-forced too"
-    if below(found.excess):
+    if metrics.below(change.excess):
         return "the excess falls only because it errs more teacher-forced"
     return "neither its errors on its own nor the excess surely fall"
 
 
-def make_page(results: Results, arms: Mapping[str, str], horizons: Mapping[str, int]) -> Page:
+def make_page(results: Results, arms: Mapping[str, str], horizons: Mapping[str, int]) -> page.Page:
     """The report as a page."""
-    names, answer = short_names(horizons), overall_answer(results, arms, horizons)
+    names, answer = page.short_names(horizons), overall_answer(results, arms, horizons)
     missing = {names[level]: [arm for arm in arms if arm not in results.get(level, {})] for level in horizons}
     gaps = [f"{', '.join(absent)} on {level}" for level, absent in missing.items() if absent]
-    judged = [arm for arm, kind in arms.items() if kind != CLONE]
-    rows = [
-        [f"{arm} (control)" if arms[arm] == CONTROL else arm, *(_verdict(each.get(arm)) for each in results.values())]
-        for arm in judged
+    rows: list[list[page.Cell]] = [
+        [f"{arm} (control)" if kind == CONTROL else arm, *(_verdict(each.get(arm)) for each in results.values())]
+        for arm, kind in arms.items()
+        if kind != CLONE
     ]
     verdicts = Table(["arm", *(names[level] for level in results)], rows, note=f"Against {BASELINE}.")
-    sections = [Section("Verdicts", blocks=[verdicts])] if rows else []
+    sections = [page.Section("Verdicts", blocks=[verdicts])] if rows else []
     sections += [_level_section(names[level], results[level], horizons[level]) for level in results]
-    return Page(
+    return page.Page(
         "Is there exposure bias, and what corrects it?",
         f"{sentence(answer.claim)}.",
         {CURES: "good", MEASURED: "bad"}.get(answer.verdict, ""),
         [f"{sentence(answer.facts)}."] if answer.facts else [],
         [f"Without a finished run: {'; '.join(gaps)}."] if gaps else [],
-        [*sections, Section("Reading the numbers", READING)],
+        [*sections, page.Section("Reading the numbers", READING)],
     )
 
 
 def _verdict(arm: Arm | None) -> Toned:
-    return Toned(arm.verdict, TONES[arm.verdict]) if arm else Toned("no verdict", "soft")
+    verdict = arm.verdict if arm else NO_VERDICT
+    return Toned(verdict, TONES.get(verdict, "soft"))
 
 
-def _level_section(name: str, arms: dict[str, Arm], horizon: int) -> Section:
+def _level_section(name: str, arms: dict[str, Arm], horizon: int) -> page.Section:
     """What was measured on one level."""
-
-    def table(title: str, columns: Mapping[str, Callable[[Arm], str | Toned]], rows: Mapping[str, Arm]) -> Table:
-        return Table(
-            ["arm", *columns], [[key, *(of(arm) for of in columns.values())] for key, arm in rows.items()], title
-        )
-
-    def show(number: str) -> Callable[[Arm], str]:
-        return lambda arm: show_interval(arm[number])
-
-    def shift(number: str) -> Callable[[Arm], str]:
-        return lambda arm: signed(getattr(arm.change, number))
-
-    errors = {
-        "n": lambda arm: str(len(arm.seeds)),
-        **{key: show(f"regret error {key}") for key in (*CONTEXTS, "excess")},
-        "%": lambda arm: show_interval(arm["regret error percent"], "{:+.0f}".format),
-        "interaction": show("regret error interaction"),
-        "success": show("success OO"),
-        "minutes": lambda arm: f"{arm.minutes:.1f}",
-    }
-    changes = {
-        "verdict": _verdict,
-        "excess": shift("excess"),
-        "removed": lambda arm: "-" if arm.change.removed is None else percent(arm.change.removed),
-        "OO": shift("free"),
-        "EE": shift("forced"),
-        "success": shift("success"),
-        "why": lambda arm: reason(arm.change),
-    }
-    more = {
-        "slope": show("regret error slope"),
-        "excess alive": show("regret error excess alive"),
-        "excess of disagreement": show("error excess"),
-        **{f"{key} {context}": show(f"{key} {context}") for key in ("recovery", "nll") for context in ("EE", "OO")},
-        "success gap": show("success gap"),
-        "dropped": lambda arm: str(arm.dropped),
-    }
-    charts = [Figure(f"{title} on {name}", _plot(draw_panel)) for title, draw_panel in panels(arms).items()]
-    judged = {key: arm for key, arm in arms.items() if arm.change}
-    blocks = [
-        Gallery(charts),
-        table("Regret errors per episode", errors, arms),
-        *([table(f"Changes against {BASELINE}", changes, judged)] if judged else []),
-        table("Growth, recovery, likelihood", more, arms),
+    errors, changes, more = [], [], []
+    for arm, one in arms.items():
+        row = [show_interval(one[f"regret error {key}"]) for key in (*CONTEXTS, "excess")]
+        more_errors = show_interval(one["regret error percent"], "{:+.0f}".format)
+        row += [more_errors, *(show_interval(one[key]) for key in ("regret error interaction", "success OO"))]
+        errors.append([arm, str(len(one.sample.seeds)), *row, f"{one.minutes:.1f}"])
+        keys = ("regret error slope", "regret error excess alive", "error excess")
+        keys += ("recovery EE", "recovery OO", "nll EE", "nll OO", "success gap")
+        more.append([arm, *(show_interval(one[key]) for key in keys), str((~one.sample.kept).sum())])
+        if change := one.change:
+            removed = "-" if change.removed is None else percent(change.removed)
+            shifts = map(signed, (change.free, change.forced, change.success))
+            changes.append([arm, _verdict(one), signed(change.excess), removed, *shifts, reason(change)])
+    head = ["arm", "n", *CONTEXTS, "excess", "%", "interaction", "success", "minutes"]
+    blocks: list[Table | page.Gallery] = [
+        page.Gallery([page.Figure(f"{title} on {name}", _plot(each)) for title, each in panels(arms).items()]),
+        Table(head, errors, "Regret errors per episode"),
     ]
-    return Section(name, [f"{sentence(str(level_answer(arms.get(BASELINE), horizon)))}"], blocks)
+    if changes:
+        head = ["arm", "verdict", "excess", "removed", "OO", "EE", "success", "why"]
+        blocks.append(Table(head, changes, f"Changes against {BASELINE}"))
+    head = ["arm", "slope", "excess alive", "excess of disagreement", "recovery EE", "recovery OO", "nll EE", "nll OO"]
+    blocks.append(Table([*head, "success gap", "dropped"], more, "Growth, recovery, likelihood"))
+    return page.Section(name, [sentence(str(level_answer(arms.get(BASELINE), horizon)))], blocks)
 
 
 def _plot(draw_panel: Callable[[Axes], None]) -> Plot:
@@ -325,19 +261,13 @@ def draw(results: Results) -> Plot:
     height = max(3.0, 0.8 + 0.26 * max(map(len, results.values())))
     plot = Plot(figsize=(4.2 * len(columns), 0.8 + height * len(results)), dpi=150)
     plot.set_layout_engine("constrained", w_pad=0.08, h_pad=0.1)
-    handles: dict[str, Any] = {}
-    for row, (level, name) in zip(
-        plot.subplots(len(results), 4, squeeze=False), short_names(results).items(), strict=True
-    ):
+    rows = plot.subplots(len(results), len(columns), squeeze=False)
+    for row, (level, name) in zip(rows, page.short_names(results).items(), strict=True):
         drawn = panels(results[level])
         for axes, title in zip(row, columns, strict=True):
             drawn.get(title, Axes.remove)(axes)
         row[0].set_title(f"{name}: {BASELINE}", fontweight="bold", loc="left")
-        handles |= {line.get_label(): line for line in row[0].get_lines()}
-        if legend := row[0].get_legend():
-            legend.remove()
-    title = "bands and bars: 95 % intervals; green: cures, light blue: reduces, red: harms"
-    plot.legend(handles=list(handles.values()), title=title, loc="outside lower center", ncols=4, frameon=False)
+    plot.supxlabel("bands and bars: 95 % intervals; green: cures, light blue: reduces, red: harms", fontsize="medium")
     return plot
 
 
@@ -348,7 +278,7 @@ def panels(arms: dict[str, Arm]) -> dict[str, Callable[[Axes], None]]:
         drawn["Regret errors by step"] = partial(_draw_errors, clone, "regret error")
         drawn["Disagreement with the expert by step"] = partial(_draw_errors, clone, "error")
         drawn["Accumulated error"] = partial(_draw_accumulated, clone)
-        if clone.switch_steps:
+        if clone.sample.switch_steps:
             drawn["One switch"] = partial(_draw_switch, clone)
     drawn["Excess"] = partial(_draw_arms, arms, "regret error excess", "excess OO - EE, regret errors an episode")
     drawn["Success"] = partial(_draw_arms, arms, "success OO", "success on its own")
@@ -361,10 +291,11 @@ def _draw_errors(clone: Arm, measure: str, axes: Axes) -> None:
     for context in CONTEXTS:
         curve, (colour, dashes) = clone.numbers[f"{measure} {context} by step"], STYLES[context]
         if context in ("EO", "OE"):  # four bands would hide each other
-            curve = [Interval(point.value, None, None, point.n) for point in curve]
-        draw_curve(axes, range(1, len(curve) + 1), curve, colour, linestyle=dashes, label=context)
+            curve = [replace(point, low=None, high=None) for point in curve]
+        page.draw_curve(axes, range(1, len(curve) + 1), curve, colour, linestyle=dashes, label=context)
         highest = max([highest, *(point.value for point in curve if np.isfinite(point.value))])
-    plain_axes(axes)
+    page.plain_axes(axes)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set(xlabel="step of the episode", ylabel=f"share of {measure}s", ylim=(0, 1.3 * highest or 1))
     axes.legend(frameon=False, fontsize="small", ncols=4)
 
@@ -375,8 +306,8 @@ def _draw_accumulated(clone: Arm, axes: Axes) -> None:
     steps = np.arange(1, len(curve) + 1)
     for power, label in ((1, "l: no error accumulates"), (2, "l²: no error is recovered")):
         axes.plot(steps, steps**power, color="#404040", linewidth=0.8, linestyle=(0, (1, power)), label=label)
-    draw_curve(axes, steps, curve, VERMILION, label="AccErr(l)")
-    plain_axes(axes)
+    page.draw_curve(axes, steps, curve, VERMILION, label="AccErr(l)")
+    page.plain_axes(axes)
     axes.set(xlabel="l, steps", ylabel="errors of OO / mean error of EE", xscale="log", yscale="log")
     axes.set_ylim(0.7, 1.2 * len(steps) ** 2)
     for axis in (axes.xaxis, axes.yaxis):
@@ -388,14 +319,16 @@ def _draw_accumulated(clone: Arm, axes: Axes) -> None:
 
 def _draw_switch(clone: Arm, axes: Axes) -> None:
     """Success when learner and expert take over from each other once."""
+    steps = clone.sample.switch_steps
     for name, colour in (("learner first", VERMILION), ("expert first", CONTROLS[0])):
-        values = np.array([[point.value, point.low, point.high] for point in clone.numbers[name]], dtype=np.float64)
-        reach = np.maximum([values[:, 0] - values[:, 1], values[:, 2] - values[:, 0]], 0)
-        axes.errorbar(clone.switch_steps, values[:, 0], reach, color=colour, label=name, marker="o", capsize=2)
-    plain_axes(axes)
+        values = np.array([(one.value, one.low, one.high) for one in clone.numbers[name]], np.float64)  # None: NaN
+        reach = np.abs(values[:, 1:].T - values[:, 0])
+        axes.errorbar(steps, values[:, 0], reach, color=colour, label=name, marker="o", markersize=4, capsize=2)
+    page.plain_axes(axes)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(xlabel="steps before the other takes over", ylabel="success", ylim=(-0.02, 1.05))
-    axes.set_xlim(0, 1.1 * max(clone.switch_steps))
+    axes.set(
+        xlabel="steps before the other takes over", ylabel="success", ylim=(-0.02, 1.05), xlim=(0, 1.1 * max(steps))
+    )
     axes.legend(frameon=False, fontsize="small", loc="lower right")
 
 
@@ -407,7 +340,7 @@ def _draw_arms(arms: dict[str, Arm], number: str, label: str, axes: Axes) -> Non
         if found.low is not None and found.high is not None:
             axes.plot([found.low, found.high], [row, row], color=colour, linewidth=2)
         axes.plot(found.value, row, "o", color=colour, markersize=5)
-    plain_axes(axes)
+    page.plain_axes(axes)
     axes.axvline(0, color="#404040", linewidth=0.8)
     axes.set(xlabel=label, yticks=range(len(arms)), yticklabels=list(arms), ylim=(len(arms) - 0.5, -0.5))
     axes.tick_params(axis="y", length=0)

@@ -1,62 +1,46 @@
 """The report on a study of transfer: which pretraining helps a task, which harms, and should it have stopped earlier?
 
-Agents start from fresh weights ("scratch") or from a checkpoint of a pretraining. The best checkpoint is chosen on the
-scores of some seeds, and tested on others: the best of several scores is optimistic. Three differences are tested on
-each task, pair by pair of seed:
+Agents start from fresh weights ("scratch") or from a checkpoint of a pretraining. The best checkpoint is chosen by the
+scores of some seeds and tested on others, because the best of several scores is optimistic. Paired by seed:
 
-- *chosen - scratch*;
-- *last - scratch*: pretraining to its end; below 0 this is negative transfer;
-- *chosen - last*: above 0 it helps to stop early.
+- *chosen - scratch* and *last - scratch*; the last checkpoint below scratch is negative transfer;
+- *chosen - last*: above 0 it helps to stop early;
+- *last - last of* the first source, the right one: below 0 this source is worse.
 
-Scratch shows whether to pretrain at all: frozen features of any source can lose to it. Whether a source is wrong is
-tested by its last checkpoint against that of the first source, the right one.
-
-Every difference is tested in both directions by the paired t-test, one-sided at `LEVEL`, with Holm's correction over
-the tasks. Measured share of families of 4 tasks without any effect of which one or more is called positive, nominal
-.05, at 3, 5 and 10 pairs (1000 repetitions): normal .05 .05 .04; uniform .08 .07 .06; log-normal (.5) with gains far
-out .02 .01 .01, with losses far out .15 .16 .18: there gains are small and common and losses large and rare, so that
-few pairs meet one.
+Each difference is tested in both directions by a one-sided t-test at `LEVEL`, with Holm's correction over the tasks.
+Measured share of families of 4 tasks without any effect in which a task is called positive (nominal .05), at 3, 5 and
+10 pairs: normal .05 .05 .04; uniform .08 .07 .06; log-normal (.5) with rare large gains .02 .01 .01, with rare large
+losses .15 .16 .18, because few pairs meet one.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Plot
-from scipy.stats import ttest_1samp
+from scipy import stats
 
+from rlpre.compare.background import notices, read_provenance
 from rlpre.compare.report import write_report
 from rlpre.compare.runner import Row, Run, read_rows
 from rlpre.errors import RlpreError
-from rlpre.evaluation.page import (
-    COLOURS,
-    CONTROLS,
-    DASHES,
-    Cell,
-    Figure,
-    Page,
-    Section,
-    Table,
-    Toned,
-    plain_axes,
-    short_names,
-    signed,
-)
+from rlpre.evaluation import page
+from rlpre.evaluation.page import COLOURS, CONTROLS, DASHES, Figure, Section, Table, Toned, short_names, signed
 from rlpre.evaluation.stats import FEWEST, Floats, Interval, holm, mean_interval
 
 SCORE, SCRATCH = "score", "scratch"
 LEVEL = 0.05  # risk of a false call over all tasks, in each direction
-POSITIVE, NEGATIVE, UNDECIDED, NONE_GIVEN = "positive", "negative", "undecided", "no verdict"
-TONES = {POSITIVE: "good", NEGATIVE: "bad", UNDECIDED: "soft", NONE_GIVEN: "soft"}
+POSITIVE, NEGATIVE, UNDECIDED, NO_VERDICT = "positive", "negative", "undecided", "no verdict"
+TONES = {POSITIVE: "good", NEGATIVE: "bad"}
 CHOSEN, LAST, EARLY = "chosen - scratch", "last - scratch", "chosen - last"
-ALL = "all"  # the mean over the tasks
+ALL = "all tasks"  # the mean over them
 READING = (
-    "Differences are means over n test seeds [95 % interval], pair by pair of seed. chosen: the checkpoint, in steps of "
-    'pretraining, that did best on {validation} other seeds; "or scratch" if scratch did as well there. last: '
-    "pretraining to its end. Verdicts: one-sided tests in both directions at {level:g}, corrected over the tasks by "
-    'Holm; "all" is the mean over the tasks, one test. Fewer than {fewest} seeds give no interval and no verdict.'
+    "Differences are means over n test seeds [95 % interval], pair by pair of seed. chosen: the checkpoint, in steps "
+    'of pretraining, that did best on {} other seeds; "or scratch" if scratch did as well there. last: pretraining to '
+    f"its end. Verdicts: one-sided t-tests in both directions at {LEVEL}, corrected over the tasks by Holm; the mean "
+    f"over the tasks is one test. Fewer than {FEWEST} seeds give no interval and no verdict."
 )
 
 Scores = Mapping[Run, float]
@@ -64,7 +48,7 @@ Scores = Mapping[Run, float]
 
 @dataclass(frozen=True)
 class Design:
-    """What a study tests: sources, tasks, steps of pretraining, and the seeds that choose a checkpoint."""
+    """What a study tests: sources, tasks, checkpoints in steps of pretraining, and the seeds that choose one."""
 
     sources: tuple[str, ...]
     tasks: tuple[str, ...]
@@ -74,13 +58,7 @@ class Design:
 
 @dataclass(frozen=True)
 class Contrast:
-    """A difference of paired scores.
-
-    Attributes:
-        gain: its mean over seeds, in units of score.
-        above: p-value against "no gain", corrected over tasks; None below `FEWEST` seeds.
-        below: p-value against "no loss".
-    """
+    """A mean difference of paired scores, with p-values against "no gain" and "no loss"; None below `FEWEST` seeds."""
 
     gain: Interval
     above: float | None
@@ -88,9 +66,9 @@ class Contrast:
 
     @property
     def verdict(self) -> str:
-        """ "no verdict" from fewer than `FEWEST` seeds."""
+        """What the p-values say at `LEVEL`."""
         if self.above is None or self.below is None:
-            return NONE_GIVEN
+            return NO_VERDICT
         if min(self.above, self.below) > LEVEL:
             return UNDECIDED
         return POSITIVE if self.above < self.below else NEGATIVE
@@ -102,15 +80,13 @@ class Findings:
 
     Attributes:
         seeds: that tested.
-        choices: (source, task) -> the chosen checkpoint, and whether it did better than scratch.
-        contrasts: (source, difference) -> task or "all" -> result.
-        instead: every source but the first -> task or "all" -> its last checkpoint minus that of the first source.
+        choices: by (source, task) the chosen checkpoint, and whether it did better than scratch.
+        contrasts: by source and difference, and then by task or `ALL`.
     """
 
     seeds: tuple[int, ...]
     choices: dict[tuple[str, str], tuple[int, bool]]
-    contrasts: dict[tuple[str, str], dict[str, Contrast]]
-    instead: dict[str, dict[str, Contrast]]
+    contrasts: dict[str, dict[str, dict[str, Contrast]]]
 
 
 def arm_name(source: str, step: int) -> str:
@@ -124,19 +100,13 @@ def read_scores(directory: Path) -> dict[Run, float]:
 
 
 def report(directory: Path, design: Design, unit: str) -> str:
-    """Reports on a study of transfer; returns the text.
-
-    Args:
-        directory: a study of runs (task, ``scratch`` or ``source@step``, seed), each with a "score".
-        design: what it tests.
-        unit: of the scores, in words.
+    """Reports on a study of runs (task, ``scratch`` or ``source@step``, seed) with a score in ``unit``.
 
     Raises:
         RlpreError: if scores of the seeds that choose, or of all that test, are missing.
     """
-    scores = read_scores(directory)
+    rows, scores = read_rows(directory), read_scores(directory)
     found = find(scores, design)
-    rivals = {(source, f"instead of {design.sources[0]}"): tasks for source, tasks in found.instead.items()}
     summary = [
         {
             "task": task,
@@ -148,19 +118,19 @@ def report(directory: Path, design: Design, unit: str) -> str:
             "p_below": one.below,
             "verdict": one.verdict,
         }
-        for (source, difference), tasks in (found.contrasts | rivals).items()
+        for source, differences in found.contrasts.items()
+        for difference, tasks in differences.items()
         for task, one in tasks.items()
     ]
-    rows = read_rows(directory)
-    study = rows[0].study
-    for task in design.tasks:  # curves by steps of pretraining, scratch as a level line
-        for name in (SCRATCH, *design.sources):
-            for seed in design.validation:
-                for step in sorted(design.checkpoints):
-                    run = Run(task, SCRATCH if name == SCRATCH else arm_name(name, step), seed)
-                    rows.append(Row(study, task, name, seed, "score by checkpoint", scores[run], step))
-    page = make_page(found, design, scores, unit)
-    return write_report(directory, page, draw(scores, design, unit), summary, rows)
+    for run, score in scores.items():  # curves by steps of pretraining
+        source, _, step = run.arm.partition("@")
+        if run.seed in design.validation:
+            steps = [int(step)] if step else design.checkpoints  # scratch is a level line
+            rows += [Row(rows[0].study, run.task, source, run.seed, "score by checkpoint", score, at) for at in steps]
+    content = make_page(found, scores, design, unit)
+    warnings = notices(directory, directory.parent)
+    content = replace(content, notices=warnings, provenance=read_provenance(directory))
+    return write_report(directory, content, draw(scores, design, unit), summary, rows)
 
 
 def values(scores: Scores, task: str, arm: str, seeds: Iterable[int]) -> Floats:
@@ -198,43 +168,32 @@ def selected(scores: Scores, design: Design) -> set[tuple[str, str]]:
 
 def find(scores: Scores, design: Design) -> Findings:
     """The verdicts on every source, from the seeds that have tested all of them."""
-    pairs = selected(scores, design)
-    seeds = tuple(
-        seed
-        for seed in sorted({run.seed for run in scores} - set(design.validation))
-        if all(Run(*pair, seed) in scores for pair in pairs)
-    )
+    pairs, tasks = selected(scores, design), design.tasks
+    testing = sorted({run.seed for run in scores} - set(design.validation))
+    seeds = tuple(seed for seed in testing if all(Run(*pair, seed) in scores for pair in pairs))
     if not seeds:
         raise RlpreError("no seed has tested every chosen checkpoint yet: run the study to its end")
-    choices = {
-        (source, task): choose(scores, design, source, task) for source in design.sources for task in design.tasks
-    }
-    scratch = np.stack([values(scores, task, SCRATCH, seeds) for task in design.tasks], axis=1)
-    contrasts_, last = {}, {}
+    choices = {(source, task): choose(scores, design, source, task) for source in design.sources for task in tasks}
+
+    def stack(arms: Iterable[str]) -> Floats:
+        return np.stack([values(scores, task, arm, seeds) for task, arm in zip(tasks, arms, strict=True)], axis=1)
+
+    scratch = stack([SCRATCH] * len(tasks))
+    last = {source: stack([arm_name(source, max(design.checkpoints))] * len(tasks)) for source in design.sources}
+    first, contrasts = design.sources[0], dict[str, dict[str, dict[str, Contrast]]]()
     for source in design.sources:
-        steps = [(task, choices[source, task][0], max(design.checkpoints)) for task in design.tasks]
-        chosen, last[source] = (
-            np.stack([values(scores, one[0], arm_name(source, one[at]), seeds) for one in steps], axis=1)
-            for at in (1, 2)
-        )
-        for name, difference in (
-            (CHOSEN, chosen - scratch),
-            (LAST, last[source] - scratch),
-            (EARLY, chosen - last[source]),
-        ):
-            contrasts_[source, name] = by_task(difference, design.tasks)
-    first, *others = design.sources
-    instead = {source: by_task(last[source] - last[first], design.tasks) for source in others}
-    return Findings(seeds, choices, contrasts_, instead)
+        chosen = stack(arm_name(source, choices[source, task][0]) for task in tasks)
+        differences = {CHOSEN: chosen - scratch, LAST: last[source] - scratch, EARLY: chosen - last[source]}
+        if source != first:
+            differences[f"last - last of {first}"] = last[source] - last[first]
+        contrasts[source] = {
+            name: dict(zip([*tasks, ALL], (*compare(each), *compare(each.mean(axis=1, keepdims=True))), strict=True))
+            for name, each in differences.items()
+        }
+    return Findings(seeds, choices, contrasts)
 
 
-def by_task(differences: Floats, tasks: tuple[str, ...]) -> dict[str, Contrast]:
-    """Tests of differences (seeds, tasks) on every task, and of their mean over the tasks."""
-    (overall,) = contrasts(differences.mean(axis=1, keepdims=True))
-    return {**dict(zip(tasks, contrasts(differences), strict=True)), ALL: overall}
-
-
-def contrasts(differences: Floats) -> tuple[Contrast, ...]:
+def compare(differences: Floats) -> tuple[Contrast, ...]:
     """Tests every column of differences (seeds, tasks) in both directions, corrected over the columns."""
     gains = [mean_interval(column) for column in differences.T]
     if len(differences) < FEWEST:
@@ -244,76 +203,44 @@ def contrasts(differences: Floats) -> tuple[Contrast, ...]:
 
 
 def p_values(differences: Floats) -> Floats:
-    """(tasks,) one-sided p-values against "no gain" of differences (seeds, tasks); of equal ones 0 if they are gains."""
-    equal = np.ptp(differences, axis=0) == 0
-    spread = np.where(equal, np.arange(len(differences))[:, None], differences)  # avoids the division by 0
-    tested = ttest_1samp(spread, 0.0, alternative="greater").pvalue
-    return np.where(equal, np.where(differences[0] > 0, 0.0, 1.0), tested)
+    """(tasks,) p-values of one-sided t-tests of differences (seeds, tasks) against "no gain"; 0 or 1 without spread."""
+    mean, error = differences.mean(axis=0), stats.sem(differences)
+    score = np.divide(mean, error, out=np.where(mean > 0, np.inf, -np.inf), where=error > 0)
+    return np.asarray(stats.t.sf(score, len(differences) - 1))
 
 
-def make_page(found: Findings, design: Design, scores: Scores, unit: str) -> Page:
+def make_page(found: Findings, scores: Scores, design: Design, unit: str) -> page.Page:
     """The report as a page."""
     names = short_names(design.tasks)
-    first, *others = design.sources
-    helped, harmed = (
-        sum(found.contrasts[first, CHOSEN][task].verdict == verdict for task in names)
-        for verdict in (POSITIVE, NEGATIVE)
-    )
-    facts = [_in_words(source, found, names) for source in design.sources]
-    for source in others:
-        overall = found.instead[source][ALL]
-        facts.append(f"{source} instead of {first}: {signed(overall.gain)} over all tasks, {overall.verdict}.")
-    head = ["source", "chosen", CHOSEN, "", LAST, "", EARLY, ""]
-    tables = []
-    for task, name in {**names, ALL: f"mean of {len(names)} tasks"}.items():
-        rows: list[list[Cell]] = []
-        for source in design.sources:
+    first, widest = design.sources[0], design.sources[-1]  # the last source is also compared with the first
+    columns = list(found.contrasts[widest])
+    verdicts = [found.contrasts[first][CHOSEN][task].verdict for task in names]
+    helped, harmed = verdicts.count(POSITIVE), verdicts.count(NEGATIVE)
+    facts, tables = [], []
+    for source, differences in found.contrasts.items():
+        overall = (f"{name} {signed(each[ALL].gain)}, {each[ALL].verdict}" for name, each in differences.items())
+        facts.append(f"{source}, mean over the tasks: {'; '.join(overall)}.")
+    for task, name in {**names, ALL: ALL}.items():
+        rows: list[list[page.Cell]] = []
+        for source, differences in found.contrasts.items():
             chosen, better = found.choices.get((source, task), ("", True))
-            three = (found.contrasts[source, difference][task] for difference in (CHOSEN, LAST, EARLY))
-            rows.append([source, f"{chosen}" + " or scratch" * (not better), *_cells(three)])
-        note = (
-            ""
-            if task == ALL
-            else f"scratch: {values(scores, task, SCRATCH, design.validation).mean():.2f} in validation"
-        )
-        tables.append(Table(head, rows, f"{name}, n={len(found.seeds)}", note))
-    if others:
-        columns = [cell for name in (*names.values(), ALL) for cell in (name, "")]
-        rows = [[source, *_cells(found.instead[source].values())] for source in others]
-        tables.append(Table(["source", *columns], rows, f"Instead of {first}, both pretrained to their ends"))
-    text = [f"Scores: {unit}. Differences are against scratch, or of two checkpoints, pair by pair of seed."]
-    reading = READING.format(validation=len(design.validation), level=LEVEL, fewest=FEWEST)
-    return Page(
+            rows.append([source, f"{chosen}" + " or scratch" * (not better)])
+            for difference in columns:
+                one = differences[difference][task] if difference in differences else None
+                rows[-1] += [signed(one.gain), Toned(one.verdict, TONES.get(one.verdict, "soft"))] if one else ["", ""]
+        head = ["source", "chosen", *(cell for difference in columns for cell in (difference, ""))]
+        tables.append(Table(head, rows, f"{name}, n={len(found.seeds)}"))
+    curves = Figure("Score by steps of pretraining", draw(scores, design, unit))
+    return page.Page(
         "Which pretraining helps which task, which one harms, and should it have stopped earlier?",
-        f"Pretraining on {first} helps on {helped} and harms on {harmed} of {len(names)} tasks.",
+        f"Pretraining on {first} helps on {helped or 'none'} and harms on {harmed or 'none'} of {len(names)} tasks.",
         "good" if helped > harmed else "bad" if harmed > helped else "",
         facts,
         sections=[
-            Section("Verdicts", text, [Figure("Score by steps of pretraining", draw(scores, design, unit)), *tables]),
-            Section("Reading the numbers", [reading]),
+            Section("Verdicts", [f"Scores: {unit}."], [curves, *tables]),
+            Section("Reading the numbers", [READING.format(len(design.validation))]),
         ],
     )
-
-
-def _in_words(source: str, found: Findings, names: Mapping[str, str]) -> str:
-    """The verdicts on a source."""
-
-    def verdicts(difference: str) -> str:
-        results = found.contrasts[source, difference]
-        groups = {
-            verdict: [name for task, name in names.items() if results[task].verdict == verdict] for verdict in TONES
-        }
-        return ", ".join(f"{verdict} on {' and '.join(on)}" for verdict, on in groups.items() if on)
-
-    early = found.contrasts[source, EARLY][ALL]
-    return (
-        f"{source}: best checkpoint {verdicts(CHOSEN)}; last checkpoint {verdicts(LAST)}; stopping early gains "
-        f"{signed(early.gain)} over all tasks, {early.verdict}."
-    )
-
-
-def _cells(contrasts: Iterable[Contrast]) -> list[Cell]:
-    return [cell for one in contrasts for cell in (signed(one.gain), Toned(one.verdict, TONES[one.verdict]))]
 
 
 def draw(scores: Scores, design: Design, unit: str) -> Plot:
@@ -347,4 +274,4 @@ def _draw_task(axes: Axes, task: str, scores: Scores, design: Design) -> None:
         ends = np.array([(one.low, one.high) for one in means], dtype=np.float64)  # None becomes NaN
         axes.vlines(at, *ends.T, color=colour, linewidth=1)
     axes.set(xticks=places, xticklabels=steps)
-    plain_axes(axes)
+    page.plain_axes(axes)
