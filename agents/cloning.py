@@ -9,7 +9,7 @@ References:
 import copy
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Self
 
@@ -45,18 +45,7 @@ Report = Callable[[int], None]  # receives the number of steps so far
 
 
 class SequencePolicy(nn.Module):
-    """Logits of the next action, given an episode so far.
-
-    Args:
-        encoder: a causal sequence encoder; it becomes part of the policy.
-
-    Attributes:
-        encoder: computes the features of the trajectory.
-        head: a linear layer from these features to one logit per action.
-
-    Raises:
-        RlpreError: if the encoder is not causal.
-    """
+    """Logits of the next action, given an episode so far: a causal sequence encoder and a linear head."""
 
     def __init__(self, encoder: SequenceEncoder) -> None:
         super().__init__()
@@ -92,11 +81,7 @@ class SequencePolicy(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path, device: str = "cpu") -> Self:
-        """Loads what `save` wrote.
-
-        Raises:
-            RlpreError: if a file is missing or damaged, or belongs to another encoder.
-        """
+        """Loads what `save` wrote."""
         path = Path(path)
         policy = cls(SequenceEncoder.load(path))
         try:
@@ -158,45 +143,26 @@ def sample(logits: Tensor, uniform: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Batch:
-    """Steps of episodes on one device: (N,) one after the other, or (B, T) padded on the right.
+    """Steps of episodes on one device: (N,) one after the other, or (B, T) padded on the right."""
 
-    Attributes:
-        features: (..., F) of the frames.
-        previous: (...) int64, the action before each step; -1 at the first step of an episode.
-        mission: (N, L) or (B, L) int64, or None.
-        label: (...) int64, the expert's action; -1 where it is not known.
-        present: (...) bool, False for padding.
-    """
-
-    features: Tensor
-    previous: Tensor
-    mission: Tensor | None
-    label: Tensor
-    present: Tensor
+    features: Tensor  # (..., F) of the frames
+    previous: Tensor  # (...) int64, the action before each step; -1 at the first step of an episode
+    mission: Tensor | None  # (N, L) or (B, L) int64
+    label: Tensor  # (...) int64, the expert's action; -1 where it is not known
+    present: Tensor  # (...) bool, False for padding
 
 
 @dataclass(frozen=True)
 class Episodes:
-    """Demonstrations in memory, their frames encoded once.
+    """Demonstrations in memory, their frames encoded once."""
 
-    Attributes:
-        steps: (N,) the steps of all episodes, one after the other.
-        lengths: (E,) the number of steps of each episode.
-        layout: (E,) int64 in [0, ``LAYOUTS``), equal for episodes in the same layout.
-    """
-
-    steps: Batch
-    lengths: np.ndarray
-    layout: np.ndarray
+    steps: Batch  # (N,) of all episodes, one after the other
+    lengths: np.ndarray  # (E,) number of steps of each episode
+    layout: np.ndarray  # (E,) int64 in [0, LAYOUTS), equal for episodes in the same layout
 
     @classmethod
     def read(cls, store: FrameStore, encoder: SequenceEncoder) -> "Episodes":
-        """The demonstrations of a store, on the encoder's device.
-
-        Raises:
-            RlpreError: if the store has no labels of an expert, or its frames, actions or missions do not fit the
-                encoder.
-        """
+        """The demonstrations of a store, which must fit the encoder, on its device."""
         for name in ("expert", "layout"):
             if name not in store.labels:
                 raise RlpreError(f"{store.path} has no label {name!r}: record it with envs.demonstrations")
@@ -228,11 +194,7 @@ class Episodes:
         return int((self.steps.label != NONE).sum())
 
     def split(self) -> tuple[np.ndarray, np.ndarray]:
-        """Indices of the episodes for training, and of those in other layouts that are held out.
-
-        Raises:
-            RlpreError: if there are too few.
-        """
+        """Indices of the episodes for training, and of those in other layouts that are held out."""
         rank = np.random.default_rng(0).random(LAYOUTS)[self.layout]  # adding episodes moves few layouts across
         held_out = rank <= np.sort(rank)[int(HELD_OUT * len(self))]
         if held_out.all():
@@ -281,11 +243,7 @@ class CloneConfig:
     device: str = "auto"  # "cpu", "cuda", ...
 
     def check(self) -> None:
-        """Checks the settings.
-
-        Raises:
-            RlpreError: for a number out of range or a missing device.
-        """
+        """Refuses numbers out of range and a missing device."""
         at_least(self, steps=1, batch=1, check_every=1, patience=1, seed=0)
         for name in ("history_dropout", "label_smoothing"):
             if not 0 <= getattr(self, name) < 1:
@@ -307,7 +265,7 @@ def clone(
     store: FrameStore,
     start: SequenceEncoder,
     out: Path,
-    config: CloneConfig | None = None,
+    config: CloneConfig,
     report: Report = quiet,
 ) -> SequencePolicy:
     """Clones the expert of a store of demonstrations.
@@ -316,7 +274,7 @@ def clone(
         store: whole episodes with labels "expert" and "layout", as `envs.demonstrations` records them.
         start: the encoder to start from; it is copied, never changed.
         out: receives the policy, ``run.json`` and TensorBoard events.
-        config: settings; default ``CloneConfig()``.
+        config: settings.
         report: called with the number of gradient steps so far.
 
     Returns:
@@ -325,7 +283,6 @@ def clone(
     Raises:
         RlpreError: for settings out of range, or demonstrations that are too few, lack labels or do not fit.
     """
-    config = config or CloneConfig()
     config.check()
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
@@ -347,33 +304,47 @@ def fit(policy: SequencePolicy, episodes: Episodes, out: Path, config: CloneConf
 
     The held-out episodes see the same history dropout, and scheduled sampling with all tokens the policy's own, so that
     the kept weights are the best ones for the task that was trained.
-
-    Raises:
-        RlpreError: if there are too few episodes, or the loss is not finite.
     """
-    train, held_out = episodes.split()
-    best = _Best(policy, episodes.batch(held_out), config)
+    train, rest = episodes.split()
+    held_out, batches = episodes.batch(rest), episodes.batches(train, config.batch, np.random.default_rng(config.seed))
     trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=config.lr, weight_decay=config.weight_decay)
-    batches = episodes.batches(train, config.batch, np.random.default_rng(config.seed))
     generator = torch.Generator(policy.encoder.device).manual_seed(config.seed)
+    best, weights = Fitted(0, 0, math.inf, 0.0), policy.state_dict()
     with SummaryWriter(str(out)) as board:
-        for step in range(config.steps):
-            if step % config.check_every == 0 and best.update(step, board):
-                return best.restore(step)
+        for step in range(config.steps + 1):
+            if checked := step % config.check_every == 0 or step == config.steps:
+                same = torch.Generator(policy.encoder.device).manual_seed(0)  # the same tokens in every check
+                with torch.no_grad():
+                    scores = loss_and_agreement(policy.eval(), held_out, config, 1.0, same)
+                loss, agreement = (score.item() for score in scores)
+                if not math.isfinite(loss):
+                    raise RlpreError(f"the loss of the clone is not finite at step {step}: lower lr={config.lr:g}")
+                _log(board, "held_out", loss, agreement, step)
+                if loss < best.held_out_loss:
+                    best, weights = Fitted(step, step, loss, agreement), copy.deepcopy(policy.state_dict())
+                patience = math.inf if config.patience is None else config.patience * config.check_every
+                if step == config.steps or step - best.kept_step >= patience:
+                    break
             for group in optimizer.param_groups:
                 group["lr"] = config.lr * rate(step, config.steps, WARMUP)
-            loss, agreement = loss_and_agreement(policy.train(), next(batches), config, step / config.steps, generator)
+            batch, progress = next(batches), step / config.steps
+            train_loss, train_agreement = loss_and_agreement(policy.train(), batch, config, progress, generator)
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            train_loss.backward()
             nn.utils.clip_grad_norm_(trained, config.clip)
             optimizer.step()
-            if step % config.check_every == 0:
-                board.add_scalar("clone/loss", loss, step)
-                board.add_scalar("clone/agreement", agreement, step)
+            if checked:
+                _log(board, "clone", float(train_loss), float(train_agreement), step)
             report(step + 1)
-        best.update(config.steps, board)
-    return best.restore(config.steps)
+    policy.load_state_dict(weights)
+    policy.eval()
+    return replace(best, gradient_steps=step)
+
+
+def _log(board: SummaryWriter, name: str, loss: float, agreement: float, step: int) -> None:
+    board.add_scalar(f"{name}/loss", loss, step)
+    board.add_scalar(f"{name}/agreement", agreement, step)
 
 
 def loss_and_agreement(
@@ -410,34 +381,3 @@ def action_tokens(
     if config.history_dropout:
         tokens = tokens.masked_fill(chance(config.history_dropout), NONE)
     return tokens
-
-
-class _Best:
-    """Evaluates on the held-out episodes and remembers the weights that were best there."""
-
-    def __init__(self, policy: SequencePolicy, held_out: Batch, config: CloneConfig) -> None:
-        self.policy, self.held_out, self.config = policy, held_out, config
-        self.loss, self.agreement, self.step, self.without_gain = math.inf, 0.0, 0, 0
-        self.weights: dict[str, Tensor] = {}
-
-    @torch.no_grad()
-    def update(self, step: int, board: SummaryWriter) -> bool:
-        """Evaluates the current weights; returns whether to stop, because too many evaluations brought no gain."""
-        generator = torch.Generator(self.policy.encoder.device).manual_seed(0)  # the same tokens in every evaluation
-        scores = loss_and_agreement(self.policy.eval(), self.held_out, self.config, 1.0, generator)
-        loss, agreement = (score.item() for score in scores)
-        if not math.isfinite(loss):
-            raise RlpreError(f"the loss of the clone is not finite at step {step}: lower lr={self.config.lr:g}")
-        board.add_scalar("held_out/loss", loss, step)
-        board.add_scalar("held_out/agreement", agreement, step)
-        self.without_gain += 1
-        if loss < self.loss:
-            self.loss, self.agreement, self.step, self.without_gain = loss, agreement, step, 0
-            self.weights = copy.deepcopy(self.policy.state_dict())
-        return self.config.patience is not None and self.without_gain >= self.config.patience
-
-    def restore(self, steps: int) -> Fitted:
-        """Puts the best weights back."""
-        self.policy.load_state_dict(self.weights)
-        self.policy.eval()
-        return Fitted(steps, self.step, self.loss, self.agreement)

@@ -55,14 +55,6 @@ class Correction:
     scheduled_sampling: bool = False  # as in CloneConfig
 
 
-@dataclass(frozen=True)
-class Budget:
-    """What a correction may cost; ``run.json`` says what it did cost."""
-
-    labels: int  # further steps that the expert labels
-    steps: int  # further gradient steps
-
-
 CORRECTIONS = {
     "history-dropout": Correction(history_dropout=0.5),  # [0]
     "scheduled-sampling": Correction(scheduled_sampling=True),
@@ -78,8 +70,8 @@ def correct(
     clone: SequencePolicy,
     store: FrameStore,
     out: Path,
-    budget: Budget,
-    config: CloneConfig | None = None,
+    labels: int,
+    config: CloneConfig,
     report: Report = quiet,
 ) -> SequencePolicy:
     """Corrects a clone by supervised learning.
@@ -89,55 +81,45 @@ def correct(
         clone: the policy to start from; it is copied, never changed.
         store: the demonstrations that it was cloned from.
         out: receives the policy, ``run.json``, TensorBoard events, and the newly labelled episodes as stores.
-        budget: what it may cost.
-        config: settings, except those that the correction or the budget decides; its seed draws the layouts too.
+        labels: further steps that the expert labels, if the correction asks it.
+        config: settings, with the number of further gradient steps; its seed draws the layouts too.
         report: called with the number of gradient steps so far.
-
-    Raises:
-        RlpreError: for an unknown name, numbers out of range, demonstrations that do not fit the clone, or an expert
-            that loses its plan in all episodes.
     """
-    correction, config = lookup("correction", name, CORRECTIONS), config or CloneConfig()
-    at_least(budget, labels=max(1, correction.rounds), steps=max(1, correction.rounds))
+    correction = lookup("correction", name, CORRECTIONS)
+    rounds = correction.rounds
+    if labels < rounds:
+        raise RlpreError(f"labels={labels} cannot be divided among {rounds} rounds: give at least {rounds}")
     changes = {key: getattr(correction, key) for key in ("history_dropout", "scheduled_sampling")}
     config = replace(config, patience=None, **changes)
     config.check()
+    at_least(config, steps=rounds)
     policy, level = copy.deepcopy(clone), store.tasks[0]
     episodes = Episodes.read(store, policy.encoder)
     known, longest = episodes.labels, int(episodes.lengths.max())
-    cost: dict[str, Any] = {"labels": 0, "gradient_steps": 0, "noise": 0.0, "rounds": []}
-    for number in range(correction.rounds):
-        labels, steps = (_share(total, number, correction.rounds) for total in (budget.labels, budget.steps))
-        before = cost["gradient_steps"]
+    cost: dict[str, Any] = {"noise": 0.0, "rounds": []}
+    done = 0
+    for number in range(rounds):
         if correction.player:
             first, seed = seeds(config.seed, FRESH_LAYOUTS + number)
             actor = policy.actor(seed) if correction.player == "learner" else expert()
             if correction.noisy:
                 cost["noise"] = min(MOST_NOISE, error_rate(policy, level, longest, first))
                 actor = noisy(actor, cost["noise"], np.random.default_rng(seed))
-            trials = label(level, actor, labels, longest, first)
+            trials = label(level, actor, _share(labels, number, rounds), longest, first)
             episodes += Episodes.read(stored(trials, level, out / f"labels-{number}"), policy.encoder)
-        settings, events = replace(config, steps=steps), out / f"round-{number}"
-        fitted = fit(policy, episodes, events, settings, lambda step, before=before: report(before + step))
+        settings = replace(config, steps=_share(config.steps, number, rounds))
+        fitted = fit(policy, episodes, out / f"round-{number}", settings, lambda step, done=done: report(done + step))
         cost["rounds"].append(asdict(fitted))
-        cost |= {"labels": episodes.labels - known, "gradient_steps": before + fitted.gradient_steps}
-    write_run(out, config, {"correction": name, "budget": asdict(budget), **cost})
+        done += fitted.gradient_steps
+    write_run(out, config, {"correction": name, "labels": episodes.labels - known, "gradient_steps": done, **cost})
     policy.save(out)
     return policy
 
 
 def label(level: str, actor: Actor, labels: int, longest: int, first: int) -> list[Trial]:
-    """Plays training layouts until the expert has labelled exactly ``labels`` steps.
+    """Plays training layouts, from reset seed ``first`` on, until the expert has labelled exactly ``labels`` steps.
 
-    Args:
-        level: a registered id.
-        actor: plays.
-        labels: the number of steps.
-        longest: steps of an episode that are kept; a learner that is lost repeats itself.
-        first: the lowest reset seed.
-
-    Raises:
-        RlpreError: if the expert loses its plan in all episodes.
+    Only the ``longest`` first steps of an episode are kept: a learner that is lost repeats itself.
     """
     trials: list[Trial] = []
     played = 0
@@ -182,11 +164,7 @@ class Tuning:
     ppo: PPOConfig = field(default_factory=lambda: PPOConfig(n_steps=128, learning_rate=1e-3, n_epochs=4, ent_coef=0.0))
 
     def check(self) -> None:
-        """Checks the settings.
-
-        Raises:
-            RlpreError: for an unknown mode, or a number that is missing or out of range.
-        """
+        """Refuses an unknown mode, and numbers that are missing or out of range."""
         if not lookup("mode", self.mode, MODES).trainable:
             raise RlpreError(f"mode {self.mode!r} trains no encoder: tune with 'finetuned' or 'scratch'")
         if None in (self.ppo.learning_rate, self.ppo.n_epochs):
@@ -218,9 +196,6 @@ def tune(
         seed: of the environments, the actions and fresh weights.
         tuning: settings.
         report: called with the number of environment steps so far.
-
-    Raises:
-        RlpreError: for settings out of range, or a level that the policy does not fit.
     """
     tuning.check()
     venv = training_envs(level, tuning.ppo.n_envs, seed)
@@ -238,17 +213,10 @@ def tune(
 def to_ppo(
     policy: SequencePolicy, venv: VecEnv, tuning: Tuning, steps: int = 1, seed: int | None = None, **others: Any
 ) -> PPO:
-    """PPO on windows of the past; its first policy is ``policy``, unless it starts from scratch.
+    """PPO on windows of the past; its first policy is a copy of ``policy``, unless it starts from scratch.
 
-    The policies are equal for a transformer; a GRU forgets what lies before the window.
-
-    Args:
-        policy: is copied; PPO runs on its device.
-        venv: environments that give pixels, with missions in their infos.
-        tuning: settings.
-        steps: environment steps of the run.
-        seed: of SB3.
-        **others: of ``PPO``.
+    The two act alike for a transformer; a GRU forgets what lies before the window. ``venv`` gives pixels, with missions
+    in the infos; ``steps`` are those of the run; ``others`` go to ``PPO``.
     """
     settings = asdict(tuning.ppo)
     hidden, floor, _ = settings.pop("hidden"), settings.pop("advantage_floor"), settings.pop("n_envs")

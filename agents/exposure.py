@@ -12,7 +12,7 @@ from gymnasium import spaces
 
 import envs
 from agents.cloning import CloneConfig, Report, SequencePolicy, clone
-from agents.corrections import CORRECTIONS, Budget, Tuning, correct, tune
+from agents.corrections import CORRECTIONS, Tuning, correct, tune
 from agents.exposure_metrics import record
 from agents.exposure_report import BASELINE, CLONE, CONTROL, CORRECTION, RECORD, report
 from agents.recipes import Backbone
@@ -91,7 +91,7 @@ class Exposure:
 
 
 def expose(study: Exposure, out: Path, workers: int | None = None, executor: Executor | None = None) -> str:
-    """Runs a study in ``out``, or resumes it.
+    """Runs a study, or resumes it; a failed run is reported after all runs that do not depend on it.
 
     Args:
         study: what to run.
@@ -101,10 +101,6 @@ def expose(study: Exposure, out: Path, workers: int | None = None, executor: Exe
 
     Returns:
         The report as text.
-
-    Raises:
-        RlpreError: for unknown names, a directory of another study, or a failed run, after all runs that do not depend
-            on it.
     """
     check(study)
     out = out.resolve()  # workers may have another working directory
@@ -157,10 +153,9 @@ def clone_expert(study: Exposure, home: Path, run: Run, out: Path, report: Repor
     """Clones the expert and measures the clone."""
     start, store, frames = CLONES[run.arm], demonstrations(home, run), FrameStore.open(home / FRAMES)
     vision = Encoder.load(home / encoder_run(study, start.vision).path)
-    torch.manual_seed(run.seed)
     vocabulary = Vocabulary.of([*store.missions, *frames.missions])  # the same for all arms
-    build = partial(study.backbone.build, vision, store.num_actions, vocabulary)
-    encoder = build(start.objective, start.previous_action)
+    torch.manual_seed(run.seed)
+    encoder = study.backbone.build(vision, store.num_actions, vocabulary, start.objective, start.previous_action)
     if start.objective:
         config = replace(study.sequence, objective=start.objective, seed=run.seed)
         encoder = pretrain(frames, encoder=encoder, out=out / PRETRAINED, config=config).encoder.causal_copy()
@@ -180,9 +175,9 @@ def correct_clone(study: Exposure, home: Path, run: Run, out: Path, report: Repo
         tuning = study.tunings[run.arm]
         policy = tune(policy, run.task, out, level.steps, run.seed, tuning, percent(level.steps))
     else:
-        budget, config = Budget(level.labels, study.steps), replace(study.clone, seed=run.seed)
+        config = replace(study.clone, steps=study.steps, seed=run.seed)
         store = demonstrations(home, run)
-        policy = correct(run.arm, policy, store, out, budget, config, percent(study.steps))
+        policy = correct(run.arm, policy, store, out, level.labels, config, percent(study.steps))
     return measure(study, policy, run, out)
 
 
@@ -204,11 +199,7 @@ def expert_trials(level: str, episodes: int) -> Sequence[Trial]:
 
 
 def check(study: Exposure) -> None:
-    """Refuses at once what would fail later.
-
-    Raises:
-        RlpreError: for unknown names, numbers out of range, a missing device, or a level without an expert.
-    """
+    """Refuses at once what would fail later: unknown names, numbers out of range, missing devices and experts."""
     at_least(study, seeds=1, first_seed=0, frames=1)
     if not study.levels:
         raise RlpreError("the study has no level: give at least one, such as BabyAI-PutNextLocal-v0")

@@ -33,7 +33,7 @@ References:
 """
 
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,8 +73,8 @@ CURES, REDUCES, NOTHING, HARMS, NO_VERDICT = "cures", "reduces", "no effect", "h
 class Record:
     """What one policy did in the four contexts, on E test episodes of at most T steps.
 
-    Episodes are the same, in the same order, for all policies on a level, so that they can be paired. An episode in
-    which the expert fails or loses its plan keeps its place and has no running step.
+    The episodes are the same for all policies on a level. An episode in which the expert fails or loses its plan is
+    dropped: it keeps its place, but has no running step.
 
     Attributes:
         wrong: (4, E, T) bool, the policy's action is not the expert's.
@@ -86,9 +86,6 @@ class Record:
         switch_steps: (K,) int64, steps after which one player takes over from the other; empty if not measured.
         learner_first: (K, E) bool, success if the learner plays first: can the expert repair what it did?
         expert_first: (K, E) bool, success if the expert plays first: does a good start help the learner?
-
-    Raises:
-        RlpreError: if a likelihood is not finite.
     """
 
     wrong: Bools
@@ -140,11 +137,7 @@ class Record:
 
     @classmethod
     def load(cls, path: Path) -> "Record":
-        """Reads what `save` wrote.
-
-        Raises:
-            RlpreError: if the file is missing or damaged.
-        """
+        """Reads what `save` wrote."""
         try:
             with np.load(path, allow_pickle=False) as file:
                 return cls(**file)
@@ -158,7 +151,7 @@ def record(
     policy: SequencePolicy,
     level: str,
     seeds: Sequence[int],
-    demonstrated: Sequence[Trial] | None = None,
+    demonstrated: Sequence[Trial],
     switches: Sequence[int] = (),
 ) -> Record:
     """Measures a policy in the four contexts.
@@ -167,13 +160,9 @@ def record(
         policy: to measure.
         level: a registered id.
         seeds: of the resets, see `envs.trials.test_seeds`.
-        demonstrated: the expert's trials of these seeds; default: they are played.
+        demonstrated: the expert's trials of these seeds.
         switches: steps after which learner and expert take over from each other.
-
-    Raises:
-        RlpreError: if ``demonstrated`` are trials of other seeds.
     """
-    demonstrated = play(level, seeds, expert()) if demonstrated is None else demonstrated
     if [trial.seed for trial in demonstrated] != list(seeds):
         raise RlpreError("the expert's trials are of other seeds than the policy's: play them on the same")
     own = play(level, seeds, policy.actor(SEED))
@@ -269,53 +258,27 @@ def _regrets(level: str, trials: Sequence[Trial], chosen: Sequence[np.ndarray], 
     return costs
 
 
-@dataclass(frozen=True)
-class Sample:
-    """The records of one arm on one level, cut at a horizon of T steps.
-
-    Attributes:
-        seeds: (S,) of the runs.
-        table: (S, E, 4, 6, T) float32, see `Record.table`.
-        success: (S, E, 2 + 2 K) of EE and OO, then with a switch after each of K steps, learner first, expert first.
-        kept: (S, E) episodes that were not dropped.
-        switch_steps: (K,).
-    """
-
-    seeds: tuple[int, ...]
-    table: NDArray[np.float32]
-    success: NDArray[np.float32]
-    kept: Bools
-    switch_steps: tuple[int, ...]
-
-    @classmethod
-    def gather(cls, records: Mapping[int, Record], horizon: int) -> "Sample":
-        """The sample of records by seed."""
-        table = [one.table(horizon) for one in records.values()]
-        success = [
-            np.concatenate([one.success[[EE, OO]], one.learner_first, one.expert_first]).T for one in records.values()
-        ]
-        kept = np.stack([one.kept for one in records.values()])
-        steps = tuple(next(iter(records.values())).switch_steps.tolist())
-        return cls(
-            tuple(records), np.stack(table).astype(np.float32), np.stack(success).astype(np.float32), kept, steps
-        )
-
-    def part(self, seeds: Sequence[int]) -> "Sample":
-        """The sample of some of its seeds."""
-        rows = [self.seeds.index(seed) for seed in seeds]
-        return Sample(tuple(seeds), self.table[rows], self.success[rows], self.kept[rows], self.switch_steps)
-
-
+Records = Mapping[int, Record]  # by seed, of one arm on one level
 Numbers = dict[str, list[Interval]]
 
 
-def numbers(sample: Sample, rng: np.random.Generator) -> Numbers:
-    """Everything that is reported of one arm, by name.
+def stack(records: Iterable[Record], horizon: int) -> tuple[Floats, Floats, Bools]:
+    """Records of S seeds, cut at a horizon of T steps.
 
     Returns:
-        See `_errors` and `_successes`; curves have an interval for each step, all others have one.
+        (S, E, 4, 6, T) tables, see `Record.table`; (S, E, 2 + 2 K) success in EE and OO, then with a switch after each
+        of K steps, learner first, expert first; (S, E) whether an episode was kept.
     """
-    found = estimate(sample.table, sample.kept, _errors, rng) | estimate(sample.success, sample.kept, _successes, rng)
+    each = list(records)
+    success = [np.concatenate([one.success[[EE, OO]], one.learner_first, one.expert_first]).T for one in each]
+    tables = np.stack([one.table(horizon) for one in each])
+    return tables, np.stack(success).astype(np.float64), np.stack([one.kept for one in each])
+
+
+def numbers(records: Records, horizon: int, rng: np.random.Generator) -> Numbers:
+    """Everything that is reported of one arm, by name; curves have an interval for each step, all others have one."""
+    tables, success, kept = stack(records.values(), horizon)
+    found = estimate(tables, kept, _errors, rng) | estimate(success, kept, _successes, rng)
     shares = {name for name in found if "success" in name or "recovery" in name or " first" in name}
     return found | {name: [one.within(-(name == "success gap"), 1) for one in found[name]] for name in shares}
 
@@ -366,14 +329,8 @@ def _errors(means: Floats) -> dict[str, Floats]:
 def accumulated(free: Floats, forced: Floats) -> Floats:
     """AccErr(l) [1]: the errors of OO up to step l over the mean error of a step of EE up to l.
 
-    It is l if errors do not accumulate, and at most l^2, if every error ruins all later steps [0].
-
-    Args:
-        free: (..., T) errors of OO at each step.
-        forced: (..., T) errors of EE at each step.
-
-    Returns:
-        (..., T); NaN as long as EE made no error.
+    It is l if errors do not accumulate, and at most l^2, if every error ruins all later steps [0]; NaN as long as EE
+    made no error. ``free`` and ``forced`` (..., T) are the errors of OO and EE at each step.
     """
     return ratio(free.cumsum(axis=-1), forced.cumsum(axis=-1)) * np.arange(1, free.shape[-1] + 1)
 
@@ -381,24 +338,16 @@ def accumulated(free: Floats, forced: Floats) -> Floats:
 def slope(free: Floats, forced: Floats) -> Floats:
     """The growth d log AccErr(l) / d log l, fitted by least squares while OO has made fewer than `SMALL` errors.
 
-    1: errors do not grow with time, however many they are; 2: they grow as fast as possible.
-
-    Args:
-        free: (..., T) errors of OO at each step.
-        forced: (..., T) errors of EE at each step.
-
-    Returns:
-        (...); NaN with fewer than `FEWEST_POINTS` points.
+    1: errors do not grow with time, however many they are; 2: they grow as fast as possible; NaN with fewer than
+    `FEWEST_POINTS` points.
     """
     found = accumulated(free, forced)
     used = (found > 0) & (free.cumsum(axis=-1) < SMALL)
-    x = np.where(used, np.log(np.arange(1, free.shape[-1] + 1)), 0.0)
-    y = np.log(found, out=np.zeros_like(found), where=used)
-    points = used.sum(axis=-1)
-    n = np.maximum(points, 1)
-    spread = (x * x).sum(axis=-1) - x.sum(axis=-1) ** 2 / n
-    together = (x * y).sum(axis=-1) - x.sum(axis=-1) * y.sum(axis=-1) / n
-    return np.asarray(np.where(points >= FEWEST_POINTS, ratio(together, spread), np.nan))
+    x = np.ma.masked_array(np.broadcast_to(np.log(np.arange(1, free.shape[-1] + 1)), used.shape), ~used)
+    y = np.ma.masked_array(np.log(found, out=np.zeros_like(found), where=used), ~used)
+    x = x - x.mean(axis=-1, keepdims=True)
+    fitted = ratio(np.ma.filled((x * y).sum(axis=-1), 0.0), np.ma.filled((x * x).sum(axis=-1), 0.0))
+    return np.where(used.sum(axis=-1) >= FEWEST_POINTS, fitted, np.nan)
 
 
 def ratio(above: Floats, below: Floats) -> Floats:
@@ -453,20 +402,14 @@ def _drawn(n: int, rng: np.random.Generator) -> Floats:
 
 def _margins(resampled: Sequence[Floats], sizes: tuple[int, ...]) -> Floats:
     """(J,) half the width of each interval, from the numbers (resamples, J) of each bootstrap, and its size."""
-    variances = [_variance(numbers) * n / (n - 1) for numbers, n in zip(resampled, sizes, strict=True)]
+    variances = []
+    for each, n in zip(resampled, sizes, strict=True):
+        variance = np.ma.masked_invalid(each).var(axis=0).filled(np.nan)
+        variances.append(np.where(np.isfinite(each).mean(axis=0) > KNOWN, variance, np.nan) * n / (n - 1))
     parts = [variance**2 / (n - 1) for variance, n in zip(variances, sizes, strict=True)]
     total = np.sum(variances, axis=0)
     freedom = np.divide(total**2, sum(parts), out=np.full_like(total, min(sizes) - 1), where=total > 0)
     return np.asarray(student(freedom) * np.sqrt(total))
-
-
-def _variance(numbers: Floats) -> Floats:
-    """(J,) variances of the defined numbers; NaN if more than one in ten is undefined."""
-    known = np.isfinite(numbers)
-    count = np.maximum(known.sum(axis=0), 1)
-    mean = np.where(known, numbers, 0.0).sum(axis=0) / count
-    square = np.where(known, numbers - mean, 0.0) ** 2
-    return np.where(known.mean(axis=0) > KNOWN, square.sum(axis=0) / count, np.nan)
 
 
 @dataclass(frozen=True)
@@ -528,14 +471,21 @@ def below(number: Interval) -> bool:
     return number.high is not None and number.high < 0
 
 
-def change(treated: Sample, clone: Sample, rng: np.random.Generator) -> Change | None:
+def change(treated: Records, clone: Records, horizon: int, rng: np.random.Generator) -> Change | None:
     """What ``treated`` changed against ``clone``, over the seeds and episodes that both have; None without any."""
-    seeds = sorted(set(treated.seeds) & set(clone.seeds))
+    seeds = sorted(set(treated) & set(clone))
     if not seeds:
         return None
-    one, other = treated.part(seeds), clone.part(seeds)
-    errors, before = (sample.table[..., REGRET, :].sum(axis=-1) for sample in (one, other))
-    rise, success = errors - before, one.success[..., 1] - other.success[..., 1]
-    columns = (before[..., OO] - before[..., EE], rise[..., OO] - rise[..., EE], rise[..., OO], rise[..., EE], success)
-    found = estimate(np.stack(columns, axis=-1), one.kept & other.kept, lambda means: {"changes": means}, rng)
-    return Change(*found["changes"])
+    parts = (stack([records[seed] for seed in seeds], horizon) for records in (treated, clone))
+    (tables, success, kept), (before, success_before, kept_before) = parts
+    errors, errors_before = (each[..., REGRET, :].sum(axis=-1) for each in (tables, before))
+    rise = errors - errors_before
+    columns = (
+        errors_before[..., OO] - errors_before[..., EE],
+        rise[..., OO] - rise[..., EE],
+        rise[..., OO],
+        rise[..., EE],
+        success[..., 1] - success_before[..., 1],
+    )
+    found = estimate(np.stack(columns, axis=-1), kept & kept_before, lambda means: {"columns": means}, rng)
+    return Change(*found["columns"])

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure as Plot
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 
 from agents import exposure_metrics as metrics
-from agents.exposure_metrics import CONTEXTS, CURES, HARMS, NO_VERDICT, REDUCES, Change, Numbers, Record, Sample
+from agents.exposure_metrics import CONTEXTS, CURES, HARMS, NO_VERDICT, REDUCES, Change, Numbers, Record, Records
 from rlpre.compare.background import notices, read_provenance
 from rlpre.compare.report import write_report
 from rlpre.compare.runner import DONE, finished_runs, read_rows
@@ -55,13 +55,13 @@ class Arm:
     """The results of one arm on one level.
 
     Attributes:
-        sample: what was recorded in the finished runs.
+        records: of the finished runs.
         minutes: mean duration of a run.
         numbers: see `agents.exposure_metrics.numbers`.
         change: against the baseline; None for clones, and without common seeds.
     """
 
-    sample: Sample
+    records: Records
     minutes: float
     numbers: Numbers
     change: Change | None
@@ -112,22 +112,22 @@ def summarise(directory: Path, arms: Mapping[str, str], horizons: Mapping[str, i
     if not runs:
         raise RlpreError(f"{directory} holds no finished run: run the study first")
     results: Results = {}
-    for level in horizons:
-        samples, minutes = dict[str, Sample](), dict[str, float]()
-        for arm in arms:
-            paths = {run.seed: path for run, path in runs.items() if (run.task, run.arm) == (level, arm)}
-            records = {seed: Record.load(path / RECORD) for seed, path in paths.items()}
-            for seed, one in records.items():
-                if not one.kept.any():
-                    raise RlpreError(f"{paths[seed]} dropped all its episodes: the expert must solve {level}")
-            if paths:
-                samples[arm] = Sample.gather(records, horizons[level])
-                minutes[arm] = float(np.mean([read_json(path / DONE)["seconds"] for path in paths.values()])) / 60
-        for arm, sample in samples.items():
-            rng = np.random.default_rng(0)
-            numbers, clone = metrics.numbers(sample, rng), samples.get(BASELINE) if arms[arm] != CLONE else None
-            change = metrics.change(sample, clone, rng) if clone else None
-            results.setdefault(level, {})[arm] = Arm(sample, minutes[arm], numbers, change)
+    for level, horizon in horizons.items():
+        records: dict[str, dict[int, Record]] = {arm: {} for arm in arms}
+        seconds: dict[str, list[float]] = {arm: [] for arm in arms}
+        for run, path in runs.items():
+            if run.task == level:
+                records[run.arm][run.seed] = Record.load(path / RECORD)
+                seconds[run.arm].append(read_json(path / DONE)["seconds"])
+                if not records[run.arm][run.seed].kept.any():
+                    raise RlpreError(f"{path} dropped all its episodes: the expert must solve {level}")
+        for arm, kind in arms.items():
+            if records[arm]:
+                rng = np.random.default_rng(0)
+                numbers = metrics.numbers(records[arm], horizon, rng)
+                change = metrics.change(records[arm], records[BASELINE], horizon, rng) if kind != CLONE else None
+                each = Arm(records[arm], float(np.mean(seconds[arm])) / 60, numbers, change)
+                results.setdefault(level, {})[arm] = each
     return results
 
 
@@ -158,16 +158,10 @@ def overall_answer(results: Results, arms: Mapping[str, str], horizons: Mapping[
     biased, unknown = ([level for level in found if found[level].verdict == kind] for kind in (MEASURED, NO_VERDICT))
     cures = {level: [arm for arm, one in results[level].items() if one.verdict == CURES] for level in biased}
     cured = [level for level in biased if any(arms[arm] == CORRECTION for arm in cures[level])]
+    claim = f"exposure bias is measured on {len(biased) or 'none'} of {len(found)} levels"
+    claim += f", and cured on {len(cured) or 'none'}" if biased else ""
     facts = [f"{' and '.join(by)} cure{'s' * (len(by) == 1)} it on {names[level]}" for level, by in cures.items() if by]
-    if len(found) == 1:
-        ((level, one),) = found.items()
-        claim = one.claim if unknown else f"{one.claim} on {names[level]}"
-        claim += f", and {'' if cured else 'not '}cured" if biased else ""
-        facts = [one.facts, *facts] if one.facts else facts
-    else:
-        claim = f"exposure bias is measured on {len(biased) or 'none'} of {len(found)} levels"
-        claim += f", and cured on {len(cured) or 'none'}" if biased else ""
-        facts += [f"no answer on {', '.join(names[level] for level in unknown)}"] if unknown else []
+    facts += [f"on {names[level]} {found[level].claim}" for level in unknown]
     verdict = CURES if cured else MEASURED if biased else NO_VERDICT if unknown else NOT_MEASURED
     return Answer(verdict, claim, "; ".join(facts))
 
@@ -228,10 +222,16 @@ def _level_section(name: str, arms: dict[str, Arm], horizon: int) -> page.Sectio
         row = [show_interval(one[f"regret error {key}"]) for key in (*CONTEXTS, "excess")]
         more_errors = show_interval(one["regret error percent"], "{:+.0f}".format)
         row += [more_errors, *(show_interval(one[key]) for key in ("regret error interaction", "success OO"))]
-        errors.append([arm, str(len(one.sample.seeds)), *row, f"{one.minutes:.1f}"])
+        errors.append([arm, str(len(one.records)), *row, f"{one.minutes:.1f}"])
         keys = ("regret error slope", "regret error excess alive", "error excess")
         keys += ("recovery EE", "recovery OO", "nll EE", "nll OO", "success gap")
-        more.append([arm, *(show_interval(one[key]) for key in keys), str((~one.sample.kept).sum())])
+        more.append(
+            [
+                arm,
+                *(show_interval(one[key]) for key in keys),
+                str(sum((~record.kept).sum() for record in one.records.values())),
+            ]
+        )
         if change := one.change:
             removed = "-" if change.removed is None else percent(change.removed)
             shifts = map(signed, (change.free, change.forced, change.success))
@@ -278,7 +278,7 @@ def panels(arms: dict[str, Arm]) -> dict[str, Callable[[Axes], None]]:
         drawn["Regret errors by step"] = partial(_draw_errors, clone, "regret error")
         drawn["Disagreement with the expert by step"] = partial(_draw_errors, clone, "error")
         drawn["Accumulated error"] = partial(_draw_accumulated, clone)
-        if clone.sample.switch_steps:
+        if clone.numbers["learner first"]:
             drawn["One switch"] = partial(_draw_switch, clone)
     drawn["Excess"] = partial(_draw_arms, arms, "regret error excess", "excess OO - EE, regret errors an episode")
     drawn["Success"] = partial(_draw_arms, arms, "success OO", "success on its own")
@@ -319,7 +319,7 @@ def _draw_accumulated(clone: Arm, axes: Axes) -> None:
 
 def _draw_switch(clone: Arm, axes: Axes) -> None:
     """Success when learner and expert take over from each other once."""
-    steps = clone.sample.switch_steps
+    steps = next(iter(clone.records.values())).switch_steps
     for name, colour in (("learner first", VERMILION), ("expert first", CONTROLS[0])):
         values = np.array([(one.value, one.low, one.high) for one in clone.numbers[name]], np.float64)  # None: NaN
         reach = np.abs(values[:, 1:].T - values[:, 0])

@@ -96,12 +96,12 @@ class Transfer:
 
     @property
     def view(self) -> dict[str, Any]:
-        """The arguments of `envs.make` for the tasks."""
+        """How the tasks look: arguments of `envs.make`."""
         return {name: getattr(self.train, name) for name in ("view", "tile_size", "palette")}
 
 
 def transfer(study: Transfer, out: Path, workers: int | None = None, executor: Executor | None = None) -> str:
-    """Runs a study in ``out``, or resumes it.
+    """Runs a study, or resumes it.
 
     Args:
         study: what to run.
@@ -111,9 +111,6 @@ def transfer(study: Transfer, out: Path, workers: int | None = None, executor: E
 
     Returns:
         The report as text.
-
-    Raises:
-        RlpreError: for unknown names, a directory of another study, or a failed run.
     """
     check(study)
     out = out.resolve()  # workers may have another working directory
@@ -207,17 +204,11 @@ UNITS = {"labels": "balanced accuracy of the expert's action", "rl": "mean heigh
 
 @dataclass(frozen=True)
 class Task:
-    """Distinct frames of a task with the expert's action; no two parts share a frame or a layout.
+    """Distinct frames of a task with the expert's action; no two parts share a frame or a layout."""
 
-    Attributes:
-        frames: part -> (n, C, H, W) uint8.
-        actions: part -> (n,) int64.
-        number: of actions.
-    """
-
-    frames: dict[str, np.ndarray]
-    actions: dict[str, np.ndarray]
-    number: int
+    frames: dict[str, np.ndarray]  # part -> (n, C, H, W) uint8
+    actions: dict[str, np.ndarray]  # part -> (n,) int64
+    number: int  # of actions
 
 
 def record_labels(env: str, home: Path, config: LabelsConfig, view: dict[str, Any]) -> None:
@@ -228,11 +219,7 @@ def record_labels(env: str, home: Path, config: LabelsConfig, view: dict[str, An
 
 @lru_cache(maxsize=4)
 def load_task(env: str, home: Path) -> Task:
-    """The recorded demonstrations of a task, in three parts.
-
-    Raises:
-        RlpreError: if a part has no frame of its own, or only one action.
-    """
+    """The recorded demonstrations of a task, in three parts."""
     pool, held_out = (FrameStore.open(home / env / name) for name in ("pool", "held-out"))
 
     def distinct(store: FrameStore) -> np.ndarray:
@@ -270,9 +257,6 @@ def score_labels(
 
     Returns:
         Balanced accuracy in [0, 1]: the mean over actions of the share that is predicted right.
-
-    Raises:
-        RlpreError: if the task has too few frames to label.
     """
     rng, device = np.random.default_rng(seed), resolve_device(config.device)
     if len(task.actions[LABELS]) < config.labels:
@@ -312,11 +296,7 @@ def _in_chunks(model: nn.Module, inputs: Tensor) -> Tensor:
 
 
 def check(study: Transfer) -> None:
-    """Refuses at once what would fail later.
-
-    Raises:
-        RlpreError: for unknown names, numbers out of range, a missing device, or frames of different shapes.
-    """
+    """Refuses at once what would fail later: unknown names, numbers out of range, frames of different shapes."""
     lookup("measure", study.measure, MEASURES)
     lookup("agent", study.agent, AGENTS)
     at_least(study, validation=1, seeds=1, first_seed=0)

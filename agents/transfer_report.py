@@ -262,10 +262,8 @@ def _draw_task(axes: Axes, task: str, scores: Scores, design: Design) -> None:
     places = np.arange(len(steps))  # at equal distances: steps grow in ratios, and begin at 0
     scratch = values(scores, task, SCRATCH, design.validation)
     mean = mean_interval(scratch)
-    axes.axhline(mean.value, color=CONTROLS[0], linewidth=1.5, label=SCRATCH)
+    page.draw_curve(axes, (-0.5, len(steps) - 0.5), (mean, mean), CONTROLS[0], label=SCRATCH)
     axes.plot(np.full(len(scratch), -0.4), scratch, ".", color=CONTROLS[1])
-    if mean.low is not None and mean.high is not None:
-        axes.axhspan(mean.low, mean.high, color=CONTROLS[0], alpha=0.08, linewidth=0)
     for number, source in enumerate(design.sources):
         colour, dashes = COLOURS[number % len(COLOURS)], DASHES[number // len(COLOURS) % len(DASHES)]
         means = [mean_interval(values(scores, task, arm_name(source, step), design.validation)) for step in steps]
