@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import rlpre
-from envs import demonstrations, demos, layouts, make, trials
-from envs.trials import Trial, expert, noisy, play
+from envs import demonstrations, make
+from envs.minigrid import demos, trials
+from envs.minigrid.trials import Trial, expert, layout_seeds, noisy, play
 from rlpre import FrameStore, RlpreError
 
 GOTO, PUT = "BabyAI-GoToLocal-v0", "BabyAI-PutNextLocal-v0"
@@ -29,7 +30,7 @@ def test_demonstrations_are_the_experts_successes(tmp_path: Path, part: str) -> 
     for rows in episodes(store):
         columns = {name: store.column(name)[rows] for name in ("layout", "mission", "reward", "terminated")}
         assert len(set(columns["layout"])) == len(set(columns["mission"])) == 1
-        assert layouts.is_test(int(columns["layout"][0])) == (part == "test")
+        assert trials.is_test(int(columns["layout"][0])) == (part == "test")
         np.testing.assert_array_equal(
             columns["terminated"], np.arange(len(columns["reward"])) == len(columns["reward"]) - 2
         )
@@ -98,7 +99,7 @@ def test_encoders_learn_from_demonstrations_as_from_any_store(tmp_path: Path) ->
 
 
 def test_trials_of_anyone_become_a_store(tmp_path: Path) -> None:
-    played = play(GOTO, trials.train_seeds(GOTO, 30), noisy(expert(), 0.9, np.random.default_rng(0)), tile_size=4)
+    played = play(GOTO, layout_seeds(GOTO, "train", 30), noisy(expert(), 0.9, np.random.default_rng(0)), tile_size=4)
     kept = [trial for trial in played if not trial.lost]
     assert 0 < len(kept) < len(played)
     assert not all(trial.success for trial in kept)
@@ -116,7 +117,7 @@ def test_trials_of_anyone_become_a_store(tmp_path: Path) -> None:
     with pytest.raises(RlpreError, match="is there already"):
         demos.stored(played, GOTO, tmp_path / "s", tile_size=4)
     lost = [trial for trial in played if trial.lost]
-    with pytest.raises(RlpreError, match=f"the expert lost its plan in all {len(lost)} trials"):
+    with pytest.raises(RlpreError, match=f"the expert had no plan in all {len(lost)} trials"):
         demos.stored(lost, GOTO, tmp_path / "t")
     with pytest.raises(RlpreError, match=r"holds frames \(n, 8, 8, 3\) uint8 and got"):
         demos.stored(played, GOTO, tmp_path / "t", view="full")
@@ -137,7 +138,7 @@ def test_trials_of_anyone_become_a_store(tmp_path: Path) -> None:
 def test_bad_input_is_named_and_leaves_no_frames(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, object], message: str
 ) -> None:
-    monkeypatch.setattr(demos, "HOPELESS", 2)
+    monkeypatch.setattr(demos, "MOST_FAILURES", 2)
     with pytest.raises(RlpreError, match=message):
         demonstrations(**{"level": GOTO, "out": tmp_path / "s", "episodes": 2, "seed": 0, **change})
     assert not list(tmp_path.rglob("frames-*"))

@@ -13,8 +13,7 @@ from minigrid.core.world_object import Key
 from minigrid.minigrid_env import MiniGridEnv
 from minigrid.utils.baby_ai_bot import BabyAIBot, DisappearedBoxError
 
-from envs.bot import Bot
-from envs.experts import PlannerExpert, expert_for
+from envs.minigrid.experts import Bot, PlannerExpert, expert_for
 
 SMALL = ("DoorKey-5x5", "KeyCorridorS3R1", "MultiRoom-N2-S4", "LavaGapS5", "Empty-5x5")
 LAVA = ("LavaCrossingS9N1", "LavaCrossingS9N2", "LavaCrossingS9N3", "LavaGapS7", "DistShift1")

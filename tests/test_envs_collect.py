@@ -15,8 +15,8 @@ from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
 from envs import collect, make_vec
-from envs.behaviours import parse
-from envs.labels import LABELS
+from envs.minigrid.collect import parse
+from envs.minigrid.experts import LABELS
 from rlpre import framewriter
 from rlpre.errors import RlpreError
 from rlpre.frames import FrameStore
@@ -59,7 +59,7 @@ def test_what_is_stored_is_what_was_seen(
         return witnesses[-1]
 
     # the package's attribute of this name is the function
-    monkeypatch.setattr(importlib.import_module("envs.collect"), "make_vec", watched)
+    monkeypatch.setattr(importlib.import_module("envs.minigrid.collect"), "make_vec", watched)
     store = collect(DOORKEY, tmp_path / "s", 1200, 0, "0.5*random+0.5*expert:0.2", 3, view, palette=palette)
     frames = store.frames(np.arange(len(store)))
     row, steps = 0, 0
@@ -176,7 +176,7 @@ COLLECT = """
 import sys
 from rlpre import framewriter
 framewriter.SHARD_ROWS = 400
-from envs.collect import collect
+from envs.minigrid.collect import collect
 collect("MiniGrid-DoorKey-5x5-v0", sys.argv[1], int(sys.argv[2]), 7, "0.5*random+0.5*expert:0.3", 4)
 """
 
@@ -255,7 +255,7 @@ def test_bad_input_is_named_and_nothing_is_written(tmp_path: Path, change: dict[
     ["", "expart", "expert:2", "expert:x", "random:0.5", "0*random", "-1*random", "x*random", "agent:", "random+"],
 )
 def test_behaviours_that_cannot_be_read(text: str) -> None:
-    with pytest.raises(RlpreError, match="is not understood at"):
+    with pytest.raises(RlpreError, match="cannot be read at"):
         parse(text)
 
 
