@@ -34,6 +34,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from numpy.typing import ArrayLike
 
 from rlpre.evaluation.stats import FEWEST, Interval, StepsRatio
 from rlpre.files import write_bytes
@@ -74,8 +75,8 @@ class Figure:
 
     Attributes:
         title: stands above it and describes it to those who cannot see it.
-        image: a matplotlib figure, embedded as SVG, or the bytes of a PNG or GIF. In SVG, black takes the colour of the
-            page's text; text that must stay dark on a coloured ground needs another ink, such as "#111111".
+        image: a matplotlib figure, embedded as SVG, or the bytes of a PNG or GIF; b"" for none. In SVG, black takes the
+            colour of the page's text; text that must stay dark on a coloured ground needs another ink ("#111111").
         note: stands below it.
     """
 
@@ -175,8 +176,9 @@ def aligned(table: Table) -> str:
 def write_html(page: Page, path: Path) -> None:
     """Writes the page as one HTML file that holds everything it shows."""
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
-    environment.globals |= {"style": Markup(STYLE), "image": _image, "cell": _cell, "slug": _slug, "kind": _kind}
-    write_bytes(path, environment.from_string(TEMPLATE).render(page=page).encode())
+    environment.globals |= {"image": _image, "cell": _cell, "slug": _slug, "kind": _kind}
+    template = environment.from_string(Path(__file__).with_name("page.html").read_text())
+    write_bytes(path, template.render(page=page).encode())
 
 
 def show_interval(estimate: Interval, form: Callable[[float], str] = "{:.2f}".format, bound: str = "") -> str:
@@ -241,7 +243,7 @@ def plain_axes(panel: Axes) -> None:
     panel.grid(alpha=0.2)
 
 
-def draw_curve(panel: Axes, at: Sequence[float], points: Sequence[Interval], colour: str, **line: Any) -> None:
+def draw_curve(panel: Axes, at: ArrayLike, points: Sequence[Interval], colour: str, **line: Any) -> None:
     """Draws estimates as a line with a band where they have intervals; ``line`` goes to ``Axes.plot``."""
     panel.plot(at, [point.value for point in points], color=colour, **line)
     ends = np.array([(point.low, point.high) for point in points], dtype=np.float64)  # None becomes NaN
@@ -281,13 +283,13 @@ def _image(figure: Figure) -> Markup:
         return _svg(figure.image, figure.title)
     kind = "gif" if figure.image.startswith(b"GIF") else "png"
     source = f"data:image/{kind};base64,{base64.b64encode(figure.image).decode()}"
-    return Markup('<img alt="{}" src="{}">').format(figure.title, source)
+    return Markup('<img alt="{}" src="{}">').format(figure.title, source) if figure.image else Markup()
 
 
 def _svg(figure: matplotlib.figure.Figure, label: str) -> Markup:
     """The figure as inline SVG in the font and the text colour of the page, without what only a file of its own needs.
 
-    Its size is at least 65 pixels an inch: a wide figure scrolls on a phone.
+    It has at least 62 pixels per inch: a wide figure scrolls on a phone.
     """
     text = io.StringIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "rlpre"}):
@@ -299,125 +301,4 @@ def _svg(figure: matplotlib.figure.Figure, label: str) -> Markup:
     body = re.sub(r"(font: [^;\"]*?px) [^;\"]*", r"\1 system-ui, sans-serif", body)
     body = body.replace("#000000", "currentColor").replace("#404040", "currentColor")
     opening = '<svg class="chart" style="min-width: {}px" viewBox="{}" role="img" aria-label="{}">'
-    return Markup(opening).format(round(65 * figure.get_figwidth()), box, label) + Markup(body)
-
-
-STYLE = """
-:root {
-  color-scheme: light dark;
-  --paper: #fdfdfc; --card: #f5f5f2; --ink: #1b1d20; --soft: #62676e; --line: #e3e3de;
-  --good: #00704f; --bad: #b3420b;
-}
-@media (prefers-color-scheme: dark) {
-  :root {
-    --paper: #15171a; --card: #1d2024; --ink: #e9e8e4; --soft: #9aa0a8; --line: #2e3238;
-    --good: #4cc79f; --bad: #ff9b68;
-  }
-}
-* { box-sizing: border-box; }
-body {
-  margin: 0 auto; max-width: 1140px; padding: clamp(1.5rem, 5vw, 4rem) clamp(1rem, 4vw, 2.5rem);
-  background: var(--paper); color: var(--ink);
-  font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif;
-  font-variant-numeric: tabular-nums;
-}
-h1 {
-  margin: .4rem 0 1rem; max-width: 26ch; font-size: clamp(1.9rem, 5vw, 3.1rem); line-height: 1.12; font-weight: 680;
-  letter-spacing: -.022em; text-wrap: balance;
-}
-h2 { margin: 0 0 .5rem; font-size: 1.5rem; line-height: 1.2; font-weight: 650; letter-spacing: -.012em; }
-h3 { margin: 2.5rem 0 .75rem; font-size: 1rem; font-weight: 620; }
-p { margin: 0 0 .75rem; max-width: 72ch; }
-section { margin-top: 4.5rem; padding-top: 1.5rem; border-top: 1px solid var(--line); }
-nav { display: flex; flex-wrap: wrap; gap: .3rem 1.4rem; margin-top: 2rem; font-size: .9rem; }
-a { color: var(--soft); text-underline-offset: .25em; text-decoration-color: var(--line); }
-small, figcaption, th, dt, summary, .soft, .question { color: var(--soft); }
-.question { margin: 0; }
-.fact { font-size: 1.12rem; }
-.good { color: var(--good); } .bad { color: var(--bad); } .strong { font-weight: 650; }
-.notice { margin: 1.5rem 0 0; padding: .9rem 1.1rem; border-left: 3px solid var(--bad); background: var(--card); }
-.notice p:last-child { margin: 0; }
-.wide { overflow-x: auto; }
-table { width: 100%; border-collapse: collapse; font-size: .88rem; line-height: 1.35; }
-th, td { padding: .55rem .9rem .55rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
-th { font-size: .82rem; font-weight: 500; white-space: nowrap; }
-td { white-space: nowrap; }
-td.words { min-width: 20rem; white-space: normal; }
-td small { display: block; font-size: .8rem; }
-figure { margin: 1.5rem 0 0; }
-figcaption { margin-bottom: .3rem; font-size: .85rem; line-height: 1.4; overflow-wrap: anywhere; }
-.chart { display: block; width: 100%; height: auto; fill: currentColor; }
-.gallery { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 9.5rem), 1fr)); gap: 0 1.25rem; }
-.gallery:has(.chart) { grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)); }
-img { max-width: 100%; background: var(--card); image-rendering: pixelated; }
-.gallery img { width: 100%; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .35rem 1.5rem; margin: 1rem 0; }
-dd { margin: 0; overflow-wrap: anywhere; }
-summary { cursor: pointer; }
-details dl { font-size: .85rem; }
-@media (max-width: 760px) { dl { grid-template-columns: 1fr; gap: 0; } dd { margin-bottom: .6rem; } }
-@media print { figure, table { break-inside: avoid; } }
-"""
-
-TEMPLATE = """\
-{% macro note(text) %}{% if text %}<p class="soft">{{ text }}</p>{% endif %}{% endmacro %}
-{% macro picture(figure) %}
-<figure><figcaption>{{ figure.title }}</figcaption><div class="wide">{{ image(figure) }}</div>
-  {{ note(figure.note) }}</figure>
-{% endmacro %}
-{% macro grid(table) %}
-<div class="wide"><table>
-  <tr>{% for name in table.head %}<th>{{ name }}{% endfor %}
-  {% for row in table.rows %}
-  <tr>{% for each in row %}{{ cell(each) }}{% endfor %}
-  {% endfor %}
-</table></div>
-{% endmacro %}
-<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ page.answer }}</title>
-<style>{{ style }}</style>
-
-<header>
-  <p class="question">{{ page.question }}</p>
-  <h1 class="{{ page.tone }}">{{ page.answer }}</h1>
-  {% for fact in page.facts %}<p class="fact">{{ fact }}</p>{% endfor %}
-  {% if page.notices %}
-  <div class="notice">{% for notice in page.notices %}<p>{{ notice }}</p>{% endfor %}</div>
-  {% endif %}
-  <nav>{% for section in page.sections %}<a href="#{{ slug(section.title) }}">{{ section.title }}</a>{% endfor %}</nav>
-</header>
-
-{% for section in page.sections %}
-<section id="{{ slug(section.title) }}">
-  <h2>{{ section.title }}</h2>
-  {% for text in section.text %}<p>{{ text }}</p>{% endfor %}
-  {% for block in section.blocks %}
-  {% if kind(block) == "Figure" %}{{ picture(block) }}
-  {% else %}
-  {% if block.title %}<h3>{{ block.title }}</h3>{% endif %}
-  {{ note(block.note) }}
-  {% if kind(block) == "Table" %}{{ grid(block) }}
-  {% else %}<div class="gallery">{% for figure in block.figures %}{{ picture(figure) }}{% endfor %}</div>
-  {% endif %}
-  {% endif %}
-  {% endfor %}
-</section>
-{% endfor %}
-
-{% if page.provenance %}
-<section id="provenance">
-  <h2>How it was made</h2>
-  <dl>
-    <dt>Versions<dd>{{ page.provenance.versions | join(", ") or "not recorded" }}
-    <dt>Commit<dd>{{ page.provenance.commits | join(", ") or "not recorded" }}
-  </dl>
-  <details><summary>Configuration</summary>
-    <dl>{% for key, value in page.provenance.configuration.items() %}<dt>{{ key }}<dd>{{ value }}{% endfor %}</dl>
-  </details>
-</section>
-{% endif %}
-</html>
-"""
+    return Markup(opening).format(round(62 * figure.get_figwidth()), box, label) + Markup(body)

@@ -117,8 +117,8 @@ def mean_interval(values: ArrayLike, logarithmic: bool = False) -> Interval:
 def geometric_mean_interval(values: ArrayLike) -> Interval:
     """The geometric mean of positive ``values`` (runs,): Student's t interval of their logarithms, exponentiated."""
     logs = mean_interval(np.log(np.asarray(values, np.float64)))
-    ends = (None if end is None else float(np.exp(end)) for end in (logs.low, logs.high))
-    return Interval(float(np.exp(logs.value)), *ends, logs.n)
+    low, high = (None if end is None else float(np.exp(end)) for end in (logs.low, logs.high))
+    return Interval(float(np.exp(logs.value)), low, high, logs.n)
 
 
 def iqm(scores: Floats) -> Floats:

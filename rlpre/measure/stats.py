@@ -29,3 +29,7 @@ def steps_ratio(baseline, treated, budget, rng=None):
 
 def overall_ratio(tasks, rng=None):
     return _stats.overall_ratio(tasks)
+
+
+def performance_profile(scores, thresholds, rng=None):
+    return tuple(_stats.mean_interval((scores > threshold).mean(1)) for threshold in thresholds)
