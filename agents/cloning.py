@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.tensorboard import SummaryWriter
 
-from envs.trials import Dice
+from envs.minigrid.trials import EpisodeRandom
 from rlpre import FrameStore, RlpreError, SequenceEncoder
 from rlpre.device import resolve_device, ship
 from rlpre.encoders.checkpoint import check_tensors
@@ -126,14 +126,14 @@ class PolicyActor:
         features = encoder.encode_frames(ship(frames, device))
         tokens = ship(np.where(starts, NONE, self.taken), device)
         logits, self.state = self.policy.step(features, tokens, self.mission, self.state, ship(starts, device))
-        uniform = self.rng.roll(starts, encoder.actions)
+        uniform = self.rng.draw(starts, encoder.actions)
         self.taken = sample(logits, ship(uniform, device)).cpu().numpy()
         return self.taken
 
 
-def episode_rng(seed: int) -> Dice:
+def episode_rng(seed: int) -> EpisodeRandom:
     """Random numbers with one stream per episode, so that the k-th episode has the same ones for every policy."""
-    return Dice(np.random.default_rng(seed))
+    return EpisodeRandom(np.random.default_rng(seed))
 
 
 def sample(logits: Tensor, uniform: Tensor) -> Tensor:

@@ -27,9 +27,8 @@ import envs
 from agents.cloning import CloneConfig, Episodes, Report, SequencePolicy, fit, write_run
 from agents.train import PPOConfig
 from agents.train import Report as ReportSteps
-from envs.demos import stored
-from envs.layouts import is_test, layout
-from envs.trials import Actor, Trial, expert, noisy, play, train_seeds
+from envs.minigrid.demos import stored
+from envs.minigrid.trials import Actor, Trial, expert, is_test, layout, layout_seeds, noisy, play
 from rlpre import FrameStore, HistoryVecEnv, RlpreError, policy_kwargs
 from rlpre.errors import at_least, lookup
 from rlpre.files import write_json
@@ -124,7 +123,7 @@ def label(level: str, actor: Actor, labels: int, longest: int, first: int) -> li
     trials: list[Trial] = []
     played = 0
     while labels:
-        resets = train_seeds(level, -(-labels // longest), first)  # fewer could not give enough labels
+        resets = layout_seeds(level, "train", -(-labels // longest), first)  # fewer could not give enough labels
         first, played = resets[-1] + 1, played + len(resets)
         for trial in play(level, resets, actor):
             if not trial.lost:
@@ -137,7 +136,7 @@ def label(level: str, actor: Actor, labels: int, longest: int, first: int) -> li
 
 def error_rate(policy: SequencePolicy, level: str, longest: int, first: int) -> float:
     """Share of steps at which a policy that plays in training layouts does not act as the expert would."""
-    own = play(level, train_seeds(level, TRIED, first), policy.actor())
+    own = play(level, layout_seeds(level, "train", TRIED, first), policy.actor())
     wrong = [(trial.actions != trial.advice)[:longest] for trial in own if not trial.lost]
     return float(np.concatenate(wrong).mean()) if wrong else 1.0
 

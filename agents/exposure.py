@@ -16,8 +16,8 @@ from agents.corrections import CORRECTIONS, Tuning, correct, tune
 from agents.exposure_metrics import record
 from agents.exposure_report import BASELINE, CLONE, CONTROL, CORRECTION, RECORD, report
 from agents.recipes import Backbone
-from envs.experts import expert_for
-from envs.trials import Trial, expert, play, test_seeds
+from envs.minigrid.experts import expert_for
+from envs.minigrid.trials import Trial, expert, layout_seeds, play
 from rlpre import Encoder, FrameStore, InputSpec, PretrainConfig, RlpreError, pretrain
 from rlpre.compare.runner import Measurements, Run, StudyResult, run_study, succeed
 from rlpre.device import resolve_device
@@ -185,9 +185,8 @@ def measure(study: Exposure, policy: SequencePolicy, run: Run, out: Path) -> Mea
     """Measures a policy in the four contexts, the baseline also in episodes in which clone and expert switch."""
     level = study.levels[run.task]
     switches = sorted({level.horizon * percent // PERCENT for percent in study.switches})
-    seeds = test_seeds(run.task, level.episodes)
     experts = expert_trials(run.task, level.episodes)
-    found = record(policy, run.task, seeds, experts, switches if run.arm == BASELINE else ())
+    found = record(policy, run.task, experts, switches if run.arm == BASELINE else ())
     found.save(out / RECORD)
     return found.measurements(level.horizon)
 
@@ -195,7 +194,7 @@ def measure(study: Exposure, policy: SequencePolicy, run: Run, out: Path) -> Mea
 @lru_cache(maxsize=8)
 def expert_trials(level: str, episodes: int) -> Sequence[Trial]:
     """The expert's trials of a level's test episodes, played once in each process."""
-    return play(level, test_seeds(level, episodes), expert())
+    return play(level, layout_seeds(level, "test", episodes), expert())
 
 
 def check(study: Exposure) -> None:

@@ -45,8 +45,7 @@ from torch import Tensor
 
 from agents.cloning import NONE, PolicyActor, SequencePolicy, episode_rng, sample
 from envs import atlas
-from envs.choices import choice_regrets
-from envs.trials import Trial, expert, play
+from envs.minigrid.trials import Trial, choice_regrets, expert, play
 from rlpre.compare.runner import Measurements
 from rlpre.device import ship
 from rlpre.errors import RlpreError
@@ -150,7 +149,6 @@ class Record:
 def record(
     policy: SequencePolicy,
     level: str,
-    seeds: Sequence[int],
     demonstrated: Sequence[Trial],
     switches: Sequence[int] = (),
 ) -> Record:
@@ -159,12 +157,10 @@ def record(
     Args:
         policy: to measure.
         level: a registered id.
-        seeds: of the resets, see `envs.trials.test_seeds`.
-        demonstrated: the expert's trials of these seeds.
+        demonstrated: the expert's trials; the policy plays the same seeds.
         switches: steps after which learner and expert take over from each other.
     """
-    if [trial.seed for trial in demonstrated] != list(seeds):
-        raise RlpreError("the expert's trials are of other seeds than the policy's: play them on the same")
+    seeds = [trial.seed for trial in demonstrated]
     own = play(level, seeds, policy.actor(SEED))
     kept = np.array([a.success and not a.lost and not b.lost for a, b in zip(demonstrated, own, strict=True)])
     steps = max(len(trial.actions) for trial in demonstrated)
@@ -241,7 +237,7 @@ def _answers(
     choices, logs = [], []
     for t in range(features.shape[1]):
         logits, state = policy.step(features[:, t], token, mission, state)
-        uniform = rng.roll(np.full(len(features), t == 0), policy.encoder.actions)
+        uniform = rng.draw(np.full(len(features), t == 0), policy.encoder.actions)
         choices.append(sample(logits, ship(uniform, features.device)))
         logs.append(logits.log_softmax(-1))
         token = choices[-1] if given is None else given[:, t]

@@ -101,7 +101,7 @@ def report(directory: Path, arms: Mapping[str, str], horizons: Mapping[str, int]
                 found = {"verdict": arm.verdict, "removed": arm.change.removed} if arm.change else {}
                 summary.append({**entry, "over": BASELINE, "metric": key, **asdict(point), **found})
     content = make_page(results, arms, horizons)
-    warnings = [*notices(directory, directory.parent), *content.notices]
+    warnings = [*notices(directory), *content.notices]
     content = replace(content, notices=warnings, provenance=read_provenance(directory))
     return write_report(directory, content, draw(results), summary, read_rows(directory))
 

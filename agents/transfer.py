@@ -20,7 +20,7 @@ import envs
 from agents.recipes import RECIPES
 from agents.train import PPOConfig, TrainConfig, train
 from agents.transfer_report import SCORE, SCRATCH, Design, arm_name, read_scores, report, selected
-from envs.experts import expert_for
+from envs.minigrid.experts import expert_for
 from rlpre import Encoder, FrameStore, InputSpec, PretrainConfig, RlpreError, pretrain
 from rlpre.compare.runner import Measurements, Run, run_study, succeed
 from rlpre.device import resolve_device, ship

@@ -128,8 +128,7 @@ def report(directory: Path, design: Design, unit: str) -> str:
             steps = [int(step)] if step else design.checkpoints  # scratch is a level line
             rows += [Row(rows[0].study, run.task, source, run.seed, "score by checkpoint", score, at) for at in steps]
     content = make_page(found, scores, design, unit)
-    warnings = notices(directory, directory.parent)
-    content = replace(content, notices=warnings, provenance=read_provenance(directory))
+    content = replace(content, notices=notices(directory), provenance=read_provenance(directory))
     return write_report(directory, content, draw(scores, design, unit), summary, rows)
 
 
