@@ -6,6 +6,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import pytest
 import torch
 from gymnasium import spaces
 from sb3_contrib import QRDQN, MaskablePPO, RecurrentPPO
@@ -15,7 +16,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch import Tensor, nn
 
-from rlpre.encoders import Encoder, InputSpec, SequenceEncoder
+from rlpre.encoders import ARCHITECTURES, Encoder, InputSpec, SequenceEncoder
 
 FRAME = InputSpec((3, 36, 36))
 OFF_POLICY = {"buffer_size": 200, "learning_starts": 4, "train_freq": 2, "batch_size": 8, "tau": 0.005}
@@ -134,13 +135,27 @@ def plain(encoder: Encoder | Path, **others: Any) -> dict[str, Any]:
     return {**extractor, "normalize_images": False, **others}
 
 
-def odd_encoder() -> Encoder:
+def odd_encoder(shift: float = 0.0) -> Encoder:
     """An encoder whose weights no initialisation gives: half of an orthogonal start, shifted."""
     torch.manual_seed(0)
     encoder = Encoder("cnn", FRAME, features=16)
     with torch.no_grad():
         for parameter in encoder.parameters():
-            parameter.mul_(0.5).add_(0.01)
+            parameter.mul_(0.5).add_(0.01).add_(shift)
+    return encoder
+
+
+def normed_encoder(monkeypatch: pytest.MonkeyPatch) -> Encoder:
+    """Two stages with batch norm and dropout, whose running statistics are not those of the task."""
+
+    def layers(channels: int, height: int, width: int) -> list[nn.Module]:
+        first = nn.Sequential(nn.Conv2d(channels, 4, kernel_size=12, stride=12), nn.BatchNorm2d(4), nn.ReLU())
+        return [first, nn.Sequential(nn.Dropout(0.5), nn.Flatten(), nn.Linear(36, 8), nn.BatchNorm1d(8))]
+
+    monkeypatch.setitem(ARCHITECTURES, "normed", layers)
+    torch.manual_seed(0)
+    encoder = Encoder("normed", FRAME)
+    encoder.train()(torch.randint(0, 256, (8, *FRAME.shape)))
     return encoder
 
 

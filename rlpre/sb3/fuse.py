@@ -10,11 +10,8 @@ from stable_baselines3.common.policies import BasePolicy
 from rlpre.encoders import Encoder, SequenceEncoder
 from rlpre.encoders.checkpoint import check_tensors
 from rlpre.errors import RlpreError
-from rlpre.sb3.features import FeatureSpace
-from rlpre.sb3.modes import extractor_kwargs
-from rlpre.sb3.observation import stacked, with_image
-from rlpre.sb3.sequence import SequenceExtractor
-from rlpre.sb3.window import window_length, window_space
+from rlpre.sb3.policy import SequenceExtractor, extractor_kwargs
+from rlpre.sb3.spaces import FeatureSpace, stacked, window_length, window_space, with_image
 
 
 def fuse(model: BaseAlgorithm, encoder: Encoder | SequenceEncoder) -> BasePolicy:
