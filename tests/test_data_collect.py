@@ -17,10 +17,11 @@ from gymnasium import spaces
 from pixel_world import worlds
 from sb3_contrib import RecurrentPPO
 from stable_baselines3 import DQN, PPO, SAC
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack, VecTransposeImage
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecFrameStack, VecTransposeImage
 
 import rlpre
-from rlpre import FrameStore, RlpreError, framewriter
+from rlpre import FrameStore, RlpreError
+from rlpre.data import writer
 
 DISCRETE, VECTORS = spaces.Discrete(4), spaces.Box(-1, 1, (2,), np.float32)
 
@@ -108,7 +109,7 @@ def test_what_is_stored_is_what_happened(
 def test_short_stretches_keep_episodes_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three shards' worth of stretches shorter than an episode give the rows that one stretch gives."""
     whole = rlpre.collect(clocks(), tmp_path / "whole", 150)
-    monkeypatch.setattr(framewriter, "SHARD_ROWS", 18)  # 3 steps each of 3 environments
+    monkeypatch.setattr(writer, "SHARD_ROWS", 18)  # 3 steps each of 3 environments
     parts = rlpre.collect(clocks(), tmp_path / "parts", 150)
     check(parts, 150)
     assert len(parts.manifest["shards"]) > 5
@@ -121,7 +122,7 @@ def test_short_stretches_keep_episodes_whole(tmp_path: Path, monkeypatch: pytest
 
 
 def test_an_endless_episode_is_cut_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(framewriter, "SHARD_ROWS", 20)
+    monkeypatch.setattr(writer, "SHARD_ROWS", 20)
     store = rlpre.collect(clocks(1, endless=True), tmp_path / "s", 50)
     time = store.frames(np.arange(len(store)))[:, 0, 1, 2].astype(int)
     np.testing.assert_array_equal(time, [*range(21), *range(20, 41), *range(40, 51)])
@@ -174,7 +175,7 @@ def test_wrapped_environments(tmp_path: Path) -> None:
     check(rlpre.collect(VecTransposeImage(clocks(layout="HWC")), tmp_path / "transposed", 60), 60)
     stack = VecFrameStack(clocks(layout="HWC"), 4)
     with pytest.raises(
-        RlpreError, match=r"images of the environment have shape \(6, 5, 12\).*say layout='CHW' or 'HWC'"
+        RlpreError, match=r"images of the environment have shape \(6, 5, 12\).*give layout='CHW' or layout='HWC'"
     ):
         rlpre.collect(stack, tmp_path / "stacked", 60)
     store = rlpre.collect(stack, tmp_path / "stacked", 60, layout="HWC")
@@ -185,11 +186,51 @@ def test_wrapped_environments(tmp_path: Path) -> None:
     assert not frames[start, :9].any()
 
 
+class Pool:
+    """Batched environments that are no VecEnv, such as those of EnvPool; episodes are truncated after 5 steps."""
+
+    num_envs, render_mode = 2, None
+    observation_space, action_space = spaces.Box(0, 255, (3, 6, 5), np.uint8), DISCRETE
+
+    def __init__(self) -> None:
+        self.unwrapped, self.time = self, np.zeros(2, int)
+
+    def look(self) -> np.ndarray:
+        return np.broadcast_to(self.time.astype(np.uint8)[:, None, None, None], (2, 3, 6, 5)).copy()
+
+
+class Adapter(VecEnvWrapper):
+    """As people write it: a VecEnvWrapper around the pool."""
+
+    def reset(self) -> np.ndarray:
+        self.venv.time[:] = 0
+        return self.venv.look()
+
+    def seed(self, seed: int | None = None) -> None:
+        pass
+
+    def step_async(self, actions: np.ndarray) -> None:
+        self.venv.time += 1
+
+    def step_wait(self) -> Any:
+        last, done = self.venv.look(), self.venv.time == 5
+        self.venv.time[done] = 0
+        infos = [{"terminal_observation": last[i], "TimeLimit.truncated": True} if done[i] else {} for i in range(2)]
+        return self.venv.look(), np.zeros(2, np.float32), done, infos
+
+
+def test_an_adapter_around_another_kind_of_environment(tmp_path: Path) -> None:
+    store = rlpre.collect(Adapter(Pool()), tmp_path / "s", 20)
+    np.testing.assert_array_equal(store.frames(range(len(store)))[:, 0, 0, 0], [0, 1, 2, 3, 4, 5] * 4)
+    np.testing.assert_array_equal(np.flatnonzero(store.column("truncated")), [4, 10, 16, 22])
+    assert store.missions == []
+
+
 ENDLESS = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from test_sources_vecenv import clocks, framewriter, rlpre
-framewriter.SHARD_ROWS = 60
+from test_data_collect import clocks, rlpre, writer
+writer.SHARD_ROWS = 60
 rlpre.collect(clocks(), sys.argv[2], 10**7)
 """
 

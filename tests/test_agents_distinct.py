@@ -6,9 +6,8 @@ import gymnasium as gym
 import numpy as np
 import pytest
 
-import rlpre
+from agents.distinct import take_distinct
 from rlpre import FrameStore, RlpreError
-from rlpre.sources.distinct import take_distinct
 
 
 @pytest.mark.parametrize("count", [1, 37, 90])
@@ -65,4 +64,3 @@ def test_bad_input(doorkey: FrameStore, tmp_path: Path) -> None:
     take_distinct(doorkey, tmp_path / "part", 5)
     with pytest.raises(RlpreError, match=r"part holds other frames than 6 different ones of .*doorkey"):
         take_distinct(doorkey, tmp_path / "part", 6)
-    rlpre.pretrain(FrameStore.open(tmp_path / "part"), objective="jigsaw", steps=1, batch=2, out=tmp_path / "encoder")

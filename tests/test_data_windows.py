@@ -1,4 +1,4 @@
-"""Windows and what a sequence encoder is given: by hand, at boundaries, and with bad input."""
+"""Windows and the inputs of sequence encoders: by hand, at boundaries, and with bad input."""
 
 from pathlib import Path
 
@@ -8,9 +8,8 @@ import torch
 from gymnasium import spaces
 
 from rlpre import Encoder, FrameStore, InputSpec, RlpreError, SequenceEncoder
+from rlpre.data.windows import PADDING, Trajectories, Windows, previous_actions
 from rlpre.encoders import Vocabulary
-from rlpre.measure.probe import encode
-from rlpre.sequences import PADDING, FrameFeatures, Trajectories, Windows, previous_actions
 
 LENGTHS = (3, 6, 2)  # frames of the episodes
 MISSIONS = ("go to the door", "wait", "go")
@@ -45,15 +44,15 @@ def vision(shape: tuple[int, int, int] = (1, 36, 36)) -> Encoder:
 
 def test_windows_by_hand(store: FrameStore) -> None:
     windows = Windows(store, 4)
-    found = windows.ending(np.array([0, 2, 3, 8, 10])).tolist()
-    assert found == [[-1, -1, -1, 0], [-1, 0, 1, 2], [-1, -1, -1, 3], [5, 6, 7, 8], [-1, -1, 9, 10]]
+    ending = windows.ending(np.array([0, 2, 3, 8, 10])).tolist()
+    assert ending == [[-1, -1, -1, 0], [-1, 0, 1, 2], [-1, -1, -1, 3], [5, 6, 7, 8], [-1, -1, 9, 10]]
     assert windows.full.tolist() == [6, 7, 8]
     rows = np.array([[-1, 0, 1, 2], [4, 5, 6, 7]])
     assert previous_actions(store, rows).tolist() == [[-1, -1, 0, 1], [3, 0, 1, 2]]
     assert previous_actions(store, np.array([3, 9, 10])).tolist() == [-1, -1, 1]
 
 
-def test_sampled_windows_are_whole_stretches_of_one_episode_and_reach_every_row(store: FrameStore) -> None:
+def test_sampled_windows_lie_in_one_episode_and_reach_every_row(store: FrameStore) -> None:
     windows = Windows(store, 4).sample(400, np.random.default_rng(0))
     assert windows.shape == (400, 4)
     assert set(np.unique(windows)) == {PADDING, *range(len(store))}
@@ -69,14 +68,14 @@ def test_sampled_windows_are_whole_stretches_of_one_episode_and_reach_every_row(
 
 def test_features_of_frames_are_those_of_the_vision_encoder(store: FrameStore) -> None:
     encoder = SequenceEncoder("gru", vision(), 4, width=8)
-    features = FrameFeatures(store, encoder, CPU).of(np.array([[0, 7], [1, -1]]))
-    expected = encode(encoder.frames, store, np.array([0, 7, 1]))
+    features = Trajectories(store, encoder, CPU).features(np.array([[0, 7], [1, -1]]))
+    expected = encoder.encode_frames(torch.from_numpy(store.frames([0, 7, 1])))
     torch.testing.assert_close(features.flatten(0, 1)[:3], expected)
     assert torch.equal(features[0, 1], features[1, 0])  # the frame that comes twice
     assert not features[1, 1].any()
 
 
-def test_inputs_tell_what_is_known_at_each_row(store: FrameStore) -> None:
+def test_inputs_by_hand(store: FrameStore) -> None:
     vocabulary = Vocabulary.of(store.missions)
     trajectories = Trajectories(store, SequenceEncoder("gru", vision(), 4, vocabulary, width=8), CPU)
     features, actions, mission, present = trajectories.inputs(np.array([[-1, 3, 4], [-1, -1, 9]]))
@@ -87,20 +86,18 @@ def test_inputs_tell_what_is_known_at_each_row(store: FrameStore) -> None:
 
 
 def test_bad_input(store: FrameStore, tmp_path: Path) -> None:
-    with pytest.raises(
-        RlpreError, match=r"a window of 7 steps does not fit .*store, whose longest episode has 6 frame"
-    ):
+    with pytest.raises(RlpreError, match=r"a window of 7 steps does not fit .*store, whose longest episode has 6"):
         Windows(store, 7)
     film = write(tmp_path / "film", actions=None)
     with pytest.raises(RlpreError, match=r"film holds no discrete actions .*use trajectories with discrete actions"):
         Windows(film, 2)
     for encoder, words in (
         (SequenceEncoder("gru", vision((3, 36, 36)), 4, width=8), "vision does not fit .*store: the observation shape"),
-        (SequenceEncoder("gru", vision(), 5, width=8), "store holds 4 actions, the sequence encoder knows 5"),
+        (SequenceEncoder("gru", vision(), 5, width=8), "store holds 4 actions, the sequence encoder reads 5"),
         (SequenceEncoder("gru", vision(), 4, Vocabulary(["go"], 9), width=8), "lacks '.*' of the mission"),
     ):
         with pytest.raises(RlpreError, match=words):
             Trajectories(store, encoder, CPU)
-    untold = write(tmp_path / "untold", missions=False)
-    with pytest.raises(RlpreError, match="untold has episodes without a mission, which the sequence encoder reads"):
-        Trajectories(untold, SequenceEncoder("gru", vision(), 4, Vocabulary(["go"], 9), width=8), CPU)
+    unguided = write(tmp_path / "unguided", missions=False)
+    with pytest.raises(RlpreError, match="unguided has episodes without a mission, which the sequence encoder reads"):
+        Trajectories(unguided, SequenceEncoder("gru", vision(), 4, Vocabulary(["go"], 9), width=8), CPU)

@@ -1,18 +1,15 @@
-"""FrameStore: round trips, crash safety, sampling contract, bad input."""
+"""FrameStore: round trips, crash safety, sampling, bad input."""
 
 import json
 import resource
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 from gymnasium import spaces
 
-from rlpre.errors import RlpreError
-from rlpre.files import sha256, write_json
-from rlpre.frames import FrameStore
-from rlpre.framewriter import FrameWriter
+from rlpre import FrameStore, RlpreError
+from rlpre.data.writer import FrameWriter
 
 SHAPE = (3, 4, 4)
 SPACE = spaces.Box(0, 255, SHAPE, np.uint8)
@@ -53,10 +50,7 @@ def store(path: Path, *episodes: tuple[int, ...]) -> FrameStore:
 
 def test_round_trip_over_shards(tmp_path: Path) -> None:
     frames = store(tmp_path / "s", (1, 2, 3), (4, 5), (1, 3))
-    assert len(frames) == 7
-    assert frames.space == SPACE
-    assert frames.cell == 1
-    assert len(frames.manifest["shards"]) == 3
+    assert (len(frames), frames.space, frames.cell, len(frames.manifest["shards"])) == (7, SPACE, 1, 3)
     order = np.array([6, 0, 3, 3, 5, 1, 2, 4])
     np.testing.assert_array_equal(frames.frames(order), frame(3, 1, 4, 4, 1, 2, 3, 5))
     np.testing.assert_array_equal(frames.decode(frames.read(order)).numpy(), frames.frames(order))
@@ -98,14 +92,15 @@ def test_actions_may_be_vectors(tmp_path: Path, shape: tuple[int, ...], dtype: t
 def test_frames_without_actions_come_in_pieces(tmp_path: Path) -> None:
     with new(tmp_path / "s", action_space=None, labels=()) as writer:
         columns = {"action": -1, "reward": 0.0, "terminated": False, "truncated": False, "task": 0}
+        with pytest.raises(RlpreError, match="episode_start in the first row"):
+            writer.append(frame(1), **columns, episode_start=False)
         for piece, start in (((1, 1), [1, 0]), ((2, 3), [0, 0]), ((4, 5), [1, 0])):
             writer.append(frame(*piece), **columns, episode_start=np.array(start, bool))
             writer.flush()
         with pytest.raises(RlpreError, match="holds no actions: append action -1"):
             writer.append(frame(1), **columns | {"action": 0}, episode_start=True)
     frames = FrameStore.open(tmp_path / "s")
-    assert frames.action_space is None
-    assert frames.labels == []
+    assert (frames.action_space, frames.labels) == (None, [])
     np.testing.assert_array_equal(frames.episode, [0, 0, 0, 0, 1, 1])
     assert not frames.acted.any()
     assert frames.unchanged == pytest.approx(1 / 4)
@@ -113,12 +108,6 @@ def test_frames_without_actions_come_in_pieces(tmp_path: Path) -> None:
     assert set(zip(anchor.tolist(), later.tolist(), strict=True)) == {(1, 2), (2, 3), (4, 5)}
     with pytest.raises(RlpreError, match="its action space is None"):
         _ = frames.num_actions
-
-
-def test_the_first_rows_of_a_store_begin_an_episode(tmp_path: Path) -> None:
-    writer = new(tmp_path / "s", action_space=None)
-    with pytest.raises(RlpreError, match="episode_start in the first row"):
-        add(writer, 1, action=-1, terminated=False, episode_start=False)
 
 
 @pytest.mark.parametrize("shape", [(1, 5, 7), (4, 2, 2), (12, 3, 9)])
@@ -130,36 +119,12 @@ def test_any_channels_and_any_size(tmp_path: Path, shape: tuple[int, int, int]) 
     np.testing.assert_array_equal(FrameStore.open(tmp_path / "s").frames([2, 0, 1]), pixels[[2, 0, 1]])
 
 
-@pytest.mark.parametrize(("number", "reward"), [(1, "f4"), (2, "f8")])
-def test_a_store_of_an_older_format_opens_and_grows(tmp_path: Path, number: int, reward: str) -> None:
-    frames = store(tmp_path / "s", (1, 2, 3))
-    old = [("action", "i8"), ("reward", reward), ("terminated", "?"), ("truncated", "?"), ("episode_start", "?")]
-    old += [("task", "i2" if number == 1 else "i4"), ("front", "i2")]
-    rows = np.load(path := frames.path / "rows-00000.npy")
-    np.save(path, rows[[name for name, _ in old]].astype(old))
-    manifest = {**frames.manifest, "format": number}
-    del manifest["missions"]
-    manifest["shards"][0]["files"][1].update(bytes=path.stat().st_size, sha256=sha256(path))
-    write_json(frames.path / "manifest.json", manifest)
-    with FrameStore.extend(frames.path) as writer:
-        assert len(FrameStore.open(frames.path)) == 3
-        assert FrameStore.open(frames.path).missions == []
-        add(writer, 4, 5, reward=[1 / 3, 0], mission="go")
-    grown = FrameStore.open(frames.path)
-    grown.verify()
-    assert grown.column("reward").dtype == np.float64
-    np.testing.assert_array_equal(grown.column("reward"), [0, 0.25, 0.5, 1 / 3, 0])
-    np.testing.assert_array_equal(grown.column("mission"), [-1, -1, -1, 0, 0])
-    assert grown.missions == ["go"]
-    np.testing.assert_array_equal(grown.frames(range(5)), frame(1, 2, 3, 4, 5))
-
-
-def test_missions_are_kept_once_and_numbered(tmp_path: Path) -> None:
+def test_missions_are_stored_once_and_numbered(tmp_path: Path) -> None:
     with new(tmp_path / "s") as writer:
         add(writer, 1, 2, mission="go to the key")
         add(writer, 3, 4, 5, mission=["open the door", "open the door", None])
         writer.flush()
-        with pytest.raises(RlpreError, match="whole episodes"):
+        with pytest.raises(RlpreError, match="complete episodes"):
             add(writer, 6, 7, mission="never written", action=0)
         add(writer, 6, 7)
         add(writer, 8, 9, mission="go to the key")
@@ -173,29 +138,23 @@ def test_missions_are_kept_once_and_numbered(tmp_path: Path) -> None:
     assert grown.column("mission")[-1] == 2
 
 
-def test_unchanged_counts_transitions_not_rows(tmp_path: Path) -> None:
-    frames = store(tmp_path / "s", (1, 1, 2, 2), (2, 3))
-    assert frames.unchanged == pytest.approx(2 / 4)
-
-
-def test_extend_continues_and_changes_the_hash(tmp_path: Path) -> None:
+def test_extend_continues_and_changes_the_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = store(tmp_path / "a", (1, 2))
     with FrameStore.extend(first.path) as writer:
         add(writer, 3, 4)
     second = FrameStore.open(first.path)
-    assert len(second) == 4
-    np.testing.assert_array_equal(second.frames([0, 3]), frame(1, 4))
+    np.testing.assert_array_equal(second.frames(range(4)), frame(1, 2, 3, 4))
     assert second.hash != first.hash
     assert second.hash == store(tmp_path / "b", (1, 2), (3, 4)).hash
-
-
-def test_large_batches_become_shards_by_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rlpre.framewriter.SHARD_ROWS", 4)
-    writer = new(tmp_path / "s")
+    monkeypatch.setattr("rlpre.data.writer.SHARD_ROWS", 4)
+    writer = FrameStore.extend(first.path)
     for start in range(0, 12, 3):
         add(writer, start, start + 1, start + 2)
-    assert len(FrameStore.open(tmp_path / "s")) == 12
-    assert writer.pending == 0
+    assert len(FrameStore.open(first.path)) == 16, "full shards are written without flush"
+
+
+def test_unchanged_counts_transitions_not_rows(tmp_path: Path) -> None:
+    assert store(tmp_path / "s", (1, 1, 2, 2), (2, 3)).unchanged == pytest.approx(2 / 4)
 
 
 def test_pairs_contract(tmp_path: Path) -> None:
@@ -213,24 +172,21 @@ def test_pairs_contract(tmp_path: Path) -> None:
         assert (frames.ids[anchor] != frames.ids[later]).all()
         assert actions.shape == (4000, k)
         for j in range(k):
-            on_the_way = frames.column("action")[np.minimum(anchor + j, len(frames) - 1)]
-            np.testing.assert_array_equal(actions[:, j], np.where(j < gap, on_the_way, -1))
+            between = frames.column("action")[np.minimum(anchor + j, len(frames) - 1)]
+            np.testing.assert_array_equal(actions[:, j], np.where(j < gap, between, -1))
         assert ((actions >= 0).sum(1) == gap).all()
     _, counts = np.unique((anchor * 100 + later)[anchor == 0], return_counts=True)
-    assert len(counts) == 3  # of 1, 2, 2, 3, 1 the last equals the first
+    assert len(counts) == 3, "of 1, 2, 2, 3, 1 the last equals the first"
     assert counts.max() / counts.min() < 1.5
+    assert set(zip(anchor.tolist(), later.tolist(), strict=True)) >= {(0, 1), (0, 2), (1, 3), (2, 3), (8, 9), (10, 13)}
+    same = store(tmp_path / "same", (1, 1, 1))
+    for k, message in ((5, r"no frame of .* changes within 5 steps"), (0, "k=0")):
+        with pytest.raises(RlpreError, match=message):
+            same.pairs(k)
 
 
-def test_every_allowed_pair_can_be_drawn(tmp_path: Path) -> None:
-    frames = store(tmp_path / "s", (1, 2, 2, 3))
-    anchor, later, _ = frames.pairs(2).sample(2000, np.random.default_rng(0))
-    assert set(zip(anchor.tolist(), later.tolist(), strict=True)) == {(0, 1), (0, 2), (1, 3), (2, 3)}
-
-
-def test_rare_frames_are_not_drowned(tmp_path: Path) -> None:
-    with new(tmp_path / "s") as writer:
-        add(writer, *[1] * 1000, 2)
-    frames = FrameStore.open(tmp_path / "s")
+def test_rare_frames_are_sampled_too(tmp_path: Path) -> None:
+    frames = store(tmp_path / "s", (*[1] * 1000, 2))
     drawn = frames.sample(200_000, np.random.default_rng(0))
     assert drawn.dtype == np.int64
     # 1,000 rows of weight 1000 ** -0.5 against one row of weight 1
@@ -246,45 +202,43 @@ def test_sampling_repeats_with_its_generator(tmp_path: Path) -> None:
         assert not np.array_equal(first, draw(64, np.random.default_rng(4)))
 
 
-def test_a_store_without_changes_has_no_pairs(tmp_path: Path) -> None:
-    frames = store(tmp_path / "s", (1, 1, 1))
-    with pytest.raises(RlpreError, match=r"no frame of .* changes within 5 steps"):
-        frames.pairs(5)
-    with pytest.raises(RlpreError, match="k=0"):
-        frames.pairs(0)
+VECTORS = {"action_space": spaces.Box(-1, 1, (2,))}
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("kind", "change", "message"),
     [
-        ({"front": [1, 2]}, "column 'front' has shape"),
-        ({"action": [0, 0, 0]}, "whole episodes"),
-        ({"action": [0, -1, -1]}, "whole episodes"),
-        ({"episode_start": [False, False, False]}, "whole episodes"),
-        ({"action": [0, 3, -1]}, r"column 'action' .* must lie in -1\.\.2"),
-        ({"task": 1}, r"column 'task' .* must lie in 0\.\.0"),
-        ({"colour": 1}, "missing or unknown: colour"),
-        ({"action": [0, 1.5, -1]}, "column 'action' is int64 and cannot hold"),
-        ({"action": [0, np.nan, -1]}, "column 'action' is int64 and cannot hold"),
-        ({"front": 40_000}, "column 'front' is int16 and cannot hold"),
-        ({"mission": ["go", "go"]}, r"column 'mission' has shape \(2,\)"),
-        ({"mission": 7}, "missions of .* are texts"),
+        ({}, {"front": [1, 2]}, "column 'front' has shape"),
+        ({}, {"action": [0, 0, 0]}, "complete episodes"),
+        ({}, {"action": [0, -1, -1]}, "complete episodes"),
+        ({}, {"episode_start": [False, False, False]}, "complete episodes"),
+        ({}, {"action": [0, 3, -1]}, r"column 'action' .* must lie in -1\.\.2"),
+        ({}, {"task": 1}, r"column 'task' .* must lie in 0\.\.0"),
+        ({}, {"colour": 1}, "missing or unknown: colour"),
+        ({}, {"action": [0, 1.5, -1]}, "column 'action' is int64 and cannot hold"),
+        ({}, {"action": [0, np.nan, -1]}, "column 'action' is int64 and cannot hold"),
+        ({}, {"front": 40_000}, "column 'front' is int16 and cannot hold"),
+        ({}, {"mission": ["go", "go"]}, r"column 'mission' has shape \(2,\)"),
+        ({}, {"mission": 7}, "missions of .* are texts"),
+        (VECTORS, {"action": np.zeros((3, 2))}, "ends with a row of action nan"),
+        (VECTORS, {"action": [[0, 0], [np.nan, 0], [np.nan] * 2]}, "ends with a row of action nan"),
+        (VECTORS, {"action": np.full((3, 2), np.nan)}, "ends with a row of action nan"),
+        (VECTORS, {"action": [0.0, 0.0, np.nan]}, r"column 'action' has shape \(3,\): expected \(3, 2\)"),
     ],
 )
-def test_bad_rows_are_refused_and_the_writer_goes_on(tmp_path: Path, change: dict[str, object], message: str) -> None:
-    writer = new(tmp_path / "s")
+def test_bad_rows_are_refused_and_the_writer_continues(tmp_path: Path, kind: dict, change: dict, message: str) -> None:
+    writer = new(tmp_path / "s", **kind)
     with pytest.raises(RlpreError, match=message):
         add(writer, 1, 2, 3, **change)
-    add(writer, 1, 2, 3)
+    add(writer, 1, 2, 3, **({"action": [[0, 0], [0, 0], [np.nan] * 2]} if kind else {}))
     writer.flush()
     assert len(FrameStore.open(tmp_path / "s")) == 3
 
 
 @pytest.mark.parametrize("bad", [frame(1, 2)[:, :, :3], frame(1, 2).astype(np.float32), frame(1, 2)[:0]])
 def test_frames_of_another_shape_are_refused(tmp_path: Path, bad: np.ndarray) -> None:
-    writer = new(tmp_path / "s")
     with pytest.raises(RlpreError, match=r"holds frames \(n, 3, 4, 4\) uint8"):
-        writer.append(bad)
+        new(tmp_path / "s").append(bad)
 
 
 @pytest.mark.parametrize(
@@ -296,17 +250,12 @@ def test_frames_of_another_shape_are_refused(tmp_path: Path, bad: np.ndarray) ->
         ({"action_space": spaces.Box(-1, 1, ())}, "vectors of floats"),
         ({"space": spaces.Box(0, 1, SHAPE, np.float32)}, "uint8"),
         ({"space": spaces.Box(0, 255, (4,), np.uint8)}, "channels, height, width"),
+        ({"labels": ("front", "reward")}, "label 'reward' is the name of another column"),
     ],
 )
-def test_spaces_that_cannot_be_kept(tmp_path: Path, change: dict[str, object], message: str) -> None:
+def test_spaces_that_cannot_be_stored(tmp_path: Path, change: dict[str, object], message: str) -> None:
     with pytest.raises(RlpreError, match=message):
         new(tmp_path / "s", **change)
-
-
-def test_create_never_overwrites(tmp_path: Path) -> None:
-    store(tmp_path / "s", (1, 2))
-    with pytest.raises(RlpreError, match="already holds a frame store"):
-        new(tmp_path / "s")
 
 
 def test_missing_empty_and_foreign_stores(tmp_path: Path) -> None:
@@ -315,24 +264,24 @@ def test_missing_empty_and_foreign_stores(tmp_path: Path) -> None:
     new(tmp_path / "empty")
     with pytest.raises(RlpreError, match="holds no complete shard"):
         FrameStore.open(tmp_path / "empty")
-    foreign = tmp_path / "foreign"
-    foreign.mkdir()
-    (foreign / "manifest.json").write_text(json.dumps({"format": 99}))
-    with pytest.raises(RlpreError, match="not a frame store of format 1 to 3"):
-        FrameStore.open(foreign)
+    with pytest.raises(RlpreError, match="already holds a frame store"):
+        new(tmp_path / "empty")
+    (tmp_path / "empty" / "manifest.json").write_text(json.dumps({"format": 2}))
+    with pytest.raises(RlpreError, match="not a frame store of format 3: collect the frames again"):
+        FrameStore.open(tmp_path / "empty")
 
 
 def test_a_truncated_or_missing_shard_is_named(tmp_path: Path) -> None:
     frames = store(tmp_path / "s", (1, 2), (3, 4))
     shard = frames.path / "frames-00001.npy"
-    whole = shard.read_bytes()
-    shard.write_bytes(whole[:-1])
+    content = shard.read_bytes()
+    shard.write_bytes(content[:-1])
     with pytest.raises(RlpreError, match=r"frames-00001\.npy has \d+ bytes instead of"):
         FrameStore.open(frames.path)
     shard.unlink()
     with pytest.raises(RlpreError, match=r"frames-00001\.npy has 0 bytes"):
         FrameStore.open(frames.path)
-    shard.write_bytes(whole[:-1] + b"\xff")
+    shard.write_bytes(content[:-1] + b"\xff")
     with pytest.raises(RlpreError, match=r"frames-00001\.npy does not match its SHA-256"):
         FrameStore.open(frames.path).verify()
 
@@ -374,14 +323,5 @@ def test_indices_and_names_are_checked(tmp_path: Path) -> None:
         frames.frames([0, 2])
     with pytest.raises(RlpreError, match="unknown column 'rewards': did you mean 'reward'"):
         frames.column("rewards")
-    with pytest.raises(RlpreError, match="keeps pixels"):
+    with pytest.raises(RlpreError, match="holds pixels"):
         frames.codes([0])
-
-
-@pytest.mark.parametrize("action", [np.zeros((3, 2)), [[0, 0], [np.nan, 0], [np.nan] * 2], np.full((3, 2), np.nan)])
-def test_vectors_end_with_nan_and_only_there(tmp_path: Path, action: npt.ArrayLike) -> None:
-    writer = new(tmp_path / "s", action_space=spaces.Box(-1, 1, (2,)))
-    with pytest.raises(RlpreError, match="ends with a row of action nan"):
-        add(writer, 1, 2, 3, action=action)
-    with pytest.raises(RlpreError, match=r"column 'action' has shape \(3,\): expected \(3, 2\)"):
-        add(writer, 1, 2, 3, action=[0.0, 0.0, np.nan])

@@ -36,6 +36,7 @@ def record(
     shape: tuple[int, ...] = (40, 36, 3),
     keys: tuple[str, ...] = (),
     jpeg: bool = False,
+    only_first: bool = False,
     **infos: Any,
 ) -> minari.MinariDataset:
     """Three episodes: one terminates, one is truncated, one is cut; ``infos`` give values by number of rows."""
@@ -56,7 +57,9 @@ def record(
                 rewards=list(rng.normal(size=steps) / 3),
                 terminations=[number == 0 and t == steps - 1 for t in range(steps)],
                 truncations=[number == 1 and t == steps - 1 for t in range(steps)],
-                infos={name: values(steps + 1) for name, values in infos.items()} or None,
+                infos=None
+                if only_first and number
+                else {name: values(steps + 1) for name, values in infos.items()} or None,
             )
         )
     with warnings.catch_warnings(action="ignore"):
@@ -178,11 +181,28 @@ def test_infos_that_no_label_can_hold_are_named(tmp_path: Path) -> None:
     assert store.labels == ["count", "deep/er", "short"]
     np.testing.assert_array_equal(store.column("short")[:6], [1, 0, 1, 0, 1, -1])
     assert rlpre.from_minari(dataset, tmp_path / "one", labels=["deep/er"]).labels == ["deep/er"]
-    with pytest.raises(RlpreError, match="column 'far' is int16 and cannot hold"):
+    with pytest.raises(RlpreError, match=r"info 'far' of episode 0 of .* does not fit 16-bit integers.*leave it out"):
         rlpre.from_minari(dataset, tmp_path / "far", labels=["far"])
     with pytest.raises(RlpreError, match="unknown info of episode 0 of Minari set toy/camera-v0 'cuont': did you mean"):
         rlpre.from_minari(dataset, tmp_path / "cuont", labels=["cuont"])
     assert not (tmp_path / "far").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "later"),
+    [("room", None), ("room", lambda rows: np.arange(rows) * 30_000), ("room", lambda rows: np.arange(rows) / 2)]
+    + [(column, np.arange) for column in ("action", "reward", "episode_start", "mission", "task")],
+)
+def test_infos_that_do_not_fit_in_every_episode_are_left_out(tmp_path: Path, name: str, later: Any) -> None:
+    """Absent, too large or of another kind after the first episode, or called like a column."""
+    values = [np.arange, later, later]
+    dataset = record(**{name: lambda rows: values.pop(0)(rows) if later else np.arange(rows)}, only_first=not later)
+    with pytest.warns(UserWarning, match=f"infos {name} of Minari set toy/camera-v0 are left out"):
+        store = rlpre.from_minari(dataset, tmp_path / "s")
+    assert (store.labels, len(store)) == ([], 12)
+    if name != "room":
+        with pytest.raises(RlpreError, match=f"label '{name}' is the name of another column"):
+            rlpre.from_minari(dataset, tmp_path / "t", labels=[name])
 
 
 def test_the_environment_is_remembered(tmp_path: Path) -> None:
