@@ -2,12 +2,11 @@
 
 from rlpre.encoders import Encoder, InputSpec, SequenceEncoder, Vocabulary, register_encoder
 from rlpre.errors import RlpreError
+from rlpre.features import whiten
 from rlpre.frames import FrameStore
-from rlpre.loop import PretrainConfig
-from rlpre.pretrain import PretrainResult, pretrain
+from rlpre.pretrain import PretrainConfig, PretrainResult, pretrain
 from rlpre.sb3 import EncodedVecEnv, HistoryVecEnv, fuse, policy_kwargs
 from rlpre.sources import collect, from_arrays, from_images, from_minari, to_minari
-from rlpre.features import whiten
 
 __all__ = [
     "EncodedVecEnv",

@@ -1,3 +1,6 @@
 """Moved to rlpre.encoders.encoder."""
-import sys; from rlpre.encoders import encoder  # noqa
+
+import sys
+from rlpre.encoders import encoder  # noqa
+
 sys.modules[__name__] = encoder

@@ -1,3 +1,6 @@
 """Moved to rlpre.encoders.mixers."""
-import sys; from rlpre.encoders import mixers  # noqa
+
+import sys
+from rlpre.encoders import mixers  # noqa
+
 sys.modules[__name__] = mixers

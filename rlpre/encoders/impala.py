@@ -1,3 +1,6 @@
 """Moved to rlpre.encoders.networks."""
-import sys; from rlpre.encoders import networks  # noqa
+
+import sys
+from rlpre.encoders import networks  # noqa
+
 sys.modules[__name__] = networks

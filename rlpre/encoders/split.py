@@ -1,3 +1,6 @@
 """Moved to rlpre.encoders.published."""
-import sys; from rlpre.encoders import published  # noqa
+
+import sys
+from rlpre.encoders import published  # noqa
+
 sys.modules[__name__] = published

@@ -1,3 +1,6 @@
 """Moved to rlpre.encoders.sequence."""
-import sys; from rlpre.encoders import sequence  # noqa
+
+import sys
+from rlpre.encoders import sequence  # noqa
+
 sys.modules[__name__] = sequence

@@ -1,20 +1,25 @@
-"""The alarm of a pretraining: it rings when features collapse, says how, and is silent otherwise."""
+"""What a pretraining shows: curves, probes and pictures in TensorBoard, and an alarm when features collapse."""
 
+import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import rlpre
 from rlpre import Encoder, FrameStore, InputSpec, RlpreError, SequenceEncoder
+from rlpre.callbacks import POINTS
 from rlpre.encoders import registry
-from rlpre.objectives import OBJECTIVES, Objective, Views
+from rlpre.objectives import OBJECTIVES, Objective
 from rlpre.objectives.base import head
-from rlpre.objectives.info_nce import blind_nce, info_nce
+from rlpre.objectives.batches import FrameViews
+from rlpre.objectives.losses import info_nce
 
 SHORT = {"steps": 16, "batch": 32, "features": 32, "checkpoint_every": 8, "lr": 3e-3}
 KEPT = 2  # directions that `Squeezed` leaves
@@ -25,14 +30,14 @@ class Attract(Objective):
 
     def __init__(self, encoder: Encoder, frames: FrameStore) -> None:
         super().__init__(encoder, frames)
-        self.projector = self.layers(encoder.num_features)
+        self.projector, self.predictor = self.layers(encoder.num_features), nn.Identity()
 
     def layers(self, width: int) -> nn.Module:
         return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 16))
 
-    def forward(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
-        first, second = self.projector(views.anchor), self.projector(views.twin)
-        return 1 - F.cosine_similarity(first, second).mean(), {}
+    def forward(self, views: FrameViews) -> tuple[Tensor, dict[str, Tensor]]:
+        first, second = self.projector(views.anchor), self.projector(views.second_view)
+        return 1 - F.cosine_similarity(self.predictor(first), second).mean(), {}
 
 
 class Normalised(Attract):
@@ -49,22 +54,18 @@ class Unstopped(Attract):
         super().__init__(encoder, frames)
         self.predictor = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16))
 
-    def forward(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
-        first, second = self.projector(views.anchor), self.projector(views.twin)
-        return 1 - F.cosine_similarity(self.predictor(first), second).mean(), {}
-
 
 class Squeezed(Objective):
-    """Contrast in a few directions, and what lies in the others is driven out."""
+    """Contrast in a few directions, and the others are driven to 0."""
 
-    def forward(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
-        first, second, ids = views.anchor, views.twin, views.batch.anchor_id
+    def forward(self, views: FrameViews) -> tuple[Tensor, dict[str, Tensor]]:
+        first, second, ids = views.anchor, views.second_view, views.batch.anchor_id
         contrast, _ = info_nce(first[:, :KEPT], second[:, :KEPT], ids, ids)
         return contrast + 10 * first[:, KEPT:].square().mean(), {}
 
 
 class Static(nn.Module):
-    """A learned constant with noise that has nothing to do with the frame."""
+    """A learned constant with noise that does not depend on the frame."""
 
     def __init__(self, features: int) -> None:
         super().__init__()
@@ -92,7 +93,7 @@ def _broken(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("objective", "cause"), COLLAPSES.items())
-def test_rings_and_names_the_cause(
+def test_warns_and_names_the_cause(
     objective: str, cause: str, doorkey: FrameStore, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     given = {**SHORT, "steps": 32, "checkpoint_every": 16}  # dimensions take their time
@@ -106,13 +107,13 @@ def test_rings_and_names_the_cause(
     assert [event.step for event in board.Scalars("health/spread")] == [16, 32]
 
 
-def test_noise_that_hides_a_constant_is_found_and_info_nce_bears_witness(doorkey: FrameStore, tmp_path: Path) -> None:
+def test_noise_on_a_constant_is_found_and_info_nce_is_evidence(doorkey: FrameStore, tmp_path: Path) -> None:
     result = rlpre.pretrain(doorkey, out=tmp_path, encoder="static", objective="contrastive", **SHORT)
     assert result.collapse is not None
     assert "the features of the encoder have collapsed (constant and noise)" in result.collapse
     assert "the loss of 'contrastive'" in result.collapse
     assert result.collapse.endswith("is that of a constant, ln N")
-    assert result.health["features"]["centred_rank"] > 28  # of 32: healthy, to all appearance
+    assert result.health["features"]["centred_rank"] > 28  # of 32: it looks healthy
     assert result.health["features"]["effective_rank"] < 1.2
 
 
@@ -123,10 +124,8 @@ def test_silent_while_all_is_well(
     given: dict[str, Any] = {**SHORT, "objective": objective, "steps": 8}
     if OBJECTIVES[objective].kind == "sequence":
         torch.manual_seed(0)
-        vision = Encoder("cnn", InputSpec(doorkey.space.shape), features=32)
-        given["encoder"] = SequenceEncoder(
-            "gru", vision, doorkey.num_actions, width=32, window=4, causal=objective != "masked"
-        )
+        vision, causal = Encoder("cnn", InputSpec(doorkey.space.shape), features=32), objective != "masked"
+        given["encoder"] = SequenceEncoder("gru", vision, doorkey.num_actions, width=32, window=4, causal=causal)
     result = rlpre.pretrain(doorkey, out=tmp_path, **given)
     assert result.collapse is None
     assert "warning" not in capsys.readouterr().err
@@ -134,7 +133,7 @@ def test_silent_while_all_is_well(
     assert set(result.health) == set(result.fresh) == {"features", *([objective] if projects else [])}
 
 
-def test_stops_where_it_is_told_to_and_goes_on_where_not(doorkey: FrameStore, tmp_path: Path) -> None:
+def test_stops_if_asked_to_and_goes_on_if_not(doorkey: FrameStore, tmp_path: Path) -> None:
     given = {**SHORT, "objective": "attract", "out": tmp_path}
     sentence = r"have collapsed \(complete collapse\).*; stopped after step 8, the checkpoint is in .*collapse='warn'"
     for _ in range(2):  # again without a step
@@ -148,41 +147,42 @@ def test_stops_where_it_is_told_to_and_goes_on_where_not(doorkey: FrameStore, tm
         rlpre.pretrain(doorkey, collapse="stp", **given)
 
 
-def test_a_collapsed_encoder_is_no_excuse_for_the_next(doorkey: FrameStore, tmp_path: Path) -> None:
-    """Fresh weights are what it is compared with, not those it starts from."""
+def test_a_collapsed_encoder_to_start_from_is_found_too(doorkey: FrameStore, tmp_path: Path) -> None:
     first = rlpre.pretrain(doorkey, out=tmp_path / "a", objective="attract", **SHORT)
     given = {**SHORT, "steps": 1, "lr": 1e-6, "objective": "inverse"}
     second = rlpre.pretrain(doorkey, out=tmp_path / "b", encoder=first.encoder, **given)
-    assert second.collapse is not None
-    assert "features of the encoder" in second.collapse
+    assert "features of the encoder" in str(second.collapse)  # compared with fresh weights, not with the start
 
 
-def test_states_from_before_the_alarm_go_on(doorkey: FrameStore, tmp_path: Path) -> None:
-    def die(step: int) -> None:
-        if step == 9:
-            raise KeyboardInterrupt
-
-    given = {**SHORT, "objective": "contrastive", "out": tmp_path}
-    with pytest.raises(KeyboardInterrupt):
-        rlpre.pretrain(doorkey, report=die, **given)
-    state = torch.load(tmp_path / "state.ckpt")
-    for name in ("health", "fresh", "collapse"):
-        del state["reports"][name]
-    torch.save(state, tmp_path / "state.ckpt")
-    result = rlpre.pretrain(doorkey, **given)
-    assert result.fresh["contrastive"]["spread"] > 0
-    assert result.collapse is None
-
-
-def test_one_frame_alone_is_nothing_to_judge(tmp_path: Path) -> None:
-    store = rlpre.from_arrays(torch.zeros(4, 3, 36, 36, dtype=torch.uint8).numpy(), tmp_path / "frames")
+def test_one_frame_alone_cannot_be_judged(tmp_path: Path) -> None:
+    store = rlpre.from_arrays(np.zeros((4, 3, 36, 36), np.uint8), tmp_path / "frames")
     result = rlpre.pretrain(store, out=tmp_path / "out", objective="contrastive", **{**SHORT, "steps": 2})
     assert result.collapse is None
     assert result.health == {}
 
 
-def test_a_constant_gets_the_blind_loss() -> None:
-    ids = torch.tensor([1, 2, 3, 3, 4])
-    loss, _ = info_nce(torch.ones(5, 8), torch.ones(5, 8), ids, ids)
-    torch.testing.assert_close(blind_nce(ids, ids), loss)
-    assert float(blind_nce(torch.arange(5), torch.arange(5, 10))) == pytest.approx(1.6094, abs=1e-4)  # ln 5
+def test_tensorboard_and_checkpoint_say_everything(doorkey: FrameStore, tmp_path: Path) -> None:
+    settings = {**SHORT, "objective": "jigsaw+temporal", "steps": 60, "checkpoint_every": 30}
+    result = rlpre.pretrain(doorkey, out=tmp_path, **settings)
+    board = EventAccumulator(str(tmp_path)).Reload()
+    curves = {"pretext/jigsaw/loss", "pretext/temporal/accuracy", "time/rate", "time/frames_per_second"}
+    assert curves <= set(board.Tags()["scalars"])
+    for name in ("health/alignment", "health/uniformity", "health/effective_rank", "probes/front", "control/front"):
+        assert [event.step for event in board.Scalars(name)] == [30, 60]
+    assert set(board.Tags()["images"]) == {"jigsaw", "neighbours"}
+    history = Encoder.load(tmp_path).pretraining
+    assert history["frames"] == doorkey.hash
+    assert history["objective"] == "jigsaw+temporal"
+    assert history["probes"] == result.probes
+    assert (tmp_path / "run.json").exists()
+    projector, count = tmp_path / "00060" / "features", min(POINTS, doorkey.distinct)
+    assert 'tensor_path: "00060/features/tensors.tsv"' in (tmp_path / "projector_config.pbtxt").read_text()
+    features = np.loadtxt(projector / "tensors.tsv", delimiter="\t")
+    header, *labels = (projector / "metadata.tsv").read_text().splitlines()
+    assert features.shape == (count, 32)
+    assert 0.5 < features.std() < 2  # standardised over the frames
+    assert header.split("\t") == doorkey.labels
+    assert len(labels) == count
+    with Image.open(projector / "sprite.png") as sprite:
+        assert sprite.size == (56 * math.ceil(count**0.5),) * 2
+    assert rlpre.pretrain(doorkey, out=tmp_path, **settings).probes == result.probes

@@ -1,0 +1,161 @@
+"""What a pretraining shows of itself: TensorBoard, and an alarm that says how features have collapsed."""
+
+import copy
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from rlpre.encoders import AnyEncoder
+from rlpre.frames import FrameStore
+from rlpre.measure.health import Health, diagnose, health, raw, sample, some_inputs
+from rlpre.measure.probe import fresh
+from rlpre.objectives import WeightedSum, make_objective
+from rlpre.sampling import Indices
+from rlpre.utils import nearest_grid, to_rgb
+
+POINTS = 400  # distinct frames in the projector
+THUMBNAIL = 64  # pixels along the longer side of a frame there
+FEATURES = "features"  # the encoder's part of the health; the others are projections, by their objective's name
+NEAR_CHANCE = 0.95  # share of the chance loss: InfoNCE above it has learned nothing
+
+Parts = dict[str, dict[str, Any]]  # the fields of `Health` by part
+
+
+class TensorBoard:
+    """Writes the TensorBoard events of a pretraining; a context manager.
+
+    Args:
+        out: directory of the events.
+        step: events of this step and later ones, left by a process that died, are dropped.
+    """
+
+    def __init__(self, out: Path, step: int) -> None:
+        self.writer, self.last = SummaryWriter(str(out), purge_step=step), time.perf_counter()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.writer.close()
+
+    def curves(self, step: int, metrics: Mapping[str, Tensor], rate: float, frames: int) -> None:
+        """Adds a point to every curve; ``frames`` were encoded since the last one."""
+        for name, value in metrics.items():
+            self.writer.add_scalar(f"pretext/{name}", float(value), step)
+        now = time.perf_counter()
+        self.writer.add_scalar("time/rate", rate, step)
+        self.writer.add_scalar("time/frames_per_second", frames / (now - self.last), step)
+        self.last = now
+
+    def checkpoint(
+        self, step: int, reports: Mapping[str, Any], features: Tensor, batch: Any, pictures: Mapping[str, Tensor]
+    ) -> None:
+        """Adds probes, health, an alarm if something has collapsed, and pictures (3, H, W) in [0, 1] by name.
+
+        ``features`` (batch, num_features) are those of the anchors of ``batch``, shown with their nearest neighbours.
+        """
+        groups = {kind: reports[kind] for kind in ("probes", "control")}
+        for kind in ("health", "fresh"):
+            for part, numbers in reports[kind].items():
+                groups[kind if part == FEATURES else f"{kind}/{part}"] = numbers
+        for group, numbers in groups.items():
+            for name, number in numbers.items():
+                self.writer.add_scalar(f"{group}/{name}", number, step)
+        if reports["collapse"]:
+            self.writer.add_text("collapse", reports["collapse"], step)
+            tqdm.write(f"warning: step {step}: {reports['collapse']}", file=sys.stderr)
+        _, distinct = np.unique(batch.anchor_id.cpu().numpy(), return_index=True)
+        nearest = nearest_grid(features[distinct].float(), batch.anchor[distinct])
+        for name, picture in {**pictures, "neighbours": nearest}.items():
+            self.writer.add_image(name, picture.cpu(), step)
+        self.writer.flush()
+
+    def embedding(self, step: int, encode: Callable[[Indices], Tensor], frames: FrameStore) -> None:
+        """Fills the projector: features of distinct frames, with thumbnails and the store's labels as colours."""
+        _, first = np.unique(frames.ids, return_index=True)
+        rows = np.random.default_rng(0).permutation(first)[:POINTS]
+        thumbnails = to_rgb(torch.from_numpy(frames.frames(rows))).float() / 255
+        scale = THUMBNAIL / max(thumbnails.shape[2:])
+        small = F.interpolate(thumbnails, scale_factor=scale, mode="area") if scale < 1 else thumbnails
+        labels = [[str(value) for value in frames.column(name)[rows]] for name in frames.labels]
+        self.writer.add_embedding(
+            encode(rows),
+            metadata=list(zip(*labels, strict=True)) if labels else None,
+            metadata_header=frames.labels if labels else None,
+            label_img=small,
+            global_step=step,
+            tag="features",
+        )
+
+
+def measure_health(encoder: AnyEncoder, objective: WeightedSum, reader: Any, seed: int) -> Parts:
+    """The health of an encoder's features, and of the projections that its objectives compare.
+
+    Args:
+        encoder: see `rlpre.measure.health.encoder_health`.
+        objective: its heads do not change.
+        reader: of the frames.
+        seed: draws the inputs; use the same for everything that is compared.
+
+    Returns:
+        By part; empty if the frames hold fewer than two different inputs.
+    """
+    rows = some_inputs(reader, seed)
+    if len(rows) < 2:
+        return {}
+    features = sample(encoder, reader, rows, seed)
+    parts = {FEATURES: asdict(health(*raw(encoder, features)))}
+    for name, part in objective.objectives.items():
+        head = copy.deepcopy(part).train()  # with batch statistics, as in the loss
+        with torch.no_grad():
+            latents = [latent for latent in map(head.project, features) if latent is not None]
+        if latents:
+            parts[name] = asdict(health(*latents))
+    return parts
+
+
+def fresh_health(encoder: AnyEncoder, objective: str, reader: Any, seed: int) -> Parts:
+    """`measure_health` of fresh weights, of the encoder and of the objective's heads."""
+    untrained = fresh(encoder, seed)
+    return measure_health(
+        untrained, make_objective(objective, untrained, reader.frames).to(encoder.device), reader, seed
+    )
+
+
+def explain_collapse(now: Parts, untrained: Parts, metrics: Mapping[str, Tensor]) -> str | None:
+    """Says in one sentence what has collapsed, and how; None if nothing has.
+
+    Args:
+        now: from `measure_health`.
+        untrained: from `fresh_health`.
+        metrics: of the last batch; "NAME/chance_loss" is the loss of constant features.
+    """
+    for part in now:
+        trained, control = Health(**now[part]), Health(**untrained[part])
+        if cause := diagnose(trained, control):
+            what = "features of the encoder" if part == FEATURES else f"projections of objective {part!r}"
+            return (
+                f"the {what} have collapsed ({cause}): over {trained.inputs:,} different inputs their spread is "
+                f"{trained.spread:.2g} and their effective rank {trained.effective_rank:.1f}, centred "
+                f"{trained.centred_rank:.1f}, of fresh weights {control.spread:.2g}, {control.effective_rank:.1f} "
+                f"and {control.centred_rank:.1f}{_loss_at_chance(metrics)}"
+            )
+    return None
+
+
+def _loss_at_chance(metrics: Mapping[str, Tensor]) -> str:
+    for name, chance in metrics.items():
+        part, _, kind = name.rpartition("/")
+        if kind == "chance_loss" and metrics[f"{part}/loss"] >= NEAR_CHANCE * chance:
+            return f"; the loss of {part!r}, {float(metrics[f'{part}/loss']):.2f}, is that of a constant, ln N"
+    return ""
