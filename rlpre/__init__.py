@@ -3,6 +3,7 @@
 from rlpre.encoders import Encoder, InputSpec, SequenceEncoder, Vocabulary, register_encoder
 from rlpre.errors import RlpreError
 from rlpre.frames import FrameStore
+from rlpre.hub import push_to_hub
 from rlpre.loop import PretrainConfig
 from rlpre.pretrain import PretrainResult, pretrain
 from rlpre.sb3 import EncodedVecEnv, HistoryVecEnv, fuse, policy_kwargs
@@ -27,6 +28,7 @@ __all__ = [
     "fuse",
     "policy_kwargs",
     "pretrain",
+    "push_to_hub",
     "register_encoder",
     "to_minari",
     "whiten",

@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from rlpre import hub
 from rlpre.errors import RlpreError
 from rlpre.files import read_json, write_bytes, write_json
 
@@ -132,6 +133,20 @@ class Checkpoint(nn.Module):
         check_tensors(tensors, encoder.state_dict(), str(path / WEIGHTS))
         encoder.load_state_dict(tensors, strict=True)
         return encoder.to(device)
+
+    @classmethod
+    def from_hub(cls, name: str, revision: str | None = None, device: str = "cpu") -> Self:
+        """Downloads an encoder from the Hugging Face Hub, or finds it in the local cache, and loads it.
+
+        Args:
+            name: "user/name".
+            revision: a branch, tag or commit; default: the newest.
+            device: as in `load`.
+
+        Raises:
+            RlpreError: as `rlpre.hub.download` and `load`.
+        """
+        return cls.load(hub.download(name, revision), device)
 
 
 def check_tensors(given: dict[str, Tensor], wanted: dict[str, Tensor], where: str) -> None:
