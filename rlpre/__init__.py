@@ -4,6 +4,7 @@ from rlpre.encoders import Encoder, InputSpec, SequenceEncoder, Vocabulary, regi
 from rlpre.errors import RlpreError
 from rlpre.features import whiten
 from rlpre.frames import FrameStore
+from rlpre.hub import push_to_hub
 from rlpre.pretrain import PretrainConfig, PretrainResult, pretrain
 from rlpre.sb3 import EncodedVecEnv, HistoryVecEnv, fuse, policy_kwargs
 from rlpre.sources import collect, from_arrays, from_images, from_minari, to_minari
@@ -26,6 +27,7 @@ __all__ = [
     "fuse",
     "policy_kwargs",
     "pretrain",
+    "push_to_hub",
     "register_encoder",
     "to_minari",
     "whiten",

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from rlpre import hub
 from rlpre.encoders.networks import Architecture, cnn, impala, output, vit, whitened
 from rlpre.encoders.published import Published, TimmNetwork, TorchvisionNetwork
 from rlpre.errors import RlpreError, lookup
@@ -292,6 +293,20 @@ class BaseEncoder(nn.Module):
         check_tensors(tensors, encoder.state_dict(), str(path / WEIGHTS))
         encoder.to(device, tensors["feature_mean"].dtype).load_state_dict(tensors)
         return encoder
+
+    @classmethod
+    def from_hub(cls, name: str, revision: str | None = None, device: str = "cpu") -> Self:
+        """Downloads an encoder from the Hugging Face Hub, or finds it in the local cache, and loads it.
+
+        Args:
+            name: "user/name".
+            revision: a branch, tag or commit; default: the newest.
+            device: as in `load`.
+
+        Raises:
+            RlpreError: as `rlpre.hub.download` and `load`.
+        """
+        return cls.load(hub.download(name, revision), device)
 
 
 class Encoder(BaseEncoder):
