@@ -15,7 +15,7 @@ from torch.nn import functional as F
 import rlpre
 from rlpre import Encoder, FrameStore, InputSpec, RlpreError, SequenceEncoder
 from rlpre.callbacks import POINTS, THUMBNAIL, TensorBoard
-from rlpre.encoders import registry
+from rlpre.encoders import ARCHITECTURES
 from rlpre.objectives import OBJECTIVES, Objective
 from rlpre.objectives.base import head
 from rlpre.objectives.batches import FrameViews
@@ -89,7 +89,7 @@ def _broken(monkeypatch: pytest.MonkeyPatch) -> None:
     """Objectives and an architecture that collapse."""
     for name, objective in BROKEN.items():
         monkeypatch.setitem(OBJECTIVES, name, objective)
-    monkeypatch.setitem(registry.ARCHITECTURES, "static", lambda *shape, features: [Static(features)])
+    monkeypatch.setitem(ARCHITECTURES, "static", lambda *shape, features: [Static(features)])
 
 
 @pytest.mark.parametrize(("objective", "cause"), COLLAPSES.items())
