@@ -11,7 +11,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from rlpre.encoders import AnyEncoder, Encoder, InputSpec, SequenceEncoder, Vocabulary
 from rlpre.encoders.checkpoint import CONFIG
-from rlpre.encoders.whitened import PREFIX
+from rlpre.encoders.encoder import WHITENED
 from rlpre.errors import RlpreError, lookup
 from rlpre.files import read_json
 from rlpre.loop import PretrainConfig, kept
@@ -141,7 +141,7 @@ def fresh_config(arm: Arm, arms: Iterable[Arm], pretrain: PretrainConfig, space:
         arguments: dict[str, Any] = {} if pretrain.features is None else {"features": pretrain.features}
         return Encoder(pretrain.encoder, InputSpec(shape), **arguments).config
     config = (given if isinstance(given, Encoder) else given.frames).config
-    return {**config, "architecture": config["architecture"].removeprefix(PREFIX), "pretraining": {}}
+    return {**config, "architecture": config["architecture"].removeprefix(WHITENED), "pretraining": {}}
 
 
 def fresh_encoder(config: Mapping[str, Any], seed: int) -> Encoder:
