@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 import rlpre
 from rlpre import Encoder, FrameStore, InputSpec, RlpreError, SequenceEncoder
-from rlpre.callbacks import POINTS
-from rlpre.encoders import registry
+from rlpre.callbacks import POINTS, THUMBNAIL, TensorBoard
+from rlpre.encoders import ARCHITECTURES
 from rlpre.objectives import OBJECTIVES, Objective
 from rlpre.objectives.base import head
 from rlpre.objectives.batches import FrameViews
@@ -89,7 +89,7 @@ def _broken(monkeypatch: pytest.MonkeyPatch) -> None:
     """Objectives and an architecture that collapse."""
     for name, objective in BROKEN.items():
         monkeypatch.setitem(OBJECTIVES, name, objective)
-    monkeypatch.setitem(registry.ARCHITECTURES, "static", lambda *shape, features: [Static(features)])
+    monkeypatch.setitem(ARCHITECTURES, "static", lambda *shape, features: [Static(features)])
 
 
 @pytest.mark.parametrize(("objective", "cause"), COLLAPSES.items())
@@ -186,3 +186,28 @@ def test_tensorboard_and_checkpoint_say_everything(doorkey: FrameStore, tmp_path
     with Image.open(projector / "sprite.png") as sprite:
         assert sprite.size == (56 * math.ceil(count**0.5),) * 2
     assert rlpre.pretrain(doorkey, out=tmp_path, **settings).probes == result.probes
+
+
+@pytest.mark.parametrize(("count", "height", "width"), [(60, 210, 160), (16, 40, 36), (9, 36, 700), (20, 700, 36)])
+def test_frames_of_every_size_are_drawn(count: int, height: int, width: int, tmp_path: Path) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (count, height, width), np.uint8)
+    store = rlpre.from_arrays(frames, tmp_path / "frames")
+    result = rlpre.pretrain(store, out=tmp_path / "out", objective="contrastive", **{**SHORT, "steps": 2})
+    assert result.encoder.pretraining["step"] == 2
+    side = min(max(height, width), THUMBNAIL)
+    with Image.open(tmp_path / "out" / "00002" / "features" / "sprite.png") as sprite:
+        assert sprite.size == (side * math.ceil(count**0.5),) * 2
+
+
+@pytest.mark.parametrize("broken", ["pictures", "embedding"])
+def test_a_picture_that_cannot_be_drawn_costs_no_checkpoint(
+    broken: str, doorkey: FrameStore, tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("could not broadcast")
+
+    monkeypatch.setattr(TensorBoard, broken, fail)
+    result = rlpre.pretrain(doorkey, out=tmp_path, objective="contrastive", **{**SHORT, "steps": 2})
+    assert Encoder.load(tmp_path).pretraining["step"] == 2
+    assert result.health
+    assert "cannot be drawn (ValueError: could not broadcast)" in capsys.readouterr().err
