@@ -31,8 +31,8 @@ from rlpre import (
     policy_kwargs,
     pretrain,
 )
-from rlpre.loop import LOG_EVERY, Pretext, first_encoder
 from rlpre.objectives import draw_batch, make_objective
+from rlpre.pretrain import LOG_EVERY, Pretext, first_encoder
 from rlpre.report.tables import aligned
 
 ENV = "MiniGrid-DoorKey-8x8-v0"

@@ -17,11 +17,11 @@ from stable_baselines3.common.vec_env import VecEnv
 from envs.minigrid.experts import LABELS, UNKNOWN, Expert, expert_for, labels
 from envs.minigrid.render import atlas
 from envs.minigrid.worlds import GridWorld, make, make_vec
+from rlpre.data.collect import Recorder, begin, seeds, segments
+from rlpre.data.store import FrameStore
+from rlpre.data.writer import FrameWriter
 from rlpre.errors import RlpreError
-from rlpre.files import sha256
-from rlpre.frames import FrameStore
-from rlpre.framewriter import FrameWriter
-from rlpre.sources.rollout import Recorder, begin, seeds, segments
+from rlpre.utils import sha256
 
 # SB3's zip files do not name their algorithm; it follows from the first of these settings that they hold
 ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"clip_range": PPO, "exploration_fraction": DQN, "gae_lambda": A2C}
