@@ -176,8 +176,8 @@ def collect(
         every episode); `distinct` and `unchanged` describe its variety.
 
     Raises:
-        RlpreError: if a name, the behaviour or a number is wrong, the shapes differ, there is no expert but the behaviour
-            needs one, ``out`` belongs to another configuration, or the disk is full.
+        RlpreError: for a wrong name, behaviour or number, shapes that differ, a behaviour without its expert, or an
+            ``out`` that belongs to another configuration; if the disk is full.
     """
     ids = [env_id] if isinstance(env_id, str) else list(env_id)
     if not ids:
