@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from rlpre.encoders.networks import Architecture, cnn, flattened_map, impala, output, vit, whitened
-from rlpre.encoders.published import Published, TimmNetwork, TorchvisionNetwork
+from rlpre.encoders.published import Published, PublishedNetwork, TimmNetwork, TorchvisionNetwork
 from rlpre.errors import RlpreError, lookup
 from rlpre.utils import read_json, write_bytes, write_json
 
@@ -389,7 +389,7 @@ class Encoder(BaseEncoder):
 
 def _published(build: Architecture, weights: str, given: InputSpec) -> tuple[Published, InputSpec]:
     """Published weights, and the specification with the mean and standard deviation that they were trained with."""
-    if not isinstance(build, TorchvisionNetwork | TimmNetwork):
+    if not isinstance(build, PublishedNetwork):
         raise RlpreError(f"weights={weights!r}: only 'torchvision:NAME' and 'timm:NAME' have some, leave them out")
     published = build.published(str(weights))
     mean, std = published.statistics(given.shape[0])
