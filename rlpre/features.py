@@ -6,7 +6,8 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar, cast, overload
+from os import PathLike
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -93,28 +94,16 @@ def covariance(features: Tensor) -> Tensor:
     return centred.T @ centred / len(centred)
 
 
-@overload
-def whiten(encoder: E, frames: FrameStore, seed: int = 0) -> E: ...
-@overload
-def whiten(
-    encoder: object,
-    frames: FrameStore,
-    seed: int = 0,
-    *,
-    features: str = "output",
-    stage: int | None = None,
-    size: int | None = None,
-) -> AnyEncoder: ...
 @torch.no_grad()
 def whiten(
-    encoder: object,
+    encoder: E | str | PathLike[str],
     frames: FrameStore,
     seed: int = 0,
     *,
     features: str = "output",
     stage: int | None = None,
     size: int | None = None,
-) -> AnyEncoder:
+) -> E:
     """Returns a copy of an encoder whose features over the frames are uncorrelated, with mean 0 and SD 1.
 
     Whitening does not change what a linear head can represent, but gradient descent learns all directions at the same
@@ -139,12 +128,12 @@ def whiten(
         RlpreError: for frames that the encoder does not read, features that are not finite, or that do not vary; for
             "map", if the encoder is one of sequences or of a map already, or has no such stage or size.
     """
-    encoder, rows = as_encoder(encoder), frames.sample(ROWS, np.random.default_rng(seed))
+    source, rows = as_encoder(encoder), frames.sample(ROWS, np.random.default_rng(seed))
     if lookup("features to whiten", features, {"output": False, "map": True}):
-        return _white_map(encoder, frames, rows, stage, size)
+        return cast(E, _white_map(source, frames, rows, stage, size))
     if (stage, size) != (None, None):
         raise RlpreError("stage and size are those of a map: give features='map' too, or leave them out")
-    return _white_output(encoder, frames, rows)
+    return cast(E, _white_output(source, frames, rows))
 
 
 def _white_output(encoder: AnyEncoder, frames: FrameStore, rows: Indices) -> AnyEncoder:
