@@ -1,9 +1,9 @@
 """Encoders inside SB3's policies: the modes of ``policy_kwargs``, and the features extractors."""
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any, Self
 
 import torch
@@ -247,6 +247,8 @@ class ProtectedExtractor(BaseFeaturesExtractor):
         warmup_updates: gradient steps for which those stages wait.
     """
 
+    hash_weights: Tensor
+
     def __init__(
         self,
         observation_space: spaces.Space[Any],
@@ -259,6 +261,8 @@ class ProtectedExtractor(BaseFeaturesExtractor):
         super().__init__(observation_space, features_dim)
         self.encoder = encoder
         self.ready = not _has_nan(encoder)
+        frames = encoder.frames if isinstance(encoder, SequenceEncoder) else encoder
+        self.register_buffer("hash_weights", make_hash_weights(math.prod(frames.input.shape)), persistent=False)
         self.register_load_state_dict_post_hook(_update_ready)  # type: ignore[no-untyped-call]
         freeze(encoder.stages[:frozen])
         set_learning_rate(encoder, lr_scale, warmup_updates)
@@ -322,14 +326,14 @@ class EncoderExtractor(ProtectedExtractor):
     ) -> None:
         built = encoder.build()
         assert isinstance(built, Encoder)
-        key = find_image(observation_space, built.input, stack, image_key)
+        image = find_image(observation_space, built.input, stack, image_key)
         parts = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {}
-        others = sum(int(get_flattened_obs_dim(part)) for name, part in parts.items() if name != key)
+        others = sum(int(get_flattened_obs_dim(part)) for name, part in parts.items() if name != image.key)
         super().__init__(observation_space, stack * built.num_features + others, built, **training)
-        self.augment, self.keys, self.image_key = augment, list(parts), key
+        self.augment, self.stack, self.keys, self.image = augment, stack, list(parts), image
 
     def forward(self, observations: Tensor | Mapping[str, Tensor]) -> Tensor:
-        """Encodes frames: (batch, stack * C, H, W) in the encoder's range -> (batch, stack * num_features).
+        """Encodes frames: (batch, stack * C, H, W) or (batch, H, W, stack * C) -> (batch, stack * num_features).
 
         Of a Dict, whose parts SB3 has turned into floats, returns (batch, features_dim).
 
@@ -340,13 +344,15 @@ class EncoderExtractor(ProtectedExtractor):
         if isinstance(observations, Tensor):
             return self._encode(observations)
         parts = ((key, observations[key]) for key in self.keys)
-        return torch.cat([self._encode(part) if key == self.image_key else part.flatten(1) for key, part in parts], 1)
+        return torch.cat([self._encode(part) if key == self.image.key else part.flatten(1) for key, part in parts], 1)
 
     def _encode(self, images: Tensor) -> Tensor:
         shifted = self.augment and self.training and torch.is_grad_enabled()
+        if self.image.channels_last:
+            images = images.movedim(-1, 1)
         frames = (random_shift(images) if shifted else images).reshape(-1, *self.encoder.input.shape)
-        features = self.encoder(frames) if shifted else encode_unique(self.encoder, frames)
-        return features.reshape(len(images), -1)
+        features = self.encoder(frames) if shifted else encode_unique(self.encoder, frames, self.hash_weights)
+        return features.reshape(-1, self.stack * self.encoder.num_features)
 
 
 class SequenceExtractor(ProtectedExtractor):
@@ -382,7 +388,8 @@ class SequenceExtractor(ProtectedExtractor):
         return self.encoder.last(features, observations["actions"].long(), mission, observations["present"] > 0)
 
     def _encode(self, frames: Tensor) -> Tensor:
-        return encode_unique(self.encoder.encode_frames, frames.flatten(0, 1)).reshape(*frames.shape[:2], -1)
+        features = encode_unique(self.encoder.encode_frames, frames.flatten(0, 1), self.hash_weights)
+        return features.reshape(-1, frames.shape[1], features.shape[1])
 
 
 def _has_nan(module: nn.Module) -> bool:
@@ -395,21 +402,23 @@ def _update_ready(extractor: nn.Module, _keys: object) -> None:
     extractor.ready = not _has_nan(extractor)
 
 
-def encode_unique(encode: Callable[[Tensor], Tensor], frames: Tensor) -> Tensor:
+def encode_unique(encode: Callable[[Tensor], Tensor], frames: Tensor, hash_weights: Tensor) -> Tensor:
     """Returns ``encode(frames)``, (batch, num_features), computed and differentiated once per distinct frame.
 
     On MiniGrid about half of the frames in a minibatch are repeats, and the encoder is most of the cost of training.
-    Repeats get a copy of the first one's features, and add their gradients to it. On a GPU every frame is encoded,
-    because waiting for the number of distinct frames takes longer.
+    Repeats get a copy of the first one's features, and add their gradients to it. Every frame is encoded on a GPU,
+    where waiting for the number of distinct frames takes longer, and in exports, whose graph must not depend on it.
 
     Args:
         encode: maps each frame to features independently of the others: batch norm in evaluation mode.
         frames: (batch, C, H, W), floating.
+        hash_weights: (C * H * W, 2) small whole numbers.
     """
-    if frames.device.type != "cpu":
+    exporting = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    if exporting or frames.device.type != "cpu":
         return encode(frames)
     flat, rows = frames.flatten(1), torch.arange(len(frames))
-    high, low = (flat @ _hash_weights(flat.shape[1], flat.dtype)).double().T
+    high, low = (flat @ hash_weights.to(flat)).double().T
     _, group = torch.unique(high * 2**25 + low, return_inverse=True)
     first = torch.full((len(frames),), len(frames)).scatter_reduce(0, group, rows, "amin")
     original = first[group]
@@ -419,7 +428,6 @@ def encode_unique(encode: Callable[[Tensor], Tensor], frames: Tensor) -> Tensor:
     return encode(frames[first[: int(group.max()) + 1]])[group]
 
 
-@lru_cache
-def _hash_weights(size: int, dtype: torch.dtype) -> Tensor:
+def make_hash_weights(size: int) -> Tensor:
     """Small whole numbers: sums of bytes stay exact in float32, in whatever order products are added."""
-    return torch.randint(-7, 8, (size, 2), generator=torch.Generator().manual_seed(0)).to(dtype)
+    return torch.randint(-7, 8, (size, 2), generator=torch.Generator().manual_seed(0)).float()
