@@ -7,7 +7,7 @@ from rlpre.loop import PretrainConfig
 from rlpre.pretrain import PretrainResult, pretrain
 from rlpre.sb3 import EncodedVecEnv, HistoryVecEnv, fuse, policy_kwargs
 from rlpre.sources import collect, from_arrays, from_images, from_minari, to_minari
-from rlpre.whiten import whiten
+from rlpre.features import whiten
 
 __all__ = [
     "EncodedVecEnv",
