@@ -291,6 +291,21 @@ def test_policies_without_an_extractor_are_refused(encoder: Encoder) -> None:
         fuse(model, encoder)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_the_same_inside_and_in_front(dtype: torch.dtype, encoder: Encoder, tmp_path: Path) -> None:
+    half = encoder.to(dtype)
+    venv = EncodedVecEnv(worlds(), half, "cpu")
+    model = build(PPO, {}, venv=venv, policy="Mlp").learn(16)
+    for fused in fused_and_loaded(model, half, tmp_path / "fused"):
+        features = venv.reset()
+        given = fused.features_extractor(torch.from_numpy(venv.frames).float())
+        torch.testing.assert_close(given, torch.from_numpy(features))
+    inside = build(PPO, policy_kwargs(half, "frozen")).learn(16)
+    inside.save(tmp_path / "model")
+    assert same(PPO.load(tmp_path / "model", device="cpu").policy, inside.policy)
+    assert encoders_in(build(PPO, policy_kwargs(half, "finetuned")).learn(16))[0].dtype == torch.float32
+
+
 # A model on pixels.
 
 

@@ -2,6 +2,8 @@
 
 import copy
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
@@ -25,7 +27,7 @@ from torch import nn
 
 import envs
 from rlpre import EncodedVecEnv, Encoder, HistoryVecEnv, InputSpec, RlpreError, SequenceEncoder, Vocabulary
-from rlpre.sb3 import policy_kwargs, vecenv
+from rlpre.sb3 import fuse, policy_kwargs, vecenv
 from rlpre.sb3.policy import SequenceExtractor
 
 COLOURS = ["red", "green", "blue", "purple", "yellow", "grey"]
@@ -223,6 +225,24 @@ def test_windows_with_rewards_normalised_inside(encoder: Encoder) -> None:
     sequence = odd_sequence()
     venv = HistoryVecEnv(VecNormalize(worlds(), norm_obs=False), sequence, device="cpu")
     build(DQN, policy_kwargs(sequence), venv=venv, policy="MultiInput").learn(40)
+
+
+def test_encoders_are_given_as_such_as_directories_or_as_results(encoder: Encoder, tmp_path: Path) -> None:
+    sequence = odd_sequence()
+    for one, wrap in ((encoder, EncodedVecEnv), (sequence, EncodedVecEnv), (sequence, HistoryVecEnv)):
+        path = one.save(tmp_path / "encoder")
+        result = SimpleNamespace(encoder=one)  # as of rlpre.pretrain
+        wanted = wrap(worlds(), one).reset()
+        model = build(PPO, {}, venv=EncodedVecEnv(worlds(), one), policy="Mlp")
+        for given in (path, str(path), result):
+            check_same(wrap(worlds(), given).reset(), wanted)
+            arguments = policy_kwargs(given, "anchored", parent=(given, 0.1))["features_extractor_kwargs"]
+            assert same(arguments["encoder"].build(), one)
+            assert same(fuse(model, given), fuse(model, one))
+    for call in (EncodedVecEnv, HistoryVecEnv):
+        refuse("Flatten is a torch module, not an encoder: register", lambda call=call: call(worlds(), nn.Flatten()))
+    refuse("Flatten is a torch module", lambda: policy_kwargs(nn.Flatten()))
+    refuse("Flatten is a torch module", lambda: fuse(model, nn.Flatten()))
 
 
 def test_training_the_encoder_later_does_not_change_the_features(encoder: Encoder) -> None:

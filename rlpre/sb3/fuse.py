@@ -19,13 +19,13 @@ from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvWrapper
 from torch import Tensor, nn
 
-from rlpre.encoders import Encoder, SequenceEncoder
-from rlpre.encoders.checkpoint import check_tensors
+from rlpre.encoders import AnyEncoder, Encoder, SequenceEncoder, as_encoder
+from rlpre.encoders.encoder import check_tensors
 from rlpre.errors import RlpreError
 from rlpre.sb3.optim import EncoderOptimizer, encoder_optimizer
 from rlpre.sb3.policy import ProtectedExtractor, SequenceExtractor, policy_kwargs
 from rlpre.sb3.ppo import KLPenalty
-from rlpre.sb3.spaces import FeatureSpace, normalizes, stacked, window_length, window_space, with_image
+from rlpre.sb3.spaces import EncoderLike, FeatureSpace, normalizes, stacked, window_length, window_space, with_image
 from rlpre.sb3.vecenv import FeaturesVecEnv
 
 Algorithm = TypeVar("Algorithm", bound=BaseAlgorithm)
@@ -33,18 +33,16 @@ Algorithm = TypeVar("Algorithm", bound=BaseAlgorithm)
 
 @overload
 def fuse(
-    model: BaseAlgorithm, encoder: Encoder | SequenceEncoder, as_model: Literal[False] = False, **options: Any
+    model: BaseAlgorithm, encoder: EncoderLike, as_model: Literal[False] = False, **options: Any
 ) -> BasePolicy: ...
 
 
 @overload
-def fuse(
-    model: Algorithm, encoder: Encoder | SequenceEncoder, as_model: Literal[True], **options: Any
-) -> Algorithm: ...
+def fuse(model: Algorithm, encoder: EncoderLike, as_model: Literal[True], **options: Any) -> Algorithm: ...
 
 
 def fuse(
-    model: BaseAlgorithm, encoder: Encoder | SequenceEncoder, as_model: bool = False, **options: Any
+    model: BaseAlgorithm, encoder: EncoderLike, as_model: bool = False, **options: Any
 ) -> BasePolicy | BaseAlgorithm:
     """Builds the pixel policy that acts as ``model`` does behind `EncodedVecEnv` or `HistoryVecEnv`.
 
@@ -55,7 +53,7 @@ def fuse(
     Args:
         model: of any algorithm of SB3 or sb3-contrib, trained on ``EncodedVecEnv(venv, encoder)``, or with
             ``policy_kwargs(encoder, ...)`` on ``HistoryVecEnv(venv, encoder)``; live, loaded or compiled.
-        encoder: the one that computed the features.
+        encoder: the one that computed the features, its directory, or the result of `rlpre.pretrain`.
         as_model: return a model instead, which can ``learn``, ``save`` and ``load`` on pixels. It learns in the
             environment inside the model's `EncodedVecEnv`, if there is one; otherwise call its ``set_env``. It keeps
             the state of the optimiser if the encoder is frozen; a replay buffer starts empty.
@@ -73,7 +71,7 @@ def fuse(
         RlpreError: if the model was trained on other features, or behind a ``VecNormalize`` whose statistics are
             missing; or on features of a GRU behind `EncodedVecEnv`, which remembers more than a window holds.
     """
-    plan = _Plan(model, encoder)
+    plan = _Plan(model, as_encoder(encoder))
     if as_model:
         return plan.build_model(**options)
     if options:
@@ -109,7 +107,7 @@ class FusedExtractor(BaseFeaturesExtractor):
         self.normalizers = nn.ModuleList(_Normalize(*pair) for part in normalizers for pair in part.items())
 
     @property
-    def encoder(self) -> Encoder | SequenceEncoder:
+    def encoder(self) -> AnyEncoder:
         """The encoder of the pixels."""
         return self.reader.encoder
 
@@ -150,7 +148,7 @@ class _Normalize(nn.Module):
 class _Plan:
     """How pixels take the place of features in a model's policy."""
 
-    def __init__(self, model: BaseAlgorithm, encoder: Encoder | SequenceEncoder) -> None:
+    def __init__(self, model: BaseAlgorithm, encoder: AnyEncoder) -> None:
         self.model, self.encoder, self.features = model, encoder, model.observation_space
         self.key: str | None = None
         self.stack = 1

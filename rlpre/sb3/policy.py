@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from rlpre.augment import random_shift
-from rlpre.encoders import Encoder, SequenceEncoder
-from rlpre.encoders.checkpoint import check_tensors, freeze
+from rlpre.encoders import AnyEncoder, Encoder, SequenceEncoder, as_encoder
+from rlpre.encoders.encoder import check_tensors, freeze
 from rlpre.errors import RlpreError, lookup
 from rlpre.sb3.optim import encoder_optimizer, set_anchors, set_learning_rate
-from rlpre.sb3.spaces import check_windows, find_image
+from rlpre.sb3.spaces import EncoderLike, check_windows, find_image
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,12 @@ ANCHOR_STRENGTH = 0.01  # with PPO on DoorKey-5x5 the pull has a median half-lif
 
 
 def policy_kwargs(
-    encoder: Encoder | SequenceEncoder,
+    encoder: EncoderLike,
     mode: str = "frozen",
     *,
     stages: int | None = None,
     anchor: float | None = None,
-    parent: tuple[Encoder | SequenceEncoder, float] | None = None,
+    parent: tuple[EncoderLike, float] | None = None,
     encoder_lr_scale: float | None = None,
     warmup_updates: int = 0,
     augment: bool = False,
@@ -76,7 +76,8 @@ def policy_kwargs(
     ``torch.optim.RMSprop`` for A2C's own.
 
     Args:
-        encoder: copied now; training it later does not change the policy.
+        encoder: an encoder, its directory, or the result of `rlpre.pretrain`; copied now, so training it later does
+            not change the policy.
         mode: a name in ``MODES``.
         stages: for ``"partial"``, how many of ``encoder.stages`` are frozen.
         anchor: for ``"anchored"``, the strength of the pull: 0 is ``"finetuned"``, a large number ``"frozen"``.
@@ -97,6 +98,7 @@ def policy_kwargs(
     Raises:
         RlpreError: for an unknown mode or optimiser, or an option that the mode does not use.
     """
+    encoder = as_encoder(encoder)
     chosen, total = lookup("mode", mode, MODES), len(encoder.stages)
     if not chosen.trainable:
         unused = {"augment": augment, "warmup_updates": warmup_updates or None, "encoder_lr_scale": encoder_lr_scale}
@@ -125,14 +127,16 @@ def policy_kwargs(
 
 
 def extractor_kwargs(
-    encoder: Encoder | SequenceEncoder, pretrained: bool, anchoring: dict[str, Any] | None = None, **options: Any
+    encoder: AnyEncoder, pretrained: bool, anchoring: dict[str, Any] | None = None, **options: Any
 ) -> dict[str, Any]:
     """The part of ``policy_kwargs`` that concerns only the extractor, with ``options`` for its constructor."""
     config, state = copy.deepcopy(encoder.config), encoder.state_dict()
     if not pretrained:
         config["pretraining"] = {}
     tensors = {name: state[name].detach().cpu().clone() for name in _copied(state, pretrained)}
-    factory = EncoderFactory(config, pretrained, tensors, **anchoring or {})
+    whole = options["frozen"] == len(encoder.stages)
+    dtype = encoder.dtype if whole else torch.float32  # half precision is too coarse for the steps of an optimiser
+    factory = EncoderFactory(config, pretrained, dtype, tensors, **anchoring or {})
     return {
         "features_extractor_class": SequenceExtractor if isinstance(encoder, SequenceEncoder) else EncoderExtractor,
         "features_extractor_kwargs": {"encoder": factory, **options},
@@ -156,9 +160,7 @@ def _training_options(mode: Mode, lr_scale: float | None, warmup: int) -> dict[s
     return {"lr_scale": mode.lr_scale if lr_scale is None else lr_scale, "warmup_updates": warmup}
 
 
-def _reading_options(
-    encoder: Encoder | SequenceEncoder, augment: bool, stack: int, image_key: str | None
-) -> dict[str, Any]:
+def _reading_options(encoder: AnyEncoder, augment: bool, stack: int, image_key: str | None) -> dict[str, Any]:
     if stack < 1:
         raise RlpreError(f"stack is {stack}: give the number of frames in an observation, 1 or more")
     if not isinstance(encoder, SequenceEncoder):
@@ -169,17 +171,17 @@ def _reading_options(
 
 
 def _anchor_options(
-    encoder: Encoder | SequenceEncoder,
+    encoder: AnyEncoder,
     mode: str,
     anchor: float | None,
-    parent: tuple[Encoder | SequenceEncoder, float] | None,
+    parent: tuple[EncoderLike, float] | None,
 ) -> dict[str, Any]:
     """Anchors and strength of the pull: for two Gaussian priors, precisions add up and means are averaged."""
     if mode != "anchored":
         _refuse_unused({"anchor": anchor, "parent": parent}, f"mode {mode!r}: leave it out, or use mode 'anchored'")
         return {}
     own = ANCHOR_STRENGTH if anchor is None else anchor
-    other, theirs = (encoder, 0.0) if parent is None else parent
+    other, theirs = (encoder, 0.0) if parent is None else (as_encoder(parent[0]), parent[1])
     for name, strength in (("anchor", own), ("the parent's strength", theirs)):
         if not 0 <= strength < float("inf"):
             raise RlpreError(f"{name} is {strength}: it must be 0 or more, and finite: mode 'frozen' does not move")
@@ -205,14 +207,15 @@ class EncoderFactory:
 
     config: dict[str, Any]
     pretrained: bool
+    dtype: torch.dtype
     tensors: dict[str, Tensor] | None = field(default=None, repr=False, compare=False)
     strength: float = 0.0  # of the pull toward the anchors, see rlpre.sb3.optim
     anchors: dict[str, Tensor] | None = field(default=None, repr=False, compare=False)
 
-    def build(self) -> Encoder | SequenceEncoder:
+    def build(self) -> AnyEncoder:
         """Builds an encoder. Every mode draws the same random numbers, so heads start alike for a given seed."""
         kind = SequenceEncoder if self.config.get("kind") == SequenceEncoder.kind else Encoder
-        encoder = kind.from_config(self.config)
+        encoder = kind.from_config(self.config).to(self.dtype)
         state = encoder.state_dict()
         tensors = self.tensors
         if tensors is None:  # NaN marks what was not loaded
@@ -253,7 +256,7 @@ class ProtectedExtractor(BaseFeaturesExtractor):
         self,
         observation_space: spaces.Space[Any],
         features_dim: int,
-        encoder: Encoder | SequenceEncoder,
+        encoder: AnyEncoder,
         frozen: int,
         lr_scale: float = 1.0,
         warmup_updates: int = 0,
@@ -352,7 +355,7 @@ class EncoderExtractor(ProtectedExtractor):
             images = images.movedim(-1, 1)
         frames = (random_shift(images) if shifted else images).reshape(-1, *self.encoder.input.shape)
         features = self.encoder(frames) if shifted else encode_unique(self.encoder, frames, self.hash_weights)
-        return features.reshape(-1, self.stack * self.encoder.num_features)
+        return features.reshape(-1, self.stack * self.encoder.num_features).float()
 
 
 class SequenceExtractor(ProtectedExtractor):

@@ -2,18 +2,21 @@
 
 from collections import OrderedDict
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 
-from rlpre.encoders import InputSpec, SequenceEncoder, Vocabulary
-from rlpre.encoders.checkpoint import Checkpoint
+from rlpre.encoders import AnyEncoder, InputSpec, SequenceEncoder, Vocabulary
+from rlpre.encoders.encoder import BaseEncoder
 from rlpre.errors import RlpreError, lookup
+from rlpre.pretrain import PretrainResult
 from rlpre.sb3.caller import calling_algorithm
 
 NO_ACTION = -1  # before an episode's first frame
+EncoderLike = AnyEncoder | str | PathLike[str] | PretrainResult  # what `rlpre.encoders.as_encoder` takes
 
 
 class _TaggedBox(spaces.Box):
@@ -41,7 +44,7 @@ class FeatureSpace(_TaggedBox):
 
     normalized = False
 
-    def __init__(self, encoder: Checkpoint, shape: tuple[int, ...] | None = None) -> None:
+    def __init__(self, encoder: BaseEncoder, shape: tuple[int, ...] | None = None) -> None:
         super().__init__(-np.inf, np.inf, (encoder.num_features,) if shape is None else shape, np.float32)
         self.tag = ("encoder", encoder.fingerprint()[:16])
 

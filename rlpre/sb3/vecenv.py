@@ -12,14 +12,14 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import unwrap_vec_normalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvObs, VecEnvStepReturn, VecEnvWrapper
 
-from rlpre.device import resolve_device
-from rlpre.encoders import Encoder, SequenceEncoder
-from rlpre.encoders.checkpoint import freeze
+from rlpre.encoders import AnyEncoder, Encoder, SequenceEncoder, as_encoder
+from rlpre.encoders.encoder import freeze
 from rlpre.errors import RlpreError, at_least
-from rlpre.sb3.spaces import NO_ACTION, FeatureSpace, find_image, window_space, with_image
+from rlpre.sb3.spaces import NO_ACTION, EncoderLike, FeatureSpace, find_image, window_space, with_image
+from rlpre.utils import resolve_device
 
 MEMORY_FRAMES = 1 << 16  # with 128 features each about 40 MB
-AnyEncoder = TypeVar("AnyEncoder", Encoder, SequenceEncoder)
+Either = TypeVar("Either", Encoder, SequenceEncoder)
 
 
 class FrameMemory:
@@ -214,7 +214,7 @@ class _StepReader(_WindowReader):
 class FeaturesVecEnv(VecEnvWrapper):
     """Encodes each frame once; a reader makes observations of the features."""
 
-    encoder: Encoder | SequenceEncoder
+    encoder: AnyEncoder
 
     def __init__(self, venv: VecEnv, memory: FrameMemory, reader: _StackReader | _WindowReader) -> None:
         super().__init__(venv, observation_space=reader.space)
@@ -276,7 +276,8 @@ class EncodedVecEnv(FeaturesVecEnv):
     Args:
         venv: gives frames as ``encoder.input`` describes them, channels first or last, or a Dict with such an image;
             for a `SequenceEncoder` frames as ``encoder.frames.input`` describes them.
-        encoder: copied; training it later does not change the features.
+        encoder: an encoder, its directory, or the result of `rlpre.pretrain`; copied, so training it later does not
+            change the features.
         device: where to encode.
         stack: number of frames whose features an observation holds, oldest first. Before an episode's first frame
             they are black, as in SB3's ``VecFrameStack``. Other keys of a Dict are not stacked.
@@ -295,12 +296,13 @@ class EncodedVecEnv(FeaturesVecEnv):
     def __init__(
         self,
         venv: VecEnv,
-        encoder: Encoder | SequenceEncoder,
+        encoder: EncoderLike,
         device: torch.device | str = "auto",
         stack: int = 1,
         image_key: str | None = None,
     ) -> None:
         _check_vec_env(venv)
+        encoder = as_encoder(encoder)
         self.stack = stack
         at_least(self, stack=1)
         reader: _StackReader | _WindowReader
@@ -330,7 +332,7 @@ class HistoryVecEnv(FeaturesVecEnv):
     Args:
         venv: gives frames as ``encoder.frames.input`` describes them, channels first or last, and takes
             ``encoder.actions`` discrete actions.
-        encoder: copied.
+        encoder: an encoder, its directory, or the result of `rlpre.pretrain`; copied.
         window: steps in an observation, at most ``encoder.window``, the default. The features of a transformer depend
             on no more steps; a GRU loses what lies before the window.
         device: where to encode.
@@ -347,10 +349,11 @@ class HistoryVecEnv(FeaturesVecEnv):
     def __init__(
         self,
         venv: VecEnv,
-        encoder: SequenceEncoder,
+        encoder: EncoderLike,
         window: int | None = None,
         device: torch.device | str = "auto",
     ) -> None:
+        encoder = as_encoder(encoder)
         if not isinstance(encoder, SequenceEncoder):
             raise RlpreError(
                 f"HistoryVecEnv is for a SequenceEncoder, this is {type(encoder).__name__}: use EncodedVecEnv, or put "
@@ -377,7 +380,7 @@ def _check_vec_env(venv: object) -> None:
             )
 
 
-def _frozen(encoder: AnyEncoder, device: torch.device | str) -> AnyEncoder:
+def _frozen(encoder: Either, device: torch.device | str) -> Either:
     """A copy that never trains, on ``device``."""
     encoder = copy.deepcopy(encoder).eval()
     freeze(encoder)
