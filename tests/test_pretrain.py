@@ -1,6 +1,7 @@
 """Pretraining: it learns, resumes bit for bit, and keeps what it has when it must stop."""
 
 import copy
+import re
 import shutil
 import signal
 import subprocess
@@ -253,3 +254,14 @@ def test_an_encoder_that_it_did_not_make_is_never_overwritten(doorkey: FrameStor
     for file in ("config.json", "model.safetensors"):  # as if killed between the state and the encoder
         (tmp_path / "cut" / file).unlink()
         assert equal(rlpre.pretrain(doorkey, out=tmp_path / "cut", **SHORT).encoder.state_dict(), weights(done))
+
+
+def test_the_script_says_loss_and_accuracy_of_frames_without_labels(tmp_path: Path) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (30, 36, 36), np.uint8)
+    rlpre.from_arrays(frames, tmp_path / "frames", episode_start=np.ones(30, bool))
+    script = Path(__file__).parents[1] / "scripts" / "pretrain.py"
+    settings = ["--objective=contrastive", "--steps=4", "--batch=8", "--features=8", "--device=cpu"]
+    command = [sys.executable, script, tmp_path / "frames", tmp_path / "out", *settings]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert re.search(r"^last batch: contrastive loss \d.*, accuracy \d.*$", answer.stdout, re.MULTILINE)
+    assert "no linear probe: the frames have no labels" in answer.stdout
