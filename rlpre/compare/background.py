@@ -56,13 +56,13 @@ def read_provenance(directory: Path) -> Provenance:
 
 def films(directory: Path, task: str) -> dict[str, Figure]:
     """By arm the film (GIF) of its first seed that has one; of one that is too large only the size."""
-    found: dict[str, Figure] = {}
+    figures: dict[str, Figure] = {}
     for run, path in finished_runs(directory).items():
-        for film in sorted(path.glob("*.gif"))[:1] if run.task == task and run.arm not in found else ():
+        for film in sorted(path.glob("*.gif"))[:1] if run.task == task and run.arm not in figures else ():
             large = film.stat().st_size > MOST_BYTES
             note = f"{film.stat().st_size / 1e6:.1f} MB, too large for this page" if large else ""
-            found[run.arm] = Figure(f"{run.arm}, seed {run.seed}", b"" if large else film.read_bytes(), note)
-    return found
+            figures[run.arm] = Figure(f"{run.arm}, seed {run.seed}", b"" if large else film.read_bytes(), note)
+    return figures
 
 
 def pretraining_sections(directory: Path) -> list[Section]:
@@ -88,7 +88,7 @@ def _attempt(title: str, make: Callable[[], Section]) -> Section:
 
 
 def _frames(stores: Sequence[Path]) -> Section:
-    blocks: list[Table | Gallery] = []
+    blocks: list[Table | Figure | Gallery] = []
     for path in stores:
         store = FrameStore.open(path)
         tasks, names = store.column("task"), short_names(store.tasks)
@@ -99,9 +99,14 @@ def _frames(stores: Sequence[Path]) -> Section:
             f"transitions change nothing. Behaviour: {behaviour}."
         )
         blocks.append(
-            Table(["environment", "frames"], [[name, f"{len(of):,}"] for name, of in rows.items()], path.name, note)
+            Table(
+                ["environment", "frames"],
+                [[name, f"{len(places):,}"] for name, places in rows.items()],
+                path.name,
+                note,
+            )
         )
-        blocks.append(Gallery([Figure(names[name], _strip(store, of)) for name, of in rows.items() if len(of)]))
+        blocks += [Figure(names[name], _strip(store, places)) for name, places in rows.items() if len(places)]
     return Section("Offline frames", [], blocks)
 
 
@@ -117,13 +122,13 @@ def _strip(store: FrameStore, rows: np.ndarray) -> bytes:
 
 def _pretraining(runs: Mapping[Run, Path]) -> Section:
     facts = {run: read_json(path / CHECKPOINT).get("pretraining", {}) for run, path in runs.items()}
-    facts = {run: {"probes": {}, "control": {}, **of} for run, of in facts.items() if of}
-    labels = list(dict.fromkeys(label for of in facts.values() for label in (*of["probes"], *of["control"])))
+    facts = {run: {"probes": {}, "control": {}, **fact} for run, fact in facts.items() if fact}
+    labels = list(dict.fromkeys(label for fact in facts.values() for label in (*fact["probes"], *fact["control"])))
     rows: list[list[Cell]] = []
-    for run, of in facts.items():
-        numbers = [f"{of[name]:,}" if name in of else "-" for name in ("steps", "batch")]
+    for run, fact in facts.items():
+        numbers = [f"{fact[name]:,}" if name in fact else "-" for name in ("steps", "batch")]
         seconds = f"{read_json(runs[run] / DONE)['seconds']:.0f}"
-        scores = [_score(of["probes"].get(label), of["control"].get(label)) for label in labels]
+        scores = [_score(fact["probes"].get(label), fact["control"].get(label)) for label in labels]
         rows.append([run.arm, str(run.seed), *numbers, seconds, *scores])
     probes = "Linear probes: what can be read from the frozen features (balanced accuracy; R² for quantities); in "
     text = [f"{probes}brackets the same for fresh weights."] if labels else []

@@ -75,8 +75,8 @@ def report(directory: Path, sections: Sequence[Section] = ()) -> str:
     """
     results = read_results(directory)
     metric, tasks = results.metric, results.tasks
-    found = answers(results)
-    lead = next(iter(found.values()))
+    by_task = answers(results)
+    lead = next(iter(by_task.values()))
     page = Page(
         question=f"How many environment steps did {metric.cause} save?",
         answer=f"{sentence(lead.claim)}.",
@@ -84,8 +84,8 @@ def report(directory: Path, sections: Sequence[Section] = ()) -> str:
         facts=[f"{sentence(lead.facts)}."] if lead.facts else [],
         notices=[*notices(directory), *_missing(results)],
         sections=[
-            *([_all_tasks(results, found)] if len(tasks) > 1 else []),
-            *(_task(results, task, found, films(directory, task)) for task in tasks),
+            *([_all_tasks(results, by_task)] if len(tasks) > 1 else []),
+            *(_task(results, task, by_task, films(directory, task)) for task in tasks),
             *sections,
             *pretraining_sections(directory),
             Section("Reading the numbers", [READING.format(metric)]),
@@ -166,8 +166,8 @@ def verdict(ratio: StepsRatio) -> str:
 
 def answers(results: Results) -> dict[str, Answer]:
     """The answers by task; with several tasks the answer over all of them comes first, as `ALL`."""
-    found = {task: _answer(results, task) for task in results.tasks}
-    return found if len(found) == 1 else {ALL: _overall_answer(results, found), **found}
+    by_task = {task: _answer(results, task) for task in results.tasks}
+    return by_task if len(by_task) == 1 else {ALL: _overall_answer(results, by_task), **by_task}
 
 
 def _answer(results: Results, task: str) -> Answer:
@@ -181,7 +181,7 @@ def _answer(results: Results, task: str) -> Answer:
     if baseline.reached + treated.reached == 0:
         both = f"no run of {metric.baseline} or {metric.answer}"
         return Answer(NONE, f"no answer, {both} reached {metric.threshold:g} in {budget} steps")
-    slow, fast = (of.steps.value for of in (baseline, treated) if of.steps)
+    slow, fast = (record.steps.value for record in (baseline, treated) if record.steps)
     facts = (
         f"to reach {metric.threshold:g}, {metric.baseline} needs {show_ratio(treated.ratio)} times the steps of "
         f"{metric.answer} ({thousands(slow)} and {thousands(fast)}; {_reached(baseline)} and {_reached(treated)} runs "
@@ -189,20 +189,20 @@ def _answer(results: Results, task: str) -> Answer:
     )
     paid = metric.arms[metric.answer] - metric.arms[metric.baseline]
     facts += f", after {thousands(paid)} offline frames" if paid > 0 else ""
-    found = verdict(treated.ratio)
-    if found == NONE:
-        return Answer(found, f"no answer, fewer than {FEWEST} runs of an arm allow no interval", facts)
-    if found == UNKNOWN:
-        return Answer(found, f"it is not known whether {metric.cause} saves environment steps", facts)
+    outcome = verdict(treated.ratio)
+    if outcome == NONE:
+        return Answer(outcome, f"no answer, fewer than {FEWEST} runs of an arm allow no interval", facts)
+    if outcome == UNKNOWN:
+        return Answer(outcome, f"it is not known whether {metric.cause} saves environment steps", facts)
     least = "at least " if treated.ratio.bound in (">=", "<=") else ""
-    return Answer(found, f"{metric.cause} {found} {least}{thousands(abs(slow - fast))} environment steps", facts)
+    return Answer(outcome, f"{metric.cause} {outcome} {least}{thousands(abs(slow - fast))} environment steps", facts)
 
 
-def _overall_answer(results: Results, found: Mapping[str, Answer]) -> Answer:
+def _overall_answer(results: Results, by_task: Mapping[str, Answer]) -> Answer:
     """On how many tasks steps were saved, on which, and the ratio over all tasks."""
-    metric, names = results.metric, short_names(found)
+    metric, names = results.metric, short_names(by_task)
     where = {
-        kind: [names[task] for task, answer in found.items() if answer.verdict == kind]
+        kind: [names[task] for task, answer in by_task.items() if answer.verdict == kind]
         for kind in (SAVED, COST, UNKNOWN, NONE)
     }
     facts = "; ".join(f"{kind} on {', '.join(on)}" for kind, on in where.items() if on)
@@ -213,9 +213,9 @@ def _overall_answer(results: Results, found: Mapping[str, Answer]) -> Answer:
         within = ", within the budgets," if ratio.bound == "?" else ""
         facts += f"; to reach {metric.threshold:g} on all tasks, {metric.baseline} needs {times} times the steps"
         facts += f"{within} of {metric.answer}"
-    if len(where[NONE]) == len(found):
-        return Answer(NONE, f"no answer on any of {len(found)} tasks", facts)
-    claim = f"{metric.cause} saved environment steps on {len(where[SAVED]) or 'none'} of {len(found)} tasks"
+    if len(where[NONE]) == len(by_task):
+        return Answer(NONE, f"no answer on any of {len(by_task)} tasks", facts)
+    claim = f"{metric.cause} saved environment steps on {len(where[SAVED]) or 'none'} of {len(by_task)} tasks"
     claim += f" and cost steps on {len(where[COST])}" if where[COST] else ""
     return Answer(verdict(ratio) if ratio else NONE, claim, facts)
 
@@ -233,7 +233,7 @@ def _all_tasks(results: Results, answers: Mapping[str, Answer]) -> Section:
         own = next(filter(None, records.values()), None)
         answer = Toned(sentence(answers[task].claim), TONES.get(answers[task].verdict, ""))
         rows.append([names[task], *map(_ratio, records.values()), _reached(own) if own else "-", answer])
-    won = [f"{of.count(SAVED)} won, {of.count(COST)} lost of {len(of)}" for of in verdicts.values()]
+    won = [f"{each.count(SAVED)} won, {each.count(COST)} lost of {len(each)}" for each in verdicts.values()]
     rows.append(["all", *won, "", ""])
     head = ["task", *(f"{over} / {metric.answer}" for over in overs), "reached", "answer"]
     note = f"{metric.answer}, to a return of {metric.threshold:g}. Won and lost: the interval excludes 1."
@@ -251,7 +251,7 @@ def _task(results: Results, task: str, answers: Mapping[str, Answer], films: Map
         text.append(sentence(str(answers[task])))
     overview = matplotlib.figure.Figure(figsize=HALF, layout="constrained")
     _draw_overview(panel := overview.subplots(), arms, metric)
-    panel.legend(frameon=False, fontsize="small", ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.17))
+    panel.legend(frameon=False, fontsize="small", ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     against = []
     for arm in arms:
         if arm != metric.baseline:
@@ -271,24 +271,31 @@ def _task(results: Results, task: str, answers: Mapping[str, Answer], films: Map
 
 
 def _arms_table(results: Results, task: str) -> Table:
-    """One row per arm."""
-    metric, several = results.metric, task == ALL
-    overs = [over for over in (metric.baseline, *metric.controls) if any(of.over == over for of in results.records)]
-    head = ["arm", *(f"{over} / arm" for over in overs), f"steps to {metric.threshold:g}", "reached"]
-    head += ["P(better)", "area", "final return", "seeds" if several else "frames", "minutes"]
-    rows: list[list[Cell]] = []
-    for of in results.arms(task):
-        ratios = [_ratio(results.record(task, of.arm, over)) for over in overs]
-        every = of.reached == of.n
-        steps = show_interval(of.steps, thousands, "" if every else ">=") if of.steps else "-"
-        better = show_interval(of.better) if of.better and of.over == metric.baseline else "-"
-        frames = thousands(metric.arms[of.arm]) if metric.arms[of.arm] else "-"
-        minutes = results.minutes(task, of.arm)
-        row: list[Cell] = [Toned(of.arm, "strong" if of.arm == metric.answer else ""), *ratios, steps]
-        row += [Toned(_reached(of), "" if every or several else "bad"), better, show_interval(of.area)]
-        row += [show_interval(of.final), str(of.n) if several else frames, "-" if minutes is None else f"{minutes:.1f}"]
-        rows.append(row)
-    return Table(head, rows, "All arms over all tasks" if several else "Arms")
+    """One row per arm; columns without any content are left out."""
+    metric, records, alone = results.metric, results.arms(task), task != ALL
+    columns: dict[str, list[Cell]] = {
+        "arm": [Toned(record.arm, "strong" * (record.arm == metric.answer)) for record in records]
+    }
+    for over in (metric.baseline, *metric.controls):
+        columns[f"{over} / arm"] = [_ratio(results.record(task, record.arm, over)) for record in records]
+    columns[f"steps to {metric.threshold:g}"] = [
+        show_interval(record.steps, thousands, ">=" * (record.reached < record.n)) if record.steps else "-"
+        for record in records
+    ]
+    better = [record.better if record.over == metric.baseline else None for record in records]
+    minutes = [results.minutes(task, record.arm) for record in records]
+    if alone:
+        columns["reached"] = [Toned(_reached(record), "bad" * (record.reached < record.n)) for record in records]
+    else:
+        columns["seeds"] = [str(record.n) for record in records]
+    columns["P(better)"] = [show_interval(chance) if chance else "-" for chance in better]
+    columns["area"] = [show_interval(record.area) for record in records]
+    columns["final return"] = [show_interval(record.final) for record in records]
+    columns["frames"] = [thousands(metric.arms[record.arm]) if metric.arms[record.arm] else "-" for record in records]
+    columns["minutes"] = ["-" if duration is None else f"{duration:.1f}" for duration in minutes]
+    filled = {name: cells for name, cells in columns.items() if any(cell != "-" for cell in cells)}
+    rows = list(zip(*filled.values(), strict=True))
+    return Table(list(filled), rows, "Arms" if alone else "All arms over all tasks")
 
 
 def _ratio(record: Record | None) -> Cell:
@@ -301,7 +308,9 @@ def _reached(record: Record) -> str:
 
 def _missing(results: Results) -> list[str]:
     names = short_names(results.tasks)
-    lacking = {names[task]: [arm for arm in results.metric.arms if arm not in of] for task, of in results.tasks.items()}
+    lacking = {
+        names[task]: [arm for arm in results.metric.arms if arm not in arms] for task, arms in results.tasks.items()
+    }
     missing = [f"{', '.join(arms)} on {task}" for task, arms in lacking.items() if arms]
     return [f"Arms without a finished run: {'; '.join(missing)}."] if missing else []
 
@@ -342,23 +351,23 @@ def draw_curves(tasks: Tasks, metric: Metric) -> matplotlib.figure.Figure:
 def draw_ratios(results: Results, task: str) -> matplotlib.figure.Figure | None:
     """The ratios over the baseline on a logarithmic axis, open intervals up to its end; None if no run reached."""
     ratios = {
-        of.arm: of.ratio
-        for of in reversed(results.arms(task))
-        if of.over == results.metric.baseline and of.ratio and of.ratio.baseline_reached + of.ratio.treated_reached
+        record.arm: record.ratio
+        for record in reversed(results.arms(task))
+        if record.over == results.metric.baseline and record.ratio and record.ratio.known
     }
     if not ratios:
         return None
-    ends = [end for of in ratios.values() for end in (of.ratio.value, of.ratio.low, of.ratio.high) if end]
+    ends = [end for ratio in ratios.values() for end in (ratio.ratio.value, ratio.ratio.low, ratio.ratio.high) if end]
     reach = 1.1 * float(np.clip(max(max(end, 1 / end) for end in ends), 2, 20))
     figure = matplotlib.figure.Figure(figsize=HALF, layout="constrained")
     panel = figure.subplots()
     panel.axvline(1, color="#404040", linewidth=0.8)
-    for place, (arm, of) in enumerate(ratios.items()):
+    for place, (arm, ratio) in enumerate(ratios.items()):
         colour, _ = style(arm, results.metric)
-        low = 1 / reach if of.bound == "<=" else of.ratio.low or of.ratio.value
-        high = reach if of.bound == ">=" else of.ratio.high or of.ratio.value
+        low = 1 / reach if ratio.bound == "<=" else ratio.ratio.low or ratio.ratio.value
+        high = reach if ratio.bound == ">=" else ratio.ratio.high or ratio.ratio.value
         panel.plot([low, high], [place, place], color=colour, linewidth=2)
-        panel.plot(of.ratio.value, place, "o", color=colour)
+        panel.plot(ratio.ratio.value, place, "o", color=colour)
     panel.set_yticks(range(len(ratios)), list(ratios))
     panel.set(xscale="log", xlim=(1 / reach, reach), ylim=(-0.6, len(ratios) - 0.4), xlabel="← costs · saves →")
     panel.set_xticks([tick for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10) if 1 / reach <= tick <= reach])
@@ -382,10 +391,10 @@ def style(arm: str, metric: Metric) -> tuple[str, str]:
 def _draw_overview(panel: Axes, arms: Mapping[str, Curves], metric: Metric) -> None:
     """The IQM of every arm on one task."""
     _frame(panel, arms.values(), metric)
-    for arm, of in arms.items():
+    for arm, curve in arms.items():
         colour, dashes = style(arm, metric)
-        values = [point.value for point in of.points]
-        panel.plot(of.steps, values, color=colour, linestyle=dashes, linewidth=2, label=arm)
+        values = [point.value for point in curve.points]
+        panel.plot(curve.steps, values, color=colour, linestyle=dashes, linewidth=2, label=arm)
 
 
 def _draw_against_baseline(panel: Axes, arm: str, arms: Mapping[str, Curves], metric: Metric) -> None:
@@ -399,11 +408,11 @@ def _draw_against_baseline(panel: Axes, arm: str, arms: Mapping[str, Curves], me
 
 
 def _frame(panel: Axes, every: Iterable[Curves], metric: Metric) -> None:
-    values = np.concatenate([of.values.ravel() for of in every])
+    values = np.concatenate([curve.values.ravel() for curve in every])
     low, high = min(values.min(), metric.threshold), max(values.max(), metric.threshold)
     margin = 0.05 * (high - low) or 1.0
     panel.set_ylim(low - margin, high + margin)  # of the runs, not of the bands, which are wide with few runs
-    panel.set_xlim(0, max(of.steps[-1] for of in every))
+    panel.set_xlim(0, max(curve.steps[-1] for curve in every))
     panel.axhline(metric.threshold, color="#404040", linewidth=0.8, linestyle=(0, (1, 2)))
     panel.xaxis.set_major_formatter(EngFormatter(sep=""))
     panel.set(xlabel="environment steps", ylabel="evaluation return")

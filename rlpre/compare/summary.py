@@ -5,8 +5,9 @@ what ``summary.json`` lists.
 """
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -87,6 +88,10 @@ class Curves:
         """The IQM over runs at every step."""
         return [stats.iqm_interval(point) for point in self.values.T]
 
+    def only(self, seeds: Sequence[int]) -> "Curves":
+        """The curves of some seeds."""
+        return replace(self, seeds=tuple(seeds), values=self.values[[self.seeds.index(seed) for seed in seeds]])
+
     def times(self, threshold: float) -> Times:
         """Steps to the threshold of each run, and whether it reached it."""
         return stats.steps_to_threshold(self.steps, self.values, threshold)
@@ -123,13 +128,18 @@ class Record:
 
     def flat(self) -> dict[str, Any]:
         """Numbers by name, for JSON and data frames: None for what is not known, an open end, or no number."""
-        ratio, bound = (self.ratio.ratio, self.ratio.bound) if self.ratio else (None, None)
-        known = ratio if self.ratio and self.ratio.baseline_reached + self.ratio.treated_reached else None
-        ends = (0.0 if bound == "<=" else known.low, None if bound == ">=" else known.high) if known else (None, None)
+        bound = self.ratio.bound if self.ratio else None
+        ratio = self.ratio.ratio if self.ratio and self.ratio.known else Interval(math.nan, None, None, 0)
         return {
-            **{name: getattr(self, name) for name in ("task", "arm", "over")},
-            **dict(zip(("ratio", "low", "high"), (known and known.value, *ends), strict=True)),
-            **{"bound": bound, "reached": self.reached, "n": self.n},
+            "task": self.task,
+            "arm": self.arm,
+            "over": self.over,
+            "ratio": None if math.isnan(ratio.value) else ratio.value,
+            "low": 0.0 if bound == "<=" and ratio.low is not None else ratio.low,
+            "high": None if bound == ">=" else ratio.high,
+            "bound": bound,
+            "reached": self.reached,
+            "n": self.n,
             **_flat("steps_to_threshold", self.steps),
             **_flat("final", self.final),
             **_flat("area", self.area),
@@ -155,11 +165,13 @@ class Results:
 
     def record(self, task: str, arm: str, over: str | None) -> Record | None:
         """One record; None if an arm has no finished run."""
-        return next((of for of in self.records if (of.task, of.arm, of.over) == (task, arm, over)), None)
+        return next(
+            (record for record in self.records if (record.task, record.arm, record.over) == (task, arm, over)), None
+        )
 
     def arms(self, task: str) -> list[Record]:
         """One record of every arm on a task: that over the baseline, if there is one."""
-        return list({of.arm: of for of in reversed(self.records) if of.task == task}.values())[::-1]
+        return list({record.arm: record for record in reversed(self.records) if record.task == task}.values())[::-1]
 
     def minutes(self, task: str, arm: str) -> float | None:
         """The mean wall-clock of a run."""
@@ -181,18 +193,18 @@ def read_results(directory: Path) -> Results:
         raise RlpreError(f"{directory / STUDY} has no metric: put one in the configuration before the study runs")
     metric = Metric(**configuration["metric"])
     if runs := finished_runs(directory):
-        rows = read_rows(directory)
+        rows, study = read_rows(directory), str(configuration.get("study", directory.name))
         for run, path in runs.items():
             seconds = float(read_json(path / DONE)["seconds"])
-            rows.append(Row(str(configuration.get("study")), run.task, run.arm, run.seed, SECONDS, seconds))
+            rows.append(Row(study, run.task, run.arm, run.seed, SECONDS, seconds))
     elif (directory / ROWS).exists():
         rows = load_rows(directory / ROWS)
     else:
         raise RlpreError(f"{directory} holds no finished run: run the study first")
-    found = curves(rows)
-    for arm in (arm for arms in found.values() for arm in arms):
+    measured = curves(rows)
+    for arm in (arm for arms in measured.values() for arm in arms):
         lookup("arm", arm, metric.arms)
-    tasks = {task: {arm: arms[arm] for arm in metric.arms if arm in arms} for task, arms in found.items()}
+    tasks = {task: {arm: arms[arm] for arm in metric.arms if arm in arms} for task, arms in measured.items()}
     if not tasks:
         raise RlpreError(f"no run of {directory} measured {RETURN!r} by steps: a run returns its learning curve")
     return Results(metric, rows, tasks, summarise(tasks, metric))
@@ -219,11 +231,14 @@ def load_rows(path: Path) -> list[Row]:
         RlpreError: if the file is missing or damaged.
     """
     content, rows = read_json(path), []
-    for run in content["runs"]:
-        for metric, values in run["measured"].items():
-            points = values if isinstance(values, list) else [(None, values)]
-            named = (content["study"], run["task"], run["arm"], run["seed"], metric)
-            rows += [Row(*named, value, step) for step, value in points]
+    try:
+        for run in content["runs"]:
+            for metric, values in run["measured"].items():
+                points = values if isinstance(values, list) else [(None, values)]
+                named = (content["study"], run["task"], run["arm"], run["seed"], metric)
+                rows += [Row(*named, value, step) for step, value in points]
+    except (KeyError, TypeError, ValueError) as error:
+        raise RlpreError(f"{path} is damaged ({error}): restore it") from error
     return rows
 
 
@@ -253,7 +268,9 @@ def curves(rows: Iterable[Row], metric: str = RETURN) -> Tasks:
             )
         grouped.setdefault(task, {}).setdefault(arm, {})[seed] = values
     return {
-        task: {arm: Curves(tuple(of), first[task][1], np.stack(list(of.values()))) for arm, of in arms.items()}
+        task: {
+            arm: Curves(tuple(values), first[task][1], np.stack(list(values.values()))) for arm, values in arms.items()
+        }
         for task, arms in grouped.items()
     }
 
@@ -265,7 +282,7 @@ def summarise(tasks: Tasks, metric: Metric) -> list[Record]:
     """
     records = []
     for task, arms in tasks.items():
-        records += _compare(task, {arm: [of] for arm, of in arms.items()}, metric)
+        records += _compare(task, {arm: [curve] for arm, curve in arms.items()}, metric)
     if len(tasks) > 1:
         everywhere = [arm for arm in metric.arms if all(arm in arms for arms in tasks.values())]
         records += _compare(ALL, {arm: [arms[arm] for arms in tasks.values()] for arm in everywhere}, metric)
@@ -273,33 +290,26 @@ def summarise(tasks: Tasks, metric: Metric) -> list[Record]:
 
 
 def _compare(task: str, arms: dict[str, list[Curves]], metric: Metric) -> list[Record]:
-    """The records of arms, each with its curves on one or more tasks."""
-    seeds = {arm: sorted(set.intersection(*(set(of.seeds) for of in tasks))) for arm, tasks in arms.items()}
-    arms = {arm: tasks for arm, tasks in arms.items() if seeds[arm]}
-    areas = {arm: _scores([of.areas for of in tasks], tasks, seeds[arm]) for arm, tasks in arms.items()}
-    times = {arm: [of.times(metric.threshold) for of in tasks] for arm, tasks in arms.items()}
+    """The records of arms, each with its curves on one or more tasks; scores are those of seeds that ran on all."""
+    seeds = {arm: sorted(set.intersection(*(set(curve.seeds) for curve in every))) for arm, every in arms.items()}
+    common = {arm: [curve.only(seeds[arm]) for curve in every] for arm, every in arms.items() if seeds[arm]}
+    areas = {arm: np.stack([curve.areas for curve in every], axis=1) for arm, every in common.items()}
+    times = {arm: [curve.times(metric.threshold) for curve in arms[arm]] for arm in common}
     records = []
-    for arm, tasks in arms.items():
-        final = stats.iqm_interval(_scores([of.finals for of in tasks], tasks, seeds[arm]))
+    for arm, every in common.items():
+        final = stats.iqm_interval(np.stack([curve.finals for curve in every], axis=1))
         area = stats.iqm_interval(areas[arm])
         steps = None if task == ALL else stats.mean_interval(np.maximum(times[arm][0][0], 1), logarithmic=True)
         reached = int(sum(reached.sum() for _, reached in times[arm]))
-        overs: list[str | None] = [over for over in metric.compared_with(arm) if over in arms]
+        overs: list[str | None] = [over for over in metric.compared_with(arm) if over in common]
         for over in overs or [None]:
             ratio = better = None
             if over is not None:
-                budgets = [float(of.steps[-1]) for of in tasks]
+                budgets = [float(curve.steps[-1]) for curve in every]
                 ratio = stats.overall_ratio(list(zip(times[over], times[arm], budgets, strict=True)))
                 better = stats.probability_of_improvement(areas[arm], areas[over])
             records.append(Record(task, arm, over, len(seeds[arm]), reached, steps, final, area, ratio, better))
     return records
-
-
-def _scores(values: Sequence[Floats], tasks: Sequence[Curves], seeds: Sequence[int]) -> Floats:
-    """(seeds, tasks) of values by task and run."""
-    return np.stack(
-        [of[[curve.seeds.index(seed) for seed in seeds]] for of, curve in zip(values, tasks, strict=True)], axis=1
-    )
 
 
 def _flat(name: str, estimate: Interval | None) -> dict[str, float | None]:

@@ -200,9 +200,7 @@ def show_interval(estimate: Interval, form: Callable[[float], str] = "{:.2f}".fo
 
 def show_ratio(ratio: StepsRatio) -> str:
     """A ratio with its interval."""
-    if ratio.baseline_reached + ratio.treated_reached == 0:
-        return "? (none reach)"
-    return show_interval(ratio.ratio, bound=ratio.bound)
+    return show_interval(ratio.ratio, bound=ratio.bound) if ratio.known else "? (none reach)"
 
 
 def percent(share: float) -> str:

@@ -1,13 +1,7 @@
 """Statistics of few runs: pure functions on arrays of scores, with intervals of 95 %.
 
-=============================  =======================================================================================
-estimate                       interval
-=============================  =======================================================================================
-mean                           Student's t on the runs; for steps and times on the logarithm of the mean
-interquartile mean (IQM) [0]   bootstrap standard error, stratified by task, times Student's quantile
-ratio of mean steps            Welch's t on the logarithms of the two means
-probability of improvement     Newcombe's pseudo-score interval [1]
-=============================  =======================================================================================
+Intervals of means are Student's t on the runs, of ratios Welch's t on logarithms. The interquartile mean (IQM) has no
+such formula: a bootstrap, stratified by task, gives its standard error, and Student's quantile the width.
 
 rliable's percentile bootstrap [0] is made for many tasks. With a handful of runs of one task it is too narrow, because
 it cannot leave the range of the sample: three runs cover the true mean at most 75 % of the time (BCa: the same).
@@ -93,6 +87,11 @@ class StepsRatio:
     bound: str
     baseline_reached: int
     treated_reached: int
+
+    @property
+    def known(self) -> bool:
+        """Whether any run reached the threshold."""
+        return self.baseline_reached + self.treated_reached > 0
 
 
 def mean_interval(values: ArrayLike, logarithmic: bool = False) -> Interval:
