@@ -155,7 +155,7 @@ def two_way(steps: Floats, reached: NDArray[np.bool_]) -> TwoWay:
 
 
 def take_apart(arms: Mapping[str, Curves], known: Known, threshold: float) -> TwoWay | None:
-    """Pretraining (first) and whitening (second), if there is one arm with neither, one with each, and one with both."""
+    """Pretraining (first) and whitening (second), if one arm has neither, one has each, and one has both."""
     corners: dict[tuple[bool, bool], list[Curves]] = {}
     for arm, of in known.items():
         if "different frames" in of:

@@ -1,5 +1,7 @@
 """Pretrained encoders for Stable-Baselines3: pretrain on offline frames, plug into any policy, measure the gain."""
 
+from rlpre.compare.arms import Arm, Backbone
+from rlpre.compare.compare import ComparisonResult, compare
 from rlpre.encoders import Encoder, InputSpec, SequenceEncoder, Vocabulary, register_encoder
 from rlpre.errors import RlpreError
 from rlpre.features import whiten
@@ -9,6 +11,9 @@ from rlpre.sb3 import EncodedVecEnv, HistoryVecEnv, fuse, policy_kwargs
 from rlpre.sources import collect, from_arrays, from_images, from_minari, to_minari
 
 __all__ = [
+    "Arm",
+    "Backbone",
+    "ComparisonResult",
     "EncodedVecEnv",
     "Encoder",
     "FrameStore",
@@ -20,6 +25,7 @@ __all__ = [
     "SequenceEncoder",
     "Vocabulary",
     "collect",
+    "compare",
     "from_arrays",
     "from_images",
     "from_minari",

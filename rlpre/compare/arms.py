@@ -138,7 +138,7 @@ def fresh_config(arm: Arm, arms: Iterable[Arm], pretrain: PretrainConfig, space:
     given = next((of for other in (arm, *others) if (of := other.given) is not None), None)
     if given is None:
         shape = cast(tuple[int, int, int], find_images(space, "the environment", layout="CHW").shape)
-        arguments = {} if pretrain.features is None else {"features": pretrain.features}
+        arguments: dict[str, Any] = {} if pretrain.features is None else {"features": pretrain.features}
         return Encoder(pretrain.encoder, InputSpec(shape), **arguments).config
     config = (given if isinstance(given, Encoder) else given.frames).config
     return {**config, "architecture": config["architecture"].removeprefix(PREFIX), "pretraining": {}}

@@ -152,8 +152,6 @@ def compare(
     tasks = {name: runs.find_env(each) for name, each in _named(make_env, "comparison").items()}
     budgets = {task: steps if isinstance(steps, int) else lookup("task", task, steps) for task in tasks}
     seeds = range(seeds) if isinstance(seeds, int) else seeds
-    metric = {"answer": answer or next(iter(arms), ""), "baseline": baseline, "threshold": threshold}
-    arms = {**(CONTROLS if controls else {}), **arms}
     shortest = min(budgets.values())
     shared = Training(
         next(iter(tasks.values())),
@@ -168,8 +166,10 @@ def compare(
     )
     shared.check()
     resolve_device(pretrain.device)
-    for arm in (metric["answer"], baseline):
-        lookup("arm", arm, arms)
+    asked = {"answer": answer or next(iter(arms), ""), "baseline": baseline}
+    arms = {**(CONTROLS if controls else {}), **arms}
+    for name in asked.values():
+        lookup("arm", name, arms)
     names = tasks if isinstance(frames, int) else _named(frames, FRAMES)
     fresh = {task: _check_arms(tasks[task], arms, names, pretrain) for task in tasks}
     _check_importable(executor, tasks, algorithm_kwargs, measure)
@@ -183,7 +183,7 @@ def compare(
         "frames": {name: store.hash for name, store in stores.items()},
         "pretrain": {**asdict(pretrain), "memory": asdict(pretrain_memory), "each_seed": pretrain_each_seed},
         "train": {name: described(getattr(shared, name)) for name in SHARED},
-        "metric": {"arms": offline, "controls": untrained, **metric},
+        "metric": {"arms": offline, "controls": untrained, **asked, "threshold": threshold},
     }
     preparations: dict[Run, Preparation] = {}
     trainings: dict[Run, Training] = {}

@@ -19,8 +19,9 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
-from stable_baselines3.common.vec_env import VecEnv, VecTransposeImage
+from stable_baselines3.common.vec_env import VecEnv, VecMonitor, VecTransposeImage, is_vecenv_wrapped
 from torch import nn
 
 from rlpre.compare.arms import Arm, Backbone, fresh_encoder, in_front, load_encoder, variant
@@ -190,7 +191,7 @@ def train(spec: Training, out: Path, report: Report = lambda steps: None) -> Mea
     for name, trained in (("best", spec.algorithm.load(out / "best_model", device=device)), ("last", model)):
         outside = isinstance(venv, EncodedVecEnv | HistoryVecEnv)
         policy = fuse(trained, encoder) if outside else trained.policy
-        policy.save(out / f"{name}_policy.zip")
+        policy.save(str(out / f"{name}_policy.zip"))
     if spec.film:
         torch.manual_seed(spec.seed)
         stage = observed(spec, make_venv(spec.make_env, 1, FILM_SEED), encoder, device)
@@ -257,7 +258,7 @@ def _gymnasium(name: str, n_envs: int, seed: int) -> VecEnv:
 
 
 def make_venv(make: MakeEnv, n_envs: int, seed: int) -> VecEnv:
-    """Makes environments whose images have their channels first.
+    """Makes environments whose images have their channels first, with SB3's monitor of episodes.
 
     Raises:
         RlpreError: if the function does not give a ``VecEnv`` of that many environments.
@@ -265,6 +266,8 @@ def make_venv(make: MakeEnv, n_envs: int, seed: int) -> VecEnv:
     venv = make(n_envs, seed)
     if not isinstance(venv, VecEnv) or venv.num_envs != n_envs:
         raise RlpreError(f"make_env({n_envs}, {seed}) gave {venv!r}: return a VecEnv of {n_envs} environments")
+    if not (is_vecenv_wrapped(venv, VecMonitor) or all(venv.env_is_wrapped(Monitor))):
+        venv = VecMonitor(venv)
     space = venv.observation_space
     parts = space.values() if isinstance(space, spaces.Dict) else [space]
     images = [part for part in parts if isinstance(part, spaces.Box) and is_image_space(part)]
