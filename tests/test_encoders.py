@@ -280,7 +280,7 @@ def test_damaged_or_missing_files_are_refused(file: str, content: bytes | None, 
 def test_what_does_not_fit_is_refused_by_name(name: str, spec: InputSpec, arguments: dict, sentence: str) -> None:
     with pytest.raises(RlpreError, match=sentence):
         Encoder(name, spec, **arguments)
-    with pytest.raises(RlpreError, match="known: cnn, impala, theirs, torchvision:NAME, vit"):
+    with pytest.raises(RlpreError, match="known: cnn, impala, theirs, timm:NAME, torchvision:NAME, vit"):
         find_architecture("nothing like it")
 
 
@@ -341,7 +341,7 @@ def test_a_name_belongs_to_one_definition() -> None:
         (nn.LSTM(4, 4), {}, "does not fit frames"),
         (nn.Sequential(nn.Flatten(), nn.LSTM(16, 4)), {}, "gives a tuple per frame, not a vector"),
         (nn.Flatten(), {"act": nn.ReLU}, "arguments that are not JSON"),
-        (nn.Flatten(), {"weights": "mine.pt"}, "published for 'torchvision:NAME' encoders alone"),
+        (nn.Flatten(), {"weights": "mine.pt"}, "only 'torchvision:NAME' and 'timm:NAME' have some"),
     ],
 )
 def test_modules_that_are_no_encoders_are_refused(built: object, arguments: dict, sentence: str) -> None:

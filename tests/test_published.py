@@ -1,8 +1,10 @@
 """Published networks: their own features and weights, stages that compose to them, and no download when loading."""
 
+import sys
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 from pixel_world import same
 from torch import Tensor, nn
@@ -157,7 +159,7 @@ def test_weights_that_cannot_be_loaded_are_one_sentence(home: Path) -> None:
         ("torchvision:resnet81", SPEC, {}, "unknown torchvision network 'resnet81': did you mean 'resnet"),
         ("torchvision:", SPEC, {}, "unknown encoder 'torchvision:': did you mean 'torchvision:NAME'"),
         ("torchvision:resnet18", SPEC, {"weights": "IMAGENET1K_V2"}, "unknown weights of resnet18 'IMAGENET1K_V2'"),
-        ("cnn", SPEC, {"weights": "DEFAULT"}, "published for 'torchvision:NAME' encoders alone"),
+        ("cnn", SPEC, {"weights": "DEFAULT"}, "only 'torchvision:NAME' and 'timm:NAME' have some"),
         ("torchvision:resnet18", InputSpec((3, 56, 56), mean=0.3), {"weights": "DEFAULT"}, "bring their own mean"),
         ("torchvision:alexnet", InputSpec((3, 36, 36)), {}, r"does not fit frames \(3, 36, 36\)"),
         ("torchvision:vit_b_32", SPEC, {}, "does not fit frames .* indivisible by patch size"),
@@ -178,3 +180,74 @@ def test_a_configuration_cannot_ask_for_a_download(home: Path) -> None:
     config = Encoder("torchvision:shufflenet_v2_x0_5", SPEC).config
     with pytest.raises(RlpreError, match="'weights': it was not written by rlpre"):
         Encoder.from_config({**config, "arguments": {"weights": "DEFAULT"}})
+
+
+TIMM = ["test_vit", "test_resnet", "test_convnext", "test_efficientnet"]  # small networks for tests, with their weights
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Tensor]]:
+    """Untrained weights by the names of networks, instead of those that timm downloads; all others fail."""
+    published: dict[str, dict[str, Tensor]] = {}
+
+    def download(location: str, *_: object, **__: object) -> dict[str, Tensor]:
+        if location not in published:
+            raise ConnectionError("no network\nhere")
+        return published[location]
+
+    monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", download)
+    for name in TIMM:
+        torch.manual_seed(0)
+        published[f"timm/{name}.r160_in1k"] = timm.create_model(name, pretrained=False).state_dict()
+    return published
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", TIMM)
+def test_timm_networks_with_published_weights_give_timms_features(name: str, hub: dict, tmp_path: Path) -> None:
+    encoder = Encoder(f"timm:{name}", SPEC, weights="DEFAULT").eval()
+    network = timm.create_model(name, pretrained=True, num_classes=0).eval()
+    config = timm.get_pretrained_cfg(name)
+    resized = transforms.resize(frames() / 255, [160, 160], transforms.InterpolationMode(config.interpolation))
+    expected = network(transforms.normalize(resized, config.mean, config.std))
+    torch.testing.assert_close(encoder(frames()), expected, rtol=1e-4, atol=1e-4 * expected.abs().max().item())
+    assert encoder.input.mean == config.mean
+    assert encoder.arguments == {"size": 160, "interpolation": config.interpolation}
+    assert encoder.pretraining["weights"] == f"{name}.r160_in1k"
+    assert len(encoder.stages) > 2
+    encoder.save(tmp_path)
+    hub.clear()
+    assert torch.equal(Encoder.load(tmp_path).eval()(frames()), encoder(frames()))
+    with pytest.raises(RlpreError, match=r"r160_in1k cannot be loaded \(no network\): timm reads it from the cache"):
+        Encoder(f"timm:{name}", SPEC, weights="r160_in1k")
+
+
+@torch.no_grad()
+def test_timm_networks_of_other_sizes_and_channels(hub: dict) -> None:
+    encoder = Encoder("timm:test_vit", InputSpec((4, 56, 56)), weights="DEFAULT", size=48).eval()
+    assert encoder.stages[0].patch_embed.proj.weight.shape[1:] == (4, 16, 16)
+    assert encoder.stages[0].pos_embed.shape[1] == 1 + 3 * 3, "positions are interpolated"
+    assert encoder(frames(4)).std(0).max() > 0
+    fresh = Encoder("timm:test_resnet", InputSpec((1, 56, 56)), global_pool="max").eval()
+    assert fresh(frames(1)).shape == (2, fresh.num_features)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "sentence"),
+    [
+        ("timm:resnet81", {}, "unknown timm network 'resnet81': did you mean 'resnet"),
+        ("timm:test_vit", {}, "patches of 16 pixels do not tile frames of 56 x 56: give size=, a multiple of 16"),
+        ("timm:test_vit", {"weights": "mine"}, "unknown weights of test_vit 'mine'"),
+        ("timm:test_resnet", {"depth": 3}, "does not fit frames"),
+    ],
+)
+def test_timm_networks_that_do_not_fit_are_refused(name: str, arguments: dict, sentence: str) -> None:
+    with pytest.raises(RlpreError, match=sentence) as caught:
+        Encoder(name, SPEC, **arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_timm_is_an_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(RlpreError, match=r"'timm:resnet18' needs timm, which is not here: pip install 'rlpre\[timm\]'"):
+        Encoder("timm:resnet18", SPEC)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from rlpre.encoders.networks import Architecture, cnn, impala, output, vit, whitened
-from rlpre.encoders.published import Published, TorchvisionNetwork
+from rlpre.encoders.published import Published, TimmNetwork, TorchvisionNetwork
 from rlpre.errors import RlpreError, lookup
 from rlpre.utils import read_json, write_bytes, write_json
 
@@ -29,6 +29,7 @@ WHITENED = "whitened:"  # prefix of the names of architectures and backbones wit
 ARCHITECTURES: dict[str, Architecture] = {"cnn": cnn, "impala": impala, "vit": vit}
 FAMILIES: dict[str, Callable[[str], Architecture]] = {
     "torchvision": TorchvisionNetwork,
+    "timm": TimmNetwork,
     "whitened": lambda name: whitened(find_architecture(name)),
 }
 
@@ -297,11 +298,11 @@ class Encoder(BaseEncoder):
     """Maps frames to feature vectors.
 
     Args:
-        architecture: a registered name ("cnn", "impala", "vit", one of your own), or "torchvision:NAME".
+        architecture: a registered name ("cnn", "impala", "vit", one of your own), "torchvision:NAME", or "timm:NAME".
         input: the frames it reads.
         pretraining: how the weights were made (objective, steps, seed, hash of the frames); empty for fresh weights.
-        weights: published weights of a torchvision network by name ("DEFAULT", "IMAGENET1K_V1"), which set the mean,
-            standard deviation and size. Torch downloads them once; loading a checkpoint never does.
+        weights: published weights of a torchvision or timm network by name ("DEFAULT", "IMAGENET1K_V1"), which set
+            the mean, standard deviation and size. They are downloaded once; loading a checkpoint never does so.
         **arguments: the architecture's own arguments, such as ``features``.
 
     Weights of cnn, impala and vit start orthogonal, as SB3 initialises its own extractors; other networks initialise
@@ -343,7 +344,7 @@ class Encoder(BaseEncoder):
                 + str(error).split("\n", 1)[0]
             ) from error
         if weights is not None:
-            published.load(self.stages)
+            published.load(self.stages, self.arguments)
         for name, tensor in zip(("scale", "shift"), input.affine(), strict=True):
             self.register_buffer(name, tensor, persistent=False)
         self.shifted = bool(self.shift.any())
@@ -386,8 +387,8 @@ class Encoder(BaseEncoder):
 
 def _published(build: Architecture, weights: str, given: InputSpec) -> tuple[Published, InputSpec]:
     """Published weights, and the specification with the mean and standard deviation that they were trained with."""
-    if not isinstance(build, TorchvisionNetwork):
-        raise RlpreError(f"weights={weights!r} are published for 'torchvision:NAME' encoders alone: leave them out")
+    if not isinstance(build, TorchvisionNetwork | TimmNetwork):
+        raise RlpreError(f"weights={weights!r}: only 'torchvision:NAME' and 'timm:NAME' have some, leave them out")
     published = build.published(str(weights))
     mean, std = published.statistics(given.shape[0])
     input = replace(given, mean=mean, std=std)

@@ -1,15 +1,16 @@
-"""Published networks as encoders: torchvision's classification networks, with their weights or fresh.
+"""Published networks as encoders: classification networks of torchvision [0] and timm [1], with their weights or fresh.
 
 [0] https://pytorch.org/vision/stable/models.html
-[1] Wightman, ``adapt_input_conv`` in ``timm/models/_manipulate.py``: published kernels for other numbers of channels.
+[1] Wightman, https://huggingface.co/docs/timm; ``adapt_input_conv`` in ``timm/models/_manipulate.py``: published
+    kernels for other numbers of channels.
 """
 
+import inspect
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
-from pickle import UnpicklingError
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -38,7 +39,7 @@ class Published:
         mean: of the images in [0, 1] that they were trained on, one number per colour.
         std: standard deviation of those images, one number per colour.
         arguments: of the architecture, such as the size to which frames are resized.
-        fetch: reads the tensors, downloading them if they are not on this machine.
+        fetch: reads the tensors for the arguments of an architecture, downloading them if they are not on this machine.
     """
 
     name: str
@@ -46,7 +47,7 @@ class Published:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     arguments: dict[str, Any]
-    fetch: Callable[[], dict[str, Tensor]]
+    fetch: Callable[[dict[str, Any]], dict[str, Tensor]]
 
     def statistics(self, channels: int) -> tuple[Statistics, Statistics]:
         """Mean and standard deviation of frames with this number of channels."""
@@ -55,13 +56,13 @@ class Published:
             return sum(self.mean) / COLOURS, sum(self.std) / COLOURS
         return self.mean * frames, self.std * frames
 
-    def load(self, stages: nn.ModuleList) -> None:
-        """Copies the weights into the stages of the network.
+    def load(self, stages: nn.ModuleList, arguments: dict[str, Any]) -> None:
+        """Copies the weights into the stages of the network that was built with these arguments.
 
         Raises:
             RlpreError: if they are missing and cannot be downloaded, are damaged, or do not fit the size.
         """
-        tensors = self.fetch()
+        tensors = self.fetch(arguments)
         for stage in stages:
             for name, own in stage.state_dict().items():  # shares the stage's memory
                 given = tensors[name]
@@ -108,7 +109,7 @@ class TorchvisionNetwork:
         """
         from torchvision import models
 
-        side = (height, width) if size is None else (size, size) if isinstance(size, int) else tuple(size)
+        side = _side(size, height, width)
         network = models.get_model(self.name, weights=None, **self._settings(side)).eval()
         if channels != COLOURS:
             _widen(network, channels)
@@ -144,7 +145,7 @@ class TorchvisionNetwork:
             tuple(mean),
             tuple(std),
             {"size": preset.crop_size[0], "interpolation": preset.interpolation.value},
-            lambda: self._fetch(member),
+            lambda _: self._fetch(member),
         )
 
     def _fetch(self, weights: Any) -> dict[str, Tensor]:
@@ -152,13 +153,117 @@ class TorchvisionNetwork:
 
         try:
             network = models.get_model(self.name, weights=weights)
-        except (OSError, HTTPException, RuntimeError, UnpicklingError, EOFError) as error:
+        except Exception as error:  # downloading and unpickling have many errors
             url, folder = weights.url, Path(torch.hub.get_dir(), "checkpoints")
             raise RlpreError(
-                f"{weights} cannot be loaded ({str(error).splitlines()[0]}): torch looks for {Path(url).name} in "
-                f"{folder}, else downloads {url}; put an intact copy there, or leave out weights"
+                f"{weights} cannot be loaded ({_first_line(error)}): torch looks for {Path(url).name} in {folder}, "
+                f"else downloads {url}; put an intact copy there, or leave out weights"
             ) from error
         return network.state_dict()  # type: ignore[no-any-return]
+
+
+class TimmNetwork:
+    """A timm network without its classifier, as an architecture; it needs the extra ``timm``.
+
+    Its stages are the network's blocks in order; weights start as timm starts them.
+
+    Raises:
+        RlpreError: if timm is not installed, or has no network of that name.
+    """
+
+    def __init__(self, name: str) -> None:
+        try:
+            import timm  # slow to import
+        except ImportError as error:
+            raise RlpreError(f"'timm:{name}' needs timm, which is not here: pip install 'rlpre[timm]'") from error
+        self.timm: Any = timm
+        self.name = lookup("timm network", name, {known: known for known in timm.list_models()})
+
+    def __call__(
+        self,
+        channels: int,
+        height: int,
+        width: int,
+        size: int | Sequence[int] | None = None,
+        interpolation: str = "bilinear",
+        **arguments: Any,
+    ) -> list[nn.Module]:
+        """Builds the stages.
+
+        Args:
+            channels: of the frames; the first convolution reads as many.
+            height: of the frames, in pixels.
+            width: of the frames, in pixels.
+            size: side, or height and width, to which frames are resized; by default they are not resized.
+            interpolation: how they are resized, with antialiasing: "bilinear" or "bicubic".
+            **arguments: of ``timm.create_model``.
+
+        Raises:
+            RlpreError: if the patches of a vision transformer do not tile the frames.
+        """
+        side = _side(size, height, width)
+        network = self._create(self.name, side, in_chans=channels, **arguments).eval()
+        patch = getattr(getattr(network, "patch_embed", None), "patch_size", 1)
+        patch = patch if isinstance(patch, int) else patch[0]
+        if any(length % patch for length in side):
+            shown = f"{side[0]} x {side[1]}"
+            raise RlpreError(
+                f"patches of {patch} pixels do not tile frames of {shown}: give size=, a multiple of {patch}"
+            )
+        options = inspect.signature(network.forward).parameters.values()
+        graph = _Blocks().trace(
+            network, {each.name: each.default for each in options if each.default is not each.empty}
+        )
+        frames = next(iter(graph.nodes))
+        graph.eliminate_dead_code(lambda node: node is frames or node.op == "output")  # options and checks of them
+        if side != (height, width):
+            _resize_first(graph, side, interpolation)
+        return _split(network, graph)
+
+    def _create(self, name: str, side: tuple[int, ...], **arguments: Any) -> nn.Module:
+        """Builds a network for one size of frames; networks that read any size do not take it."""
+        for size in ({"img_size": side, "dynamic_img_size": False}, {"img_size": side}):
+            with suppress(TypeError):
+                return cast(nn.Module, self.timm.create_model(name, num_classes=0, **size, **arguments))
+        return cast(nn.Module, self.timm.create_model(name, num_classes=0, **arguments))
+
+    def published(self, weights: str) -> Published:
+        """The published weights of that tag, such as "augreg_in21k_ft_in1k"; "DEFAULT" is timm's own choice.
+
+        Raises:
+            RlpreError: if timm has no weights of that tag for this network.
+        """
+        names = {name.partition(".")[2]: name for name in self.timm.list_models(f"{self.name}.*", pretrained=True)}
+        default = self.timm.get_pretrained_cfg(self.name)
+        if default.tag in names:
+            names["DEFAULT"] = names[default.tag]
+        name = lookup(f"weights of {self.name}", weights, names)
+        config = self.timm.get_pretrained_cfg(name)
+        return Published(
+            name,
+            f"https://huggingface.co/{config.hf_hub_id}" if config.hf_hub_id else config.url,
+            tuple(config.mean),
+            tuple(config.std),
+            {"size": config.input_size[-1], "interpolation": config.interpolation},
+            lambda arguments: self._fetch(name, **arguments),
+        )
+
+    def _fetch(self, name: str, size: int | Sequence[int], interpolation: str, **arguments: Any) -> dict[str, Tensor]:
+        try:
+            return self._create(name, _side(size, 0, 0), pretrained=True, **arguments).state_dict()
+        except Exception as error:  # downloading and unpickling have many errors
+            raise RlpreError(
+                f"{name} cannot be loaded ({_first_line(error)}): timm reads it from the cache of Hugging Face or "
+                "downloads it; download it once where there is a network, or leave out weights"
+            ) from error
+
+
+def _side(size: int | Sequence[int] | None, height: int, width: int) -> tuple[int, ...]:
+    return (height, width) if size is None else (size, size) if isinstance(size, int) else tuple(size)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _widen(network: nn.Module, channels: int) -> None:
