@@ -271,7 +271,7 @@ class Forgetful(DummyVecEnv):
         (clocks, {"seed": -1}, "with seed -1"),
         (clocks, {"image": "camera"}, "are not a Dict, so there is no image 'camera'"),
         (clocks, {"layout": "CWH"}, "unknown layout 'CWH': did you mean 'CHW'"),
-        (lambda: clocks(keys=("left", "right")), {}, r"need one image and have left, right: name it with image="),
+        (lambda: clocks(keys=("left", "right")), {}, r"hold several images, left, right: name one with image="),
         (lambda: clocks(keys=("left", "right")), {"image": "lift"}, "unknown image 'lift': did you mean 'left'"),
         (lambda: DummyVecEnv([lambda: gym.make("CartPole-v1")]), {}, "frames are uint8 images"),
         (lambda: clocks(actions=spaces.MultiDiscrete([2, 2])), {}, "not MultiDiscrete"),

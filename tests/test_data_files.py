@@ -163,10 +163,14 @@ def moving(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("prepare", "change", "message"),
     [
-        (bad_size, {}, r"frame7\.png is 8 x 6 pixels and .*frame8\.png 5 x 6: give size="),
-        (bad_channels, {}, r"frame7\.png has 3 channels and .*frame9\.png 1: give channels="),
+        (bad_size, {}, r"frame7\.png is \(3, 8, 6\) .* and .*frame8\.png \(3, 5, 6\): give size="),
+        (bad_channels, {}, r"frame7\.png is \(3, 8, 6\) .* and .*frame9\.png \(1, 8, 6\): give size="),
         (bad_file, {}, r"frame10\.png cannot be read as an image \(.+\): remove it"),
-        (float_pixels, {"channels": 1}, r"1\.tif has pixels of an unknown range \(Pillow's mode F\): save it with 8 b"),
+        (
+            float_pixels,
+            {"channels": 1},
+            r"1\.tif has pixels of mode F, whose range is unknown: save it as 8-bit RGB or gray",
+        ),
         (moving, {"channels": 3}, r"1\.gif holds 2 images: save each as a file of its own"),
         (film, {"size": (0, 4)}, r"cannot be resized to \(0, 4\)"),
         (film, {"channels": 2}, "cannot be converted to 2 channels"),
@@ -312,7 +316,10 @@ ACTION, DONE = np.array([2, 0, 1, 3, 0, 1, 2]), np.array([0, 0, 1, 0, 0, 0, 1], 
     [
         ({"observations": HWC, "actions": ACTION, "terminals": DONE, "timeouts": 0 * DONE, "info/a": DONE}, "info/a"),
         ({"obs": HWC, "acts": ACTION, "dones": DONE, "next_obs": HWC, "infos": np.array([{}] * 7)}, "infos, next_obs"),
-        ({"obs": HWC, "actions": ACTION[:, None], "episode_starts": np.roll(DONE, 1), "returns": DONE}, "returns"),
+        (
+            {"obs": HWC, "actions": ACTION[:, None], "episode_starts": np.roll(DONE, 1)[:, None], "returns": DONE},
+            "returns",
+        ),
         ({"pixels": HWC, "observations": HWC / 9, "action": ACTION, "terminated": DONE, "dones": DONE}, "dones, obs"),
     ],
     ids=["D4RL", "imitation", "Stable-Baselines 2", "mixed"],

@@ -1,8 +1,9 @@
-"""Minari data sets there and back, bit for bit."""
+"""Minari data sets there and back, bit for bit; warnings for all that is left out."""
 
 import os
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ ACTIONS = {
     "vectors": spaces.Box(-1, 1, (3,), np.float32),
     "doubles": spaces.Box(-1, 1, (2, 2), np.float64),
 }
+IMAGE, LARGE = spaces.Box(0, 255, (8, 9, 3), np.uint8), spaces.Box(0, 255, (40, 36, 3), np.uint8)
+STEPS = (5, 1, 3)  # of the episodes: one terminates, one is truncated, one is cut
 pytestmark = pytest.mark.filterwarnings("error")
 
 
@@ -30,47 +33,43 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "minari"
 
 
+def noise(space: spaces.Space, rows: int) -> Any:
+    """``rows`` random values of a space."""
+    space.seed(rows)
+    if isinstance(space, spaces.Dict):
+        return {name: noise(part, rows) for name, part in space.items()}
+    return ["open the door" if rows > 4 else "go"] * rows if isinstance(space, spaces.Text) else many(space, rows)
+
+
+def many(space: spaces.Space, rows: int) -> np.ndarray:
+    return np.array([space.sample() for _ in range(rows)], space.dtype)
+
+
 def record(
     name: str = "toy/camera-v0",
-    actions: str = "discrete",
-    shape: tuple[int, ...] = (40, 36, 3),
-    keys: tuple[str, ...] = (),
+    space: spaces.Space = IMAGE,
+    actions: spaces.Space = ACTIONS["discrete"],
+    observe: Callable[[spaces.Space, int], Any] = noise,
+    infos: Callable[[int, int], dict[str, Any]] = lambda number, rows: {},
     jpeg: bool = False,
-    only_first: bool = False,
-    **infos: Any,
+    steps: tuple[int, ...] = STEPS,
 ) -> minari.MinariDataset:
-    """Three episodes: one terminates, one is truncated, one is cut; ``infos`` give values by number of rows."""
-    rng = np.random.default_rng(0)
-    action_space, image = ACTIONS[actions], spaces.Box(0, 255, shape, np.uint8)
-    observation_space = spaces.Dict({**dict.fromkeys(keys, image), "speed": spaces.Box(-9, 9, (2,))}) if keys else image
-    buffers = []
-    for number, steps in enumerate((5, 1, 3)):
-        frames = {key: rng.integers(0, 256, (steps + 1, *shape), np.uint8) for key in keys or ("only",)}
-        buffers.append(
-            EpisodeBuffer(
-                observations={**frames, "speed": rng.normal(size=(steps + 1, 2)).astype(np.float32)}
-                if keys
-                else frames["only"],
-                actions=rng.integers(0, 4, steps)
-                if actions == "discrete"
-                else rng.uniform(-1, 1, (steps, *action_space.shape)).astype(action_space.dtype),
-                rewards=list(rng.normal(size=steps) / 3),
-                terminations=[number == 0 and t == steps - 1 for t in range(steps)],
-                truncations=[number == 1 and t == steps - 1 for t in range(steps)],
-                infos=None
-                if only_first and number
-                else {name: values(steps + 1) for name, values in infos.items()} or None,
-            )
+    """A data set of noise; ``infos`` gives those of an episode by its number and its number of observations."""
+    buffers = [
+        EpisodeBuffer(
+            observations=observe(space, n + 1),
+            actions=many(actions, n),
+            rewards=list(np.random.default_rng(n).normal(size=n) / 3),
+            terminations=[number == 0 and t == n - 1 for t in range(n)],
+            truncations=[number == 1 and t == n - 1 for t in range(n)],
+            infos=infos(number, n + 1) or None,
         )
+        for number, n in enumerate(steps)
+    ]
+    about = {"author": {"A. Nonym"}, "description": "toy"}
     with warnings.catch_warnings(action="ignore"):
         return minari.create_dataset_from_buffers(
-            name,
-            buffers,
-            observation_space=observation_space,
-            action_space=action_space,
-            jpeg_encoding=jpeg,
-            author={"A. Nonym"},
-            description="toy",
+            name, buffers, observation_space=space, action_space=actions, jpeg_encoding=jpeg, **about
         )
 
 
@@ -78,21 +77,23 @@ def same(first: minari.MinariDataset, second: minari.MinariDataset) -> None:
     assert (first.observation_space, first.action_space) == (second.observation_space, second.action_space)
     assert len(first) == len(second)
     for one, other in zip(first, second, strict=True):
-        for name in ("observations", "actions", "rewards", "terminations", "truncations", "infos"):
+        for name in ("observations", "actions", "rewards", "terminations", "truncations"):
             left, right = getattr(one, name), getattr(other, name)
-            if isinstance(left, dict):
-                assert left.keys() == right.keys()
-                left, right = list(left.values()), list(right.values())
-            assert name == "infos" or np.asarray(left).dtype == np.asarray(right).dtype
+            assert left.dtype == right.dtype
             np.testing.assert_array_equal(left, right)
+        assert {name: list(values) for name, values in one.infos.items()} == {
+            name: list(values) for name, values in other.infos.items()
+        }
 
 
 @pytest.mark.parametrize("actions", ACTIONS)
 @pytest.mark.parametrize("shape", [(40, 36, 3), (4, 33, 35), (34, 32), (9, 6, 1)], ids=str)
 def test_from_minari_and_back(tmp_path: Path, home: Path, actions: str, shape: tuple[int, ...]) -> None:
-    dataset = record(actions=actions, shape=shape, success=lambda rows: np.arange(rows) > 2)
+    space = spaces.Box(0, 255, shape, np.uint8)
+    dataset = record(
+        space=space, actions=ACTIONS[actions], infos=lambda _, rows: {"success": (np.arange(rows) > 2).astype(int)}
+    )
     store = rlpre.from_minari(dataset, tmp_path / "s")
-    assert len(store) == 6 + 2 + 4
     np.testing.assert_array_equal(store.episode, [0] * 6 + [1] * 2 + [2] * 4)
     assert store.action_space == dataset.action_space
     for number, episode in enumerate(dataset):
@@ -100,11 +101,10 @@ def test_from_minari_and_back(tmp_path: Path, home: Path, actions: str, shape: t
         images = episode.observations
         expected = images[:, None] if len(shape) == 2 else images if shape[0] == 4 else images.transpose(0, 3, 1, 2)
         np.testing.assert_array_equal(store.frames(rows), expected)
-        acted = rows[:-1]
         np.testing.assert_array_equal(store.acted[rows], rows != rows[-1])
         columns = {"action": "actions", "reward": "rewards", "terminated": "terminations", "truncated": "truncations"}
         for column, name in columns.items():
-            np.testing.assert_array_equal(store.column(column)[acted], getattr(episode, name))
+            np.testing.assert_array_equal(store.column(column)[rows[:-1]], getattr(episode, name))
         np.testing.assert_array_equal(store.column("success")[rows], episode.infos["success"])
     back = rlpre.to_minari(store, "other/camera-v1")
     same(dataset, back)
@@ -119,63 +119,81 @@ def test_a_grid_world_to_minari_and_back(tmp_path: Path, doorkey: FrameStore) ->
     dataset = rlpre.to_minari(doorkey, "doorkey-v0", tmp_path / "elsewhere")
     assert dataset.total_steps == doorkey.acted.sum()
     again = rlpre.from_minari(tmp_path / "elsewhere" / "doorkey-v0", tmp_path / "again")
-    everything = np.arange(len(doorkey))
-    np.testing.assert_array_equal(again.frames(everything), doorkey.frames(everything))
-    assert (again.action_space, again.labels, again.tasks) == (
-        doorkey.action_space,
-        sorted(doorkey.labels),
-        doorkey.tasks,
-    )
-    for name in ("action", "reward", "terminated", "truncated", "episode_start", "task", *doorkey.labels):
+    rows = np.arange(len(doorkey))
+    np.testing.assert_array_equal(again.frames(rows), doorkey.frames(rows))
+    for name in ("action_space", "tasks", "missions"):
+        assert getattr(again, name) == getattr(doorkey, name)
+    assert again.labels == sorted(doorkey.labels)
+    for name in ("action", "reward", "terminated", "truncated", "episode_start", "task", "mission", *doorkey.labels):
         np.testing.assert_array_equal(again.column(name), doorkey.column(name))
         assert again.column(name).dtype == doorkey.column(name).dtype
 
 
 def test_tasks_and_keys_survive(tmp_path: Path) -> None:
-    store = rlpre.from_minari(record(keys=("left", "right")), tmp_path / "s", image="right")
-    with FrameStore.create(
-        tmp_path / "two",
-        space=store.space,
-        action_space=store.action_space,
-        spec=store.manifest["spec"],
-        tasks=["a", "b"],
-    ) as writer:
+    dataset = record(space=spaces.Dict({"left": IMAGE, "right": IMAGE}))
+    with pytest.warns(UserWarning, match="observations left of Minari set toy/camera-v0 are left out"):
+        store = rlpre.from_minari(dataset, tmp_path / "s", image="right")
+    kind = {name: getattr(store, name) for name in ("space", "action_space")}
+    with FrameStore.create(tmp_path / "two", **kind, spec=store.manifest["spec"], tasks=["a", "b"]) as writer:
         for task in (1, 0):
             names = ("action", "reward", "terminated", "truncated", "episode_start")
             writer.append(store.frames(np.arange(12)), task=task, **{name: store.column(name) for name in names})
     two = rlpre.to_minari(FrameStore.open(tmp_path / "two"), "two-v0")
-    assert two.observation_space == spaces.Dict({"right": spaces.Box(0, 255, (40, 36, 3), np.uint8)})
+    assert two.observation_space == spaces.Dict({"right": IMAGE})
     again = rlpre.from_minari("two-v0", tmp_path / "again")
     assert again.tasks == ["a", "b"]
     np.testing.assert_array_equal(again.column("task"), [1] * 12 + [0] * 12)
     np.testing.assert_array_equal(again.frames(np.arange(12)), store.frames(np.arange(12)))
 
 
-def test_a_dict_with_one_image_needs_no_name(tmp_path: Path) -> None:
-    dataset = record(keys=("camera",))
-    store = rlpre.from_minari(dataset.id, tmp_path / "s")
-    np.testing.assert_array_equal(store.frames(np.arange(6)).transpose(0, 2, 3, 1), dataset[0].observations["camera"])
+def test_nested_dict_observations_there_and_back(tmp_path: Path) -> None:
+    place = spaces.Box(-1, 1, (2,))
+    dataset = record(space=spaces.Dict({"view": spaces.Dict({"image": IMAGE, "place": place}), "goal": place}))
+    with pytest.warns(UserWarning, match="observations goal, view/place of Minari set toy/camera-v0 are left out"):
+        store = rlpre.from_minari(dataset, tmp_path / "s")
+    images = np.concatenate([episode.observations["view"]["image"] for episode in dataset])
+    np.testing.assert_array_equal(store.frames(range(12)).transpose(0, 2, 3, 1), images)
+    back = rlpre.to_minari(store, "back-v0")
+    assert back.observation_space == spaces.Dict({"view": spaces.Dict({"image": IMAGE})})
+    assert rlpre.from_minari(back, tmp_path / "again", image="view/image").hash == store.hash
 
 
-def test_frames_kept_as_jpeg_are_warned_of(tmp_path: Path) -> None:
-    dataset = record(jpeg=True)
+@pytest.mark.parametrize("high", [1, 255])
+def test_images_of_floats_are_rounded_with_a_warning(tmp_path: Path, high: int) -> None:
+    pixels, scale = many(IMAGE, 6), np.float32(high / 255)
+    space = spaces.Dict({"image": spaces.Box(0, high, IMAGE.shape, np.float32)})
+    dataset = record(space=space, observe=lambda _, rows: {"image": pixels[:rows] * scale})
+    with pytest.warns(UserWarning, match="images of Minari set toy/camera-v0 are floats and are rounded to 8 bits"):
+        store = rlpre.from_minari(dataset, tmp_path / "s")
+    np.testing.assert_array_equal(store.frames(range(6)).transpose(0, 2, 3, 1), pixels)
+    wrong = record("wrong-v0", space, observe=lambda _, rows: {"image": pixels[:rows] * scale - 1})
+    with pytest.raises(RlpreError, match=rf"images of floats must lie in 0\.\.{high}"), pytest.warns(match="floats"):
+        rlpre.from_minari(wrong, tmp_path / "t")
+
+
+def test_missions_there_and_back(tmp_path: Path) -> None:
+    store = rlpre.from_minari(record(space=spaces.Dict({"image": IMAGE, "mission": spaces.Text(99)})), tmp_path / "s")
+    again = rlpre.from_minari(rlpre.to_minari(store, "back-v0"), tmp_path / "again")
+    for one in (store, again):
+        assert (one.missions, one.labels) == (["open the door", "go"], [])
+        np.testing.assert_array_equal(one.column("mission"), [0] * 6 + [1] * 6)
+
+
+def test_frames_stored_as_jpeg_give_a_warning(tmp_path: Path) -> None:
     with pytest.warns(UserWarning, match="Minari set toy/camera-v0 keeps its frames as JPEG.*jpeg_encoding=False"):
-        lossy = rlpre.from_minari(dataset, tmp_path / "s")
-    exact = rlpre.from_minari(record("exact-v0"), tmp_path / "exact")
-    worst = np.abs(lossy.frames(np.arange(12)).astype(int) - exact.frames(np.arange(12))).max()
-    assert worst > 50
-    rlpre.from_minari(record("small-v0", shape=(30, 30, 3), jpeg=True), tmp_path / "small")  # Minari leaves it raw
+        lossy = rlpre.from_minari(record(space=LARGE, jpeg=True), tmp_path / "s")
+    exact = rlpre.from_minari(record("exact-v0", LARGE), tmp_path / "exact")
+    assert np.abs(lossy.frames(np.arange(12)).astype(int) - exact.frames(np.arange(12))).max() > 50
+    rlpre.from_minari(record("small-v0", jpeg=True), tmp_path / "small")  # Minari does not compress small images
 
 
 def test_infos_that_no_label_can_hold_are_named(tmp_path: Path) -> None:
-    infos = {
-        "count": lambda rows: np.arange(rows),
-        "short": lambda rows: np.arange(rows - 1) % 2 == 0,
-        "score": lambda rows: np.linspace(0, 1, rows),
-        "far": lambda rows: np.full(rows, 40_000),
-        "deep": lambda rows: {"er": np.ones(rows, int)},
-    }
-    dataset = record(**infos)
+    def infos(number: int, rows: int) -> dict[str, Any]:
+        short, deep = np.arange(rows - 1) % 2 == 0, {"er": np.ones(rows, int)}
+        others = {"score": np.linspace(0, 1, rows), "far": np.full(rows, 40_000)}
+        return {"count": np.arange(rows), "short": short, "deep": deep, **others}
+
+    dataset = record(infos=infos)
     with pytest.warns(UserWarning, match="infos far, score of Minari set toy/camera-v0 are left out"):
         store = rlpre.from_minari(dataset, tmp_path / "s")
     assert store.labels == ["count", "deep/er", "short"]
@@ -188,21 +206,25 @@ def test_infos_that_no_label_can_hold_are_named(tmp_path: Path) -> None:
     assert not (tmp_path / "far").exists()
 
 
-@pytest.mark.parametrize(
-    ("name", "later"),
-    [("room", None), ("room", lambda rows: np.arange(rows) * 30_000), ("room", lambda rows: np.arange(rows) / 2)]
-    + [(column, np.arange) for column in ("action", "reward", "episode_start", "mission", "task")],
-)
-def test_infos_that_do_not_fit_in_every_episode_are_left_out(tmp_path: Path, name: str, later: Any) -> None:
-    """Absent, too large or of another kind after the first episode, or called like a column."""
-    values = [np.arange, later, later]
-    dataset = record(**{name: lambda rows: values.pop(0)(rows) if later else np.arange(rows)}, only_first=not later)
-    with pytest.warns(UserWarning, match=f"infos {name} of Minari set toy/camera-v0 are left out"):
-        store = rlpre.from_minari(dataset, tmp_path / "s")
+@pytest.mark.parametrize("later", [{}, {"room": 40_000}, {"room": 0.5}])
+def test_infos_that_do_not_fit_in_a_later_episode_are_left_out(tmp_path: Path, later: dict[str, float]) -> None:
+    """Absent, too large or floats after the first episode."""
+
+    def infos(number: int, rows: int) -> dict[str, Any]:
+        return {name: np.full(rows, value) for name, value in (later if number else {"room": 1}).items()}
+
+    with pytest.warns(UserWarning, match="infos room of Minari set toy/camera-v0 are left out"):
+        store = rlpre.from_minari(record(infos=infos), tmp_path / "s")
     assert (store.labels, len(store)) == ([], 12)
-    if name != "room":
-        with pytest.raises(RlpreError, match=f"label '{name}' is the name of another column"):
-            rlpre.from_minari(dataset, tmp_path / "t", labels=[name])
+
+
+@pytest.mark.parametrize("name", ["action", "reward", "episode_start", "mission", "task"])
+def test_infos_that_are_called_like_a_column_are_left_out(tmp_path: Path, name: str) -> None:
+    dataset = record(infos=lambda _, rows: {name: np.arange(rows)})
+    with pytest.warns(UserWarning, match=f"infos {name} of Minari set toy/camera-v0 are left out"):
+        assert rlpre.from_minari(dataset, tmp_path / "s").labels == []
+    with pytest.raises(RlpreError, match=f"label '{name}' is the name of another column"):
+        rlpre.from_minari(dataset, tmp_path / "t", labels=[name])
 
 
 def test_the_environment_is_remembered(tmp_path: Path) -> None:
@@ -218,31 +240,28 @@ def test_the_environment_is_remembered(tmp_path: Path) -> None:
         ("toy/camrea-v0", "unknown Minari set 'toy/camrea-v0': did you mean 'toy/camera-v0'"),
         (Path(__file__).parent, "is no Minari set: give the directory"),
         ("states-v0", "the observations of Minari set states-v0 are Box.*frames are uint8 images"),
-        ("dict-v0", "need one image and have left, right: name it with image="),
+        ("vector-v0", "the observations of Minari set vector-v0 are Dict.*frames are uint8 images"),
+        ("dict-v0", "hold several images, left, right: name one with image="),
         ("empty-v0", "Minari set empty-v0 holds no episodes"),
         ("many-v0", "not MultiDiscrete"),
+        (
+            "short-v0",
+            "episode 0 of Minari set short-v0 has 5 observations for 5 steps, not 6: its final one is missing",
+        ),
     ],
 )
 def test_bad_sets(tmp_path: Path, source: str | Path, message: str) -> None:
+    states = spaces.Box(-1, 1, (3,))
     record()
-    record("dict-v0", keys=("left", "right"))
-    image, states = spaces.Box(0, 255, (9, 9, 3), np.uint8), spaces.Box(-1, 1, (3,))
-    for name, observed, actions, buffers in (
-        ("states-v0", states, ACTIONS["discrete"], [step(np.zeros((2, 3), np.float32), [0])]),
-        ("many-v0", image, spaces.MultiDiscrete([2, 2]), [step(np.zeros((2, 9, 9, 3), np.uint8), [[0, 0]])]),
-        ("empty-v0", image, ACTIONS["discrete"], []),
-    ):
-        with warnings.catch_warnings(action="ignore"):
-            minari.create_dataset_from_buffers(name, buffers, observation_space=observed, action_space=actions)
+    record("states-v0", states)
+    record("vector-v0", spaces.Dict({"state": states}))
+    record("dict-v0", spaces.Dict({"left": IMAGE, "right": IMAGE}))
+    record("empty-v0", steps=())
+    record("many-v0", actions=spaces.MultiDiscrete([2, 2]))
+    record("short-v0", observe=lambda space, rows: noise(space, rows - 1))
     with pytest.raises(RlpreError, match=message):
         rlpre.from_minari(source, tmp_path / "s")
     assert not (tmp_path / "s").exists()
-
-
-def step(observations: np.ndarray, actions: Any) -> EpisodeBuffer:
-    return EpisodeBuffer(
-        observations=observations, actions=np.array(actions), rewards=[0.0], terminations=[True], truncations=[False]
-    )
 
 
 def test_stores_that_minari_cannot_hold(tmp_path: Path, home: Path) -> None:

@@ -132,7 +132,7 @@ class Recorder:
         steps: transitions in all, for the progress bar.
 
     Attributes:
-        transitions: in the store before.
+        transitions: in the store at the start.
     """
 
     def __init__(self, writer: FrameWriter, steps: int) -> None:
@@ -180,7 +180,14 @@ class Recorder:
         return observed
 
     def _append(
-        self, env: int, frames: Frames, columns: Columns, ends: dict[int, Frames], now: Frames, last: bool, task: int
+        self,
+        env: int,
+        frames: Frames,
+        columns: Columns,
+        ends: dict[int, Frames],
+        next_frame: Frames,
+        last: bool,
+        task: int,
     ) -> None:
         """Appends the episodes of an environment that ended; keeps the steps of the unfinished one."""
         if env in self._waiting:
@@ -191,7 +198,7 @@ class Recorder:
         ended = max(ends, default=-1) + 1
         unfinished = len(frames) - ended
         if unfinished and (last or unfinished >= self.writer.shard_rows):
-            ended, ends = len(frames), {**ends, len(frames) - 1: now}
+            ended, ends = len(frames), {**ends, len(frames) - 1: next_frame}
         elif unfinished:
             rest = {name: column[ended:].copy() for name, column in columns.items()}
             self._waiting[env] = (frames[ended:].copy(), rest)

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,16 +17,14 @@ from gymnasium import spaces
 from PIL import Image, ImageOps
 from tqdm import tqdm
 
-from rlpre.data.layout import Frames, channels_first, frame_shape, layout_of
+from rlpre.data.layout import Frames, channels_first, layout_of
 from rlpre.data.store import FrameStore, new_store
-from rlpre.data.writer import COLUMNS, ActionSpace, FrameWriter, action_dtype, end_values, has_action
+from rlpre.data.writer import COLUMNS, ActionSpace, action_dtype, end_values, has_action
 from rlpre.errors import RlpreError, lookup
 
 Columns = dict[str, npt.NDArray[Any]]
-ENDINGS = (
-    *(".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".webp", ".avif", ".gif", ".bmp", ".tga", ".tif", ".tiff"),
-    *(".pbm", ".pgm", ".ppm", ".pnm"),
-)
+Arrays = tuple[str, npt.NDArray[Any], Columns]  # the name of the frames for messages, the frames, the columns
+IMAGE_NAMES = re.compile(r".+\.(png|jpe?g|jpe|jfif|jp2|webp|avif|gif|bmp|tga|tiff?|p[bgnp]m)", re.IGNORECASE)
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's, by channels
 GRAY, COLOR = ("1", "L", "LA"), ("P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV")  # Pillow's modes of 8 bits
 FRAMES = ("frames", "observations", "obs")  # names in a .npz file: ours, those of D4RL, of imitation
@@ -70,16 +68,22 @@ def from_images(
     sequences = _find_images(folder)
     first = next(iter(sequences.values()))[0]
     shape = _read_image(first, size, channels).shape
-    spec = {"images": str(folder), "size": size, "channels": channels}
+    space, spec = spaces.Box(0, 255, shape, np.uint8), {"images": str(folder), "size": size, "channels": channels}
     columns = end_values(None)  # without actions, every row is like the last of an episode
     with (
-        new_store(out, space=_pixels(shape), action_space=None, spec=spec, tasks=list(sequences)) as writer,
+        new_store(out, space=space, action_space=None, spec=spec, tasks=list(sequences)) as writer,
         tqdm(total=sum(map(len, sequences.values())), unit="image", desc=out.name, disable=None) as bar,
     ):
         for task, files in enumerate(sequences.values()):
-            for start in range(0, len(files), rows := _rows_at_once(writer)):
+            for start in range(0, len(files), rows := max(1, writer.shard_rows // 8)):  # 16 MiB
                 chunk = files[start : start + rows]
-                frames = [_check_shape(_read_image(file, size, channels), file, shape, first) for file in chunk]
+                frames = [_read_image(file, size, channels) for file in chunk]
+                for file, frame in zip(chunk, frames, strict=True):
+                    if frame.shape != shape:
+                        raise RlpreError(
+                            f"{first} is {shape} (channels, height, width) and {file} {frame.shape}: give "
+                            "size=(height, width) to resize, or channels=1, 3 or 4 to convert all"
+                        )
                 starts = np.arange(start, start + len(chunk)) == 0
                 writer.append(np.stack(frames), **columns, episode_start=starts, task=task)
                 bar.update(len(chunk))
@@ -94,21 +98,21 @@ def natural_order(name: str) -> list[str | int]:
 
 def _find_images(folder: Path) -> dict[str, list[Path]]:
     """Image files by folder, both in natural order, without hidden ones; warns of files that are left out."""
-    found: dict[tuple[str, ...], list[Path]] = {}
+    sequences: dict[tuple[str, ...], list[Path]] = {}
     others: Counter[str] = Counter()
     for path, files in _walk(folder, ()) if folder.is_dir() else ():
-        images = [file for file in files if file.suffix.lower() in ENDINGS]
-        others.update(file.suffix.lower() or file.name for file in files if file.suffix.lower() not in ENDINGS)
+        images = [file for file in files if IMAGE_NAMES.fullmatch(file.name)]
+        others.update(file.suffix.lower() or file.name for file in files if not IMAGE_NAMES.fullmatch(file.name))
         if images:
-            found[path.relative_to(folder).parts] = sorted(images, key=lambda file: natural_order(file.name))
-    if not found:
+            sequences[path.relative_to(folder).parts] = sorted(images, key=lambda file: natural_order(file.name))
+    if not sequences:
         what = "holds no images" if folder.is_dir() else "is not a folder"
-        raise RlpreError(f"{folder} {what}: give a folder of {', '.join(ENDINGS[:3])} files, or of folders with them")
+        raise RlpreError(f"{folder} {what}: give a folder of .png, .jpg or .webp files, or of folders with them")
     if others:
         listed = ", ".join(f"{count} {ending}" for ending, count in sorted(others.items()))
         warnings.warn(f"files of {folder} that are no images are left out: {listed}", stacklevel=3)
-    order = sorted(found, key=lambda parts: [natural_order(part) for part in parts])
-    return {"/".join(parts) or folder.absolute().name: found[parts] for parts in order}
+    order = sorted(sequences, key=lambda parts: [natural_order(part) for part in parts])
+    return {"/".join(parts) or folder.absolute().name: sequences[parts] for parts in order}
 
 
 def _walk(folder: Path, above: tuple[Path, ...]) -> Iterator[tuple[Path, list[Path]]]:
@@ -138,7 +142,9 @@ def _read_image(file: Path, size: tuple[int, int] | None, channels: int | None) 
         warnings.warn(f"of the 16-bit images in {file.parent} only the upper 8 bits are kept", stacklevel=3)
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode not in GRAY + COLOR:
-        raise RlpreError(f"{file} has pixels of an unknown range (Pillow's mode {image.mode}): save it with 8 bits")
+        raise RlpreError(
+            f"{file} has pixels of mode {image.mode}, whose range is unknown: save it as 8-bit RGB or gray"
+        )
     transparent = image.mode.endswith("A") or "transparency" in image.info
     mode = MODES[channels] if channels else "RGBA" if transparent else "L" if image.mode in GRAY else "RGB"
     if transparent and mode != "RGBA":
@@ -146,17 +152,6 @@ def _read_image(file: Path, size: tuple[int, int] | None, channels: int | None) 
     image = image.convert(mode)
     pixels: Frames = np.asarray(image.resize(size[::-1], Image.Resampling.BILINEAR) if size else image)
     return channels_first(pixels, "HW" if mode == "L" else "HWC")
-
-
-def _check_shape(frame: Frames, file: Path, shape: tuple[int, ...], first: Path) -> Frames:
-    if frame.shape[1:] != shape[1:]:
-        sizes = [f"{height} x {width}" for _, height, width in (shape, frame.shape)]
-        raise RlpreError(f"{first} is {sizes[0]} pixels and {file} {sizes[1]}: give size=(height, width) to resize all")
-    if frame.shape != shape:
-        raise RlpreError(
-            f"{first} has {shape[0]} channels and {file} {frame.shape[0]}: give channels=1, 3 or 4 to convert all"
-        )
-    return frame
 
 
 def from_arrays(
@@ -201,44 +196,39 @@ def from_arrays(
     out = Path(out)
     arguments = zip(NAMES, (action, reward, terminated, truncated, episode_start), strict=True)
     given = {column: np.asarray(values) for column, values in arguments if values is not None}
-    with _opened(source, key, out) as arrays:
-        name, frames = arrays.name, arrays.frames
+    with _opened(source, key, out) as (name, frames, columns):
         _check_frames(frames, name)
         layout = layout_of(frames.shape[1:], name, layout)
-        columns = {column: _flat(values) for column, values in (arrays.columns | given).items()}
+        columns |= given
         for column, values in columns.items():
+            if values.shape[1:] == (1,) and (column != "action" or values.dtype.kind != "f"):
+                columns[column] = values[:, 0]
             if values.shape[:1] != frames.shape[:1]:
                 raise RlpreError(
                     f"column {column!r} of {name} has shape {values.shape}: expected {len(frames)} rows, one per frame"
                 )
         action_space, columns = _complete_columns(columns, len(frames), action_space, name)
-        space = _pixels(frame_shape(frames.shape[1:], layout))
+        space = spaces.Box(0, 255, channels_first(frames[:1], layout).shape[1:], np.uint8)
         with (
             new_store(out, space=space, action_space=action_space, spec={"arrays": name, "layout": layout}) as writer,
             tqdm(total=len(frames), unit="frame", desc=out.name, disable=None) as bar,
         ):
             starts = np.ones(len(frames), bool) if action_space is None else columns["episode_start"]
-            for part in _pieces(np.append(np.flatnonzero(starts), len(frames)), _rows_at_once(writer)):
+            for part in _pieces(np.append(np.flatnonzero(starts), len(frames)), max(1, writer.shard_rows // 8)):
                 rows = {column: values[part] for column, values in columns.items()}
                 writer.append(channels_first(frames[part], layout), task=0, **rows)
                 bar.update(part.stop - part.start)
     return FrameStore.open(out)
 
 
-class _Arrays(NamedTuple):
-    name: str  # of the frames, for messages
-    frames: npt.NDArray[Any]
-    columns: Columns
-
-
 @contextmanager
-def _opened(source: npt.NDArray[Any] | str | Path, key: str | None, out: Path) -> Iterator[_Arrays]:
-    """The arrays of a source. Files are memory-mapped; a .npz file is unpacked beside ``out`` for that time."""
+def _opened(source: npt.NDArray[Any] | str | Path, key: str | None, out: Path) -> Iterator[Arrays]:
+    """Opens a source. Files are memory-mapped; a .npz file is unpacked beside ``out`` while it is open."""
     name = str(source) if isinstance(source, str | Path) else "the array"
     if key is not None and not name.endswith(".npz"):
         raise RlpreError(f"{name} is no .npz file, so there is no array {key!r} in it: leave the key out")
     if not isinstance(source, str | Path):
-        yield _Arrays(name, np.asarray(source), {})
+        yield name, np.asarray(source), {}
         return
     (beside := out.absolute().parent).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=beside) as folder:
@@ -250,7 +240,7 @@ def _opened(source: npt.NDArray[Any] | str | Path, key: str | None, out: Path) -
                 arrays = {"": np.load(source, mmap_mode="r")}
         except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise RlpreError(f"{name} cannot be read as a .npy or .npz file ({error}): save it with numpy") from error
-        yield _Arrays(name, arrays[""], {}) if "" in arrays else _choose(arrays, key, name)
+        yield (name, arrays[""], {}) if "" in arrays else _choose(arrays, key, name)
 
 
 def _load_folder(folder: Path) -> Columns:
@@ -265,7 +255,7 @@ def _load_folder(folder: Path) -> Columns:
     return arrays
 
 
-def _choose(arrays: Columns, key: str | None, name: str) -> _Arrays:
+def _choose(arrays: Columns, key: str | None, name: str) -> Arrays:
     """The frames and the columns among the arrays of a file; warns of the others."""
     images = [key for key, array in arrays.items() if array.dtype == np.uint8 and array.ndim in (3, 4)]
     if key is None:
@@ -274,11 +264,11 @@ def _choose(arrays: Columns, key: str | None, name: str) -> _Arrays:
     if key is None:
         raise RlpreError(f"{name} holds {', '.join(arrays) or 'no arrays'}: name the array of frames with key=...")
     frames = lookup("array", key, arrays)
-    found = {column: next((known for known in names if known in arrays), "") for column, names in NAMES.items()}
-    if others := ", ".join(sorted({*arrays} - {key, *found.values()})):
+    used = {column: next((known for known in names if known in arrays), "") for column, names in NAMES.items()}
+    if others := ", ".join(sorted({*arrays} - {key, *used.values()})):
         warnings.warn(f"arrays {others} of {name} are left out: they are no columns of a frame store", stacklevel=3)
-    columns = {column: np.asarray(arrays[known]) for column, known in found.items() if known}
-    return _Arrays(f"{key!r} of {name}", frames, columns)
+    columns = {column: np.asarray(arrays[known]) for column, known in used.items() if known}
+    return f"{key!r} of {name}", frames, columns
 
 
 def _check_frames(frames: npt.NDArray[Any], name: str) -> None:
@@ -336,11 +326,6 @@ def _complete_columns(columns: Columns, n: int, space: ActionSpace, name: str) -
     return space, rows
 
 
-def _flat(column: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Drops the last axis of (N, 1) numbers and flags; floats may be vectors of one number."""
-    return column[:, 0] if column.shape[1:] == (1,) and column.dtype.kind in "biu" else column
-
-
 def _actions(action: npt.NDArray[Any], space: ActionSpace, name: str) -> tuple[ActionSpace, npt.NDArray[Any]]:
     vectors = action.dtype.kind == "f"
     if vectors and action.ndim == 1:
@@ -362,12 +347,3 @@ def _pieces(bounds: npt.NDArray[np.int64], most: int) -> Iterator[slice]:
         end = max(int(np.searchsorted(bounds, bounds[at] + most, side="right")) - 1, at + 1)
         yield slice(bounds[at], bounds[end])
         at = end
-
-
-def _rows_at_once(writer: FrameWriter) -> int:
-    """How many rows to read before they are appended: about 16 MiB of frames."""
-    return max(1, writer.shard_rows // 8)
-
-
-def _pixels(shape: tuple[int, ...]) -> spaces.Box:
-    return spaces.Box(0, 255, shape, np.uint8)

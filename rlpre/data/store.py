@@ -354,12 +354,7 @@ def digests(frames: npt.NDArray[np.uint8]) -> Iterator[bytes]:
 
 
 def resume_store(out: Path, spec: Mapping[str, Any], **arguments: Any) -> FrameWriter:
-    """The writer of a new store, or of an interrupted one with the same specification.
-
-    Args:
-        out: the directory.
-        spec: as in `FrameStore.create`.
-        **arguments: the others of `FrameStore.create`.
+    """The writer of a new store, or of an interrupted one with the same specification, made by `FrameStore.create`.
 
     Raises:
         RlpreError: if ``out`` holds a store of another specification; it names the first difference.
@@ -379,14 +374,10 @@ def resume_store(out: Path, spec: Mapping[str, Any], **arguments: Any) -> FrameW
 
 @contextmanager
 def new_store(out: Path, **arguments: Any) -> Iterator[FrameWriter]:
-    """Yields the writer of a store that appears at ``out`` when the block has ended without an error.
-
-    Args:
-        out: a directory that is empty or does not exist.
-        **arguments: of `FrameStore.create`.
+    """Yields a writer, made by `FrameStore.create`; the store appears at ``out`` if the block ends without an error.
 
     Raises:
-        RlpreError: if ``out`` is not empty.
+        RlpreError: if ``out`` exists and is not an empty directory.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RlpreError(f"{out} is there already: choose another directory for the frames")
