@@ -1,9 +1,10 @@
-"""What a pretraining shows of itself: TensorBoard, and an alarm that says how features have collapsed."""
+"""What a pretraining shows of itself: progress, TensorBoard, and an alarm that says how features have collapsed."""
 
 import copy
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
@@ -24,11 +25,64 @@ from rlpre.sampling import Indices
 from rlpre.utils import nearest_grid, to_rgb
 
 POINTS = 400  # distinct frames in the projector
-THUMBNAIL = 64  # pixels along the longer side of a frame there
+THUMBNAIL = 64  # largest side of their pictures, in pixels
 FEATURES = "features"  # the encoder's part of the health; the others are projections, by their objective's name
+SHOWN = ("loss", "accuracy", "r2")  # metrics that the progress tells of
+BAR_EVERY, LINE_EVERY = 1, 60  # seconds between them on a terminal and elsewhere
 NEAR_CHANCE = 0.95  # share of the chance loss: InfoNCE above it has learned nothing
 
 Parts = dict[str, dict[str, Any]]  # the fields of `Health` by part
+
+
+class Progress:
+    """Says how far a pretraining is, on stderr: with a bar on a terminal, else with a line a minute.
+
+    Args:
+        name: of the pretraining.
+        step: steps so far.
+        steps: in all.
+        silent: for processes that show nothing.
+    """
+
+    def __init__(self, name: str, step: int, steps: int, silent: bool) -> None:
+        self.bar = tqdm(total=steps, initial=step, desc=name, unit="step", disable=silent or None)  # None: no terminal
+        self.name, self.first, self.steps, self.silent = name, step, steps, silent
+        self.began = self.shown = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def update(self, step: int, metrics: Mapping[str, Tensor]) -> None:
+        """Call after every step; the metrics are read, which waits for a GPU, only when they are shown."""
+        self.bar.update()
+        now = time.monotonic()
+        if self.silent or now - self.shown < (LINE_EVERY if self.bar.disable else BAR_EVERY):
+            return
+        self.shown = now
+        if not self.bar.disable:
+            self.bar.set_postfix_str(describe(metrics))
+            return
+        rate = (step - self.first) / (now - self.began)
+        left = (self.steps - step) / rate / 60
+        print(
+            f"{self.name}: step {step:,} of {self.steps:,}, {rate:.3g} steps/s, about {left:.0f} min left; "
+            f"{describe(metrics)}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def describe(metrics: Mapping[str, Tensor | float]) -> str:
+    """Loss and accuracy of each objective in words, of metrics by "NAME/METRIC"."""
+    parts: dict[str, list[str]] = {}
+    for name, value in metrics.items():
+        part, _, kind = name.rpartition("/")
+        if kind in SHOWN:
+            parts.setdefault(part, []).append(f"{kind} {float(value):.3g}")
+    return "; ".join(f"{part} {', '.join(numbers)}" for part, numbers in parts.items())
 
 
 class TensorBoard:
@@ -36,11 +90,12 @@ class TensorBoard:
 
     Args:
         out: directory of the events.
-        step: events of this step and later ones, left by a process that died, are dropped.
+        step: steps so far; events of later ones, left by a process that died, are dropped, for they come again.
     """
 
     def __init__(self, out: Path, step: int) -> None:
-        self.writer, self.last = SummaryWriter(str(out), purge_step=step), time.perf_counter()
+        self.writer = SummaryWriter(str(out), purge_step=step + 1)
+        self.step, self.last = step, time.perf_counter()
 
     def __enter__(self) -> Self:
         return self
@@ -49,21 +104,16 @@ class TensorBoard:
         self.writer.close()
 
     def curves(self, step: int, metrics: Mapping[str, Tensor], rate: float, frames: int) -> None:
-        """Adds a point to every curve; ``frames`` were encoded since the last one."""
+        """Adds a point to every curve; each step encodes ``frames``."""
         for name, value in metrics.items():
             self.writer.add_scalar(f"pretext/{name}", float(value), step)
         now = time.perf_counter()
         self.writer.add_scalar("time/rate", rate, step)
-        self.writer.add_scalar("time/frames_per_second", frames / (now - self.last), step)
-        self.last = now
+        self.writer.add_scalar("time/frames_per_second", frames * (step - self.step) / (now - self.last), step)
+        self.step, self.last = step, now
 
-    def checkpoint(
-        self, step: int, reports: Mapping[str, Any], features: Tensor, batch: Any, pictures: Mapping[str, Tensor]
-    ) -> None:
-        """Adds probes, health, an alarm if something has collapsed, and pictures (3, H, W) in [0, 1] by name.
-
-        ``features`` (batch, num_features) are those of the anchors of ``batch``, shown with their nearest neighbours.
-        """
+    def measurements(self, step: int, reports: Mapping[str, Any]) -> None:
+        """Adds probe scores, health, and the alarm if something has collapsed; see `rlpre.PretrainResult`."""
         groups = {kind: reports[kind] for kind in ("probes", "control")}
         for kind in ("health", "fresh"):
             for part, numbers in reports[kind].items():
@@ -73,20 +123,31 @@ class TensorBoard:
                 self.writer.add_scalar(f"{group}/{name}", number, step)
         if reports["collapse"]:
             self.writer.add_text("collapse", reports["collapse"], step)
-            tqdm.write(f"warning: step {step}: {reports['collapse']}", file=sys.stderr)
-        _, distinct = np.unique(batch.anchor_id.cpu().numpy(), return_index=True)
-        nearest = nearest_grid(features[distinct].float(), batch.anchor[distinct])
-        for name, picture in {**pictures, "neighbours": nearest}.items():
+            warn(step, reports["collapse"])
+        self.writer.flush()
+
+    @torch.inference_mode()
+    def pictures(self, step: int, pretext: Any, encoder: AnyEncoder, batch: Any) -> None:
+        """Adds pictures of the objectives' tasks, and which frames of the batch have similar features.
+
+        Args:
+            step: of the checkpoint.
+            pretext: encoder and objective in training.
+            encoder: the same encoder, standardised.
+            batch: the last one.
+        """
+        for name, picture in pretext.objective.pictures(pretext.encoder, batch).items():
             self.writer.add_image(name, picture.cpu(), step)
+        _, distinct = np.unique(batch.anchor_id.cpu().numpy(), return_index=True)
+        features = batch.views(encoder).plain[distinct].float()
+        self.writer.add_image("neighbours", nearest_grid(features, batch.anchor[distinct]).cpu(), step)
         self.writer.flush()
 
     def embedding(self, step: int, encode: Callable[[Indices], Tensor], frames: FrameStore) -> None:
         """Fills the projector: features of distinct frames, with thumbnails and the store's labels as colours."""
         _, first = np.unique(frames.ids, return_index=True)
         rows = np.random.default_rng(0).permutation(first)[:POINTS]
-        thumbnails = to_rgb(torch.from_numpy(frames.frames(rows))).float() / 255
-        scale = THUMBNAIL / max(thumbnails.shape[2:])
-        small = F.interpolate(thumbnails, scale_factor=scale, mode="area") if scale < 1 else thumbnails
+        small = thumbnails(to_rgb(torch.from_numpy(frames.frames(rows))).float() / 255)
         labels = [[str(value) for value in frames.column(name)[rows]] for name in frames.labels]
         self.writer.add_embedding(
             encode(rows),
@@ -96,6 +157,33 @@ class TensorBoard:
             global_step=step,
             tag="features",
         )
+
+
+@contextmanager
+def not_fatal(what: str, step: int) -> Iterator[None]:
+    """Turns an error into a warning: a picture that cannot be drawn must not cost a checkpoint."""
+    try:
+        yield
+    except Exception as error:
+        warn(step, f"{what} cannot be drawn ({type(error).__name__}: {error}); the checkpoint does not need them")
+
+
+def warn(step: int, sentence: str) -> None:
+    """Writes a warning to stderr, above a progress bar."""
+    tqdm.write(f"warning: step {step}: {sentence}", file=sys.stderr)
+
+
+def thumbnails(pictures: Tensor) -> Tensor:
+    """Square pictures of at most ``THUMBNAIL`` pixels, of pictures (n, 3, H, W), with black borders where needed.
+
+    PyTorch's sprite of the projector fails for pictures that are higher than wide, and TensorBoard stretches others.
+    """
+    longest = max(pictures.shape[2:])
+    if longest > THUMBNAIL:
+        height, width = (max(1, side * THUMBNAIL // longest) for side in pictures.shape[2:])
+        pictures, longest = F.interpolate(pictures, size=(height, width), mode="area"), THUMBNAIL
+    down, right = (longest - side for side in pictures.shape[2:])
+    return F.pad(pictures, (right // 2, right - right // 2, down // 2, down - down // 2))
 
 
 def measure_health(encoder: AnyEncoder, objective: WeightedSum, reader: Any, seed: int) -> Parts:

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from rlpre.callbacks import Parts, TensorBoard, explain_collapse, fresh_health, measure_health
+from rlpre.callbacks import Parts, Progress, TensorBoard, explain_collapse, fresh_health, measure_health, not_fatal
 from rlpre.encoders import AnyEncoder, Encoder, InputSpec
+from rlpre.encoders.encoder import CONFIG, WEIGHTS
 from rlpre.errors import RlpreError, at_least, lookup
 from rlpre.frames import FrameStore
 from rlpre.measure.probe import linear_probe
 from rlpre.objectives import AnyBatch, WeightedSum, make_objective, make_reader
-from rlpre.utils import provenance, resolve_device, write_bytes, write_json
+from rlpre.utils import provenance, read_json, resolve_device, write_bytes, write_json
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric  # which takes as long to import as torch
@@ -72,6 +72,7 @@ class PretrainResult:
             that compares projections of them.
         fresh: the same for fresh weights.
         collapse: what has collapsed, and how; None if nothing has.
+        metrics: of the last batch, by "OBJECTIVE/METRIC"; each objective has a "loss", most have an "accuracy".
         seconds: wall-clock time of this call; near 0 if the pretraining was complete before.
     """
 
@@ -82,6 +83,7 @@ class PretrainResult:
     health: Parts
     fresh: Parts
     collapse: str | None
+    metrics: dict[str, float]
     seconds: float
 
 
@@ -126,8 +128,9 @@ def pretrain(
 
     Raises:
         RlpreError: for unknown settings, frames without what the objective learns from, an encoder that does not fit
-            the frames, a directory that holds another pretraining, a missing device, a process that was lost, a loss
-            that is not finite (the last checkpoint stays), or a collapse with ``collapse="stop"``.
+            the frames, a directory with another pretraining or with an encoder that it did not make, a missing device,
+            a process that was lost, a loss that is not finite (the last checkpoint stays), an encoder that gets no
+            gradient, or a collapse with ``collapse="stop"``.
     """
     known = {field.name for field in fields(PretrainConfig)}
     for name in changes.keys() - known:
@@ -188,25 +191,41 @@ class Pretraining:
         self.identity |= {"features": encoder.num_features, "frames": frames.hash}
         self.identity["start"] = start.fingerprint() if start else None
         self.step = 0
-        self.reports: Reports = {"probes": {}, "control": {}, "health": {}, "fresh": {}, "collapse": None}
+        self.saved: str | None = None  # fingerprint of the encoder in the directory
+        self.reports: Reports = {
+            "probes": {},
+            "control": {},
+            "health": {},
+            "fresh": {},
+            "collapse": None,
+            "metrics": {},
+        }
 
     def run(self) -> Reports:
         """Resumes if there is a state, then trains to the last step; returns what the last checkpoint measured."""
         self._resume()
         self._stop_if_collapsed()
-        for step in self.keep:
-            missed = 0 < self.step >= step and not step_directory(self.out, step).exists()
-            if missed or not 0 <= step <= self.config.steps:
-                raise RlpreError(
-                    f"step {step} cannot be kept: {self.out} is at step {self.step} of {self.config.steps}; keep steps "
-                    "that are still to come, or choose another directory"
-                )
+        self._check_keep()
         if self.step < self.config.steps:
             with TensorBoard(self.out, self.step) if self.fabric.is_global_zero else nullcontext() as board:
                 if board and self.step == 0:
                     self._begin()
                 self._train(board)
         return self.fabric.broadcast(self.reports)  # the others wait for the first one's files
+
+    def _check_keep(self) -> None:
+        for step in self.keep:
+            path = step_directory(self.out, step)
+            missed = 0 < self.step >= step and not path.exists()
+            if missed or not 0 <= step <= self.config.steps:
+                raise RlpreError(
+                    f"step {step} cannot be kept: {self.out} is at step {self.step} of {self.config.steps}; keep steps "
+                    "that are still to come, or choose another directory"
+                )
+            if (path / CONFIG).exists() and read_json(path / CONFIG).get("pretraining") != self._origin(step):
+                raise RlpreError(
+                    f"{path} holds an encoder that this pretraining did not make: choose another directory"
+                )
 
     def _begin(self) -> None:
         """Measures the encoder that training starts from, and fresh weights."""
@@ -221,29 +240,24 @@ class Pretraining:
         config = self.config
         self.model.train()
         metrics: dict[str, Tensor] = {}
-        bar = tqdm(
-            total=config.steps,
-            initial=self.step,
-            desc=f"pretrain {config.objective}",
-            unit="step",
-            disable=None if board else True,
-        )
-        with bar:
+        with Progress(f"pretrain {config.objective}", self.step, config.steps, silent=board is None) as progress:
             while self.step < config.steps:
                 torch.manual_seed(config.seed * SEED_STRIDE + self.step)
                 batch = self.reader.draw(config.batch, np.random.default_rng((config.seed, self.step)))
                 previous, metrics = metrics, self.update(batch)
                 self._refuse_nan(previous)  # one step late, so that a GPU is never waited for
+                self._refuse_untrained()
                 self.step += 1
                 checkpoint = self.step == config.steps or self.step % config.checkpoint_every == 0
                 if checkpoint:
                     self._refuse_nan(metrics)
-                bar.update()
+                progress.update(self.step, metrics)
                 if board:
                     self._keep()
                     self.report(self.step)
                     if self.step % LOG_EVERY == 0:
-                        self._log(board, bar, metrics)
+                        rate = self.optimizer.param_groups[0]["lr"]
+                        board.curves(self.step, metrics, rate, config.batch * self.reader.reads)
                     if checkpoint:
                         self._checkpoint(board, batch, metrics)
 
@@ -259,35 +273,33 @@ class Pretraining:
         self.pretext.objective.after_step(self.pretext.encoder)
         return cast(dict[str, Tensor], metrics)
 
-    def _log(self, board: TensorBoard, bar: "tqdm[Any]", metrics: dict[str, Tensor]) -> None:
-        frames = LOG_EVERY * self.config.batch * self.reader.reads
-        board.curves(self.step, metrics, self.optimizer.param_groups[0]["lr"], frames)
-        accuracies = {name: float(value) for name, value in metrics.items() if name.endswith("accuracy")}
-        bar.set_postfix({name.removesuffix("/accuracy"): f"{value:.2f}" for name, value in accuracies.items()})
-
     def _checkpoint(self, board: TensorBoard, batch: AnyBatch, metrics: dict[str, Tensor]) -> None:
         """Measures and draws the encoder, then saves it and the state to resume from."""
         self.model.eval()
-        encoder, training, objective = self._finished(), self.pretext.encoder, self.pretext.objective
-        health = measure_health(training, objective, self.reader, self.config.seed)
+        encoder = self._finished()
+        self.reports["metrics"] = {name: float(value) for name, value in metrics.items()}
+        health = measure_health(self.pretext.encoder, self.pretext.objective, self.reader, self.config.seed)
         self.reports |= {"probes": linear_probe(encoder, self.reader), "health": health}
         self.reports["collapse"] = explain_collapse(health, self.reports["fresh"], metrics)
-        with torch.inference_mode():
-            pictures, views = objective.pictures(training, batch), batch.views(encoder)  # type: ignore[arg-type]
-            board.checkpoint(self.step, self.reports, views.plain, batch, pictures)
+        board.measurements(self.step, self.reports)
+        with not_fatal("pictures", self.step):
+            board.pictures(self.step, self.pretext, encoder, batch)
         if self.step == self.config.steps:
-            board.embedding(self.step, partial(self.reader.encode, encoder), self.frames)
+            with not_fatal("the projector's features", self.step):
+                board.embedding(self.step, partial(self.reader.encode, encoder), self.frames)
         self.model.train()
-        encoder.pretraining = {**self.identity, "step": self.step, **self.reports}
-        encoder.save(self.out)
-        self._save_state()
+        self._save(encoder)
         self._stop_if_collapsed()
 
     def _keep(self) -> None:
         if self.step in self.keep:
             encoder = self._finished()
-            encoder.pretraining = {**self.identity, "step": self.step}
+            encoder.pretraining = self._origin(self.step)
             encoder.save(step_directory(self.out, self.step))
+
+    def _origin(self, step: int) -> dict[str, Any]:
+        """What an encoder saved after ``step`` says of how its weights were made."""
+        return {**self.identity, "step": step}
 
     def _finished(self) -> AnyEncoder:
         """The encoder as users get it: a copy whose features have mean 0 and SD 1 over the frames."""
@@ -304,6 +316,14 @@ class Pretraining:
                 f"lr={self.config.lr:g}; the last good checkpoint stays in {self.out}"
             )
 
+    def _refuse_untrained(self) -> None:
+        """Checks after the first update that the encoder got a gradient; AdamW has a state for what it has updated."""
+        if self.step == 0 and not any(weight in self.optimizer.state for weight in self.pretext.encoder.parameters()):
+            raise RlpreError(
+                f"objective {self.config.objective!r} trains nothing: no gradient reaches a weight of encoder "
+                f"{self.config.encoder!r}; does its forward detach, or has it only buffers?"
+            )
+
     def _stop_if_collapsed(self) -> None:
         if self.reports["collapse"] and self.config.collapse == "stop":
             raise RlpreError(
@@ -311,14 +331,30 @@ class Pretraining:
                 "choose another objective or a lower lr, or go on with collapse='warn'"
             )
 
-    def _save_state(self) -> None:
+    def _save(self, encoder: AnyEncoder) -> None:
+        """Saves the state, then the encoder; the state lists which encoders may be in the directory, in this order."""
+        encoder.pretraining = {**self._origin(self.step), **self.reports}
+        content: dict[str, Any] = {"identity": self.identity, "step": self.step, "reports": self.reports}
+        content["encoders"] = [self.saved, encoder.fingerprint()]
         buffer = io.BytesIO()
-        content = {"identity": self.identity, "step": self.step, "reports": self.reports}
         torch.save({"model": self.pretext.state_dict(), "optimizer": self.optimizer.state_dict(), **content}, buffer)
         write_bytes(self.out / STATE, buffer.getbuffer())
+        encoder.save(self.out)
+        self.saved = content["encoders"][-1]
+
+    def _saved_fingerprint(self) -> str | None:
+        """Identifies the encoder in the directory; None if there is none."""
+        if not all((self.out / name).exists() for name in (CONFIG, WEIGHTS)):
+            return None
+        try:
+            return type(self.pretext.encoder).load(self.out).fingerprint()
+        except RlpreError as error:
+            raise RlpreError(f"{self.out} holds another encoder ({error}): choose another directory") from error
 
     def _resume(self) -> None:
         if not (self.out / STATE).exists():
+            if (self.out / CONFIG).exists():
+                raise RlpreError(f"{self.out} holds an encoder, but no pretraining to resume: choose another directory")
             return
         state = read_state(self.out, self.fabric.device)
         for name, value in self.identity.items():
@@ -333,6 +369,14 @@ class Pretraining:
         except (RuntimeError, ValueError) as error:
             raise RlpreError(f"{self.out / STATE} is of another version of rlpre: choose another directory") from error
         self.step, self.reports = state["step"], state["reports"]
+        self.saved = self._saved_fingerprint()
+        if self.saved not in (None, *state["encoders"]):
+            raise RlpreError(
+                f"the encoder in {self.out} is not the one that this pretraining saved there: move it away, or choose "
+                "another directory"
+            )
+        if self.saved != state["encoders"][-1] and self.fabric.is_global_zero:  # killed before it was saved
+            self._save(self._finished())
 
 
 def step_directory(path: Path, step: int) -> Path:
@@ -349,7 +393,7 @@ def read_state(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]
     try:
         return cast(dict[str, Any], torch.load(path / STATE, map_location=device, weights_only=True))
     except Exception as error:
-        raise RlpreError(f"{path / STATE} cannot be read ({error}): remove it to begin again") from error
+        raise RlpreError(f"{path / STATE} cannot be read ({error}): remove {path} to begin again") from error
 
 
 def first_encoder(frames: FrameStore, start: AnyEncoder | None, config: PretrainConfig) -> AnyEncoder:
@@ -370,7 +414,10 @@ def first_encoder(frames: FrameStore, start: AnyEncoder | None, config: Pretrain
         raise RlpreError(
             f"the encoder to start from has {start.num_features} features, asked for {config.features}: leave them out"
         )
-    return copy.deepcopy(start).cpu().requires_grad_(True)
+    with torch.random.fork_rng(devices=[]):
+        encoder = type(start).from_config(start.config)  # not a copy: a plug turns frozen weights into buffers
+    encoder.load_state_dict(start.state_dict())
+    return encoder
 
 
 def rate_factor(step: int, steps: int, warmup: float) -> float:
@@ -383,6 +430,10 @@ def rate_factor(step: int, steps: int, warmup: float) -> float:
 
 def _check(config: PretrainConfig) -> None:
     at_least(config, features=1, steps=1, batch=2, gap=1, seed=0, checkpoint_every=1, devices=1)
+    at_least(config, weight_decay=0, warmup=0)
+    for name in ("lr", "clip"):
+        if not 0 < getattr(config, name) < math.inf:
+            raise RlpreError(f"{name} is {getattr(config, name)}: it must be a number above 0, or nothing is trained")
     lookup("reaction to a collapse", config.collapse, dict.fromkeys(get_args(Reaction)))
     if config.batch % config.devices:
         raise RlpreError(f"a batch of {config.batch} cannot be shared by {config.devices} devices: use a multiple")

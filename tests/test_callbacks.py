@@ -1,6 +1,7 @@
 """What a pretraining shows: curves, probes and pictures in TensorBoard, and an alarm when features collapse."""
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import rlpre
-from rlpre import Encoder, FrameStore, InputSpec, RlpreError, SequenceEncoder
-from rlpre.callbacks import POINTS
-from rlpre.encoders import registry
+from rlpre import Encoder, FrameStore, InputSpec, RlpreError, SequenceEncoder, callbacks
+from rlpre.callbacks import POINTS, THUMBNAIL, TensorBoard
+from rlpre.encoders import ARCHITECTURES
 from rlpre.objectives import OBJECTIVES, Objective
 from rlpre.objectives.base import head
 from rlpre.objectives.batches import FrameViews
@@ -89,7 +90,7 @@ def _broken(monkeypatch: pytest.MonkeyPatch) -> None:
     """Objectives and an architecture that collapse."""
     for name, objective in BROKEN.items():
         monkeypatch.setitem(OBJECTIVES, name, objective)
-    monkeypatch.setitem(registry.ARCHITECTURES, "static", lambda *shape, features: [Static(features)])
+    monkeypatch.setitem(ARCHITECTURES, "static", lambda *shape, features: [Static(features)])
 
 
 @pytest.mark.parametrize(("objective", "cause"), COLLAPSES.items())
@@ -186,3 +187,72 @@ def test_tensorboard_and_checkpoint_say_everything(doorkey: FrameStore, tmp_path
     with Image.open(projector / "sprite.png") as sprite:
         assert sprite.size == (56 * math.ceil(count**0.5),) * 2
     assert rlpre.pretrain(doorkey, out=tmp_path, **settings).probes == result.probes
+
+
+@pytest.mark.parametrize(("count", "height", "width"), [(60, 210, 160), (16, 40, 36), (9, 36, 700), (20, 700, 36)])
+def test_frames_of_every_size_are_drawn(count: int, height: int, width: int, tmp_path: Path) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (count, height, width), np.uint8)
+    store = rlpre.from_arrays(frames, tmp_path / "frames")
+    result = rlpre.pretrain(store, out=tmp_path / "out", objective="contrastive", **{**SHORT, "steps": 2})
+    assert result.encoder.pretraining["step"] == 2
+    side = min(max(height, width), THUMBNAIL)
+    with Image.open(tmp_path / "out" / "00002" / "features" / "sprite.png") as sprite:
+        assert sprite.size == (side * math.ceil(count**0.5),) * 2
+
+
+@pytest.mark.parametrize("broken", ["pictures", "embedding"])
+def test_a_picture_that_cannot_be_drawn_costs_no_checkpoint(
+    broken: str, doorkey: FrameStore, tmp_path: Path, monkeypatch: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("could not broadcast")
+
+    monkeypatch.setattr(TensorBoard, broken, fail)
+    result = rlpre.pretrain(doorkey, out=tmp_path, objective="contrastive", **{**SHORT, "steps": 2})
+    assert Encoder.load(tmp_path).pretraining["step"] == 2
+    assert result.health
+    assert "cannot be drawn (ValueError: could not broadcast)" in capsys.readouterr().err
+
+
+def test_a_resumed_run_loses_and_doubles_no_point(doorkey: FrameStore, tmp_path: Path) -> None:
+    given = {**SHORT, "steps": 120, "batch": 8, "features": 8, "checkpoint_every": 35, "objective": "contrastive"}
+
+    def die_at(killed: int) -> Any:
+        def die(step: int) -> None:
+            if step == killed:
+                raise KeyboardInterrupt
+
+        return die
+
+    for killed in (20, 35, 60, 104):  # before the first checkpoint, at one, after a point of the curves, before another
+        with pytest.raises(KeyboardInterrupt):
+            rlpre.pretrain(doorkey, out=tmp_path / "cut", report=die_at(killed), **given)
+    points = {}
+    for name in ("cut", "whole"):
+        rlpre.pretrain(doorkey, out=tmp_path / name, **given)
+        board = EventAccumulator(str(tmp_path / name), size_guidance={"images": 0}).Reload()
+        curves = [tag for tag in board.Tags()["scalars"] if tag != "time/frames_per_second"]
+        points[name] = {tag: [(event.step, event.value) for event in board.Scalars(tag)] for tag in curves}
+        points[name] |= {"neighbours": [event.step for event in board.Images("neighbours")]}
+    assert points["cut"] == points["whole"]
+    assert points["whole"]["neighbours"] == [35, 70, 105, 120]
+    assert [step for step, _ in points["whole"]["pretext/contrastive/loss"]] == [50, 100]
+
+
+def test_progress_without_a_terminal_is_a_line_a_minute(
+    doorkey: FrameStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {**SHORT, "objective": "temporal+inverse"}
+    result = rlpre.pretrain(doorkey, out=tmp_path / "a", **given)
+    assert capsys.readouterr().err == ""  # it took less than a minute
+    monkeypatch.setattr(callbacks, "LINE_EVERY", 0)
+    rlpre.pretrain(doorkey, out=tmp_path / "b", **given)
+    *_, last = lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 16
+    line = r"pretrain temporal\+inverse: step 16 of 16, .* steps/s, about 0 min left; temporal loss .*; inverse loss .*"
+    assert re.fullmatch(line, last)
+    assert last.endswith(callbacks.describe(result.metrics))
+    assert {f"{name}/{kind}" for name in ("temporal", "inverse") for kind in ("loss", "accuracy")} <= set(
+        result.metrics
+    )
+    assert Encoder.load(tmp_path / "a").pretraining["metrics"] == result.metrics

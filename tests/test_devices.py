@@ -75,7 +75,7 @@ def test_a_lost_process_is_named_and_torchrun_goes_on_to_the_weights_of_one_proc
     start.save(tmp_path / "start")
     given = (doorkey.path, tmp_path / "two", f"--start={tmp_path / 'start'}")
     process = script(*given, "--checkpoint-every=4")
-    while not (tmp_path / "two" / "state.ckpt").exists():
+    while not (tmp_path / "two" / "config.json").exists():
         assert process.poll() is None
         time.sleep(0.01)
     os.kill(workers(process)[1], signal.SIGKILL)

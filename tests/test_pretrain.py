@@ -1,5 +1,7 @@
 """Pretraining: it learns, resumes bit for bit, and keeps what it has when it must stop."""
 
+import copy
+import re
 import shutil
 import signal
 import subprocess
@@ -14,6 +16,8 @@ from gymnasium import spaces
 
 import rlpre
 from rlpre import Encoder, FrameStore, RlpreError
+from rlpre.encoders import ARCHITECTURES
+from rlpre.encoders.encoder import freeze
 from rlpre.measure.probe import linear_probe
 from rlpre.objectives.batches import FrameReader
 from rlpre.pretrain import rate_factor, step_directory
@@ -56,7 +60,7 @@ def test_killed_and_resumed_ends_with_the_same_weights(doorkey: FrameStore, tmp_
         f"rlpre.pretrain(rlpre.FrameStore.open({str(doorkey.path)!r}), out={str(tmp_path / 'cut')!r}, **{settings!r})"
     )
     process = subprocess.Popen([sys.executable, "-c", code])
-    while not (tmp_path / "cut" / "state.ckpt").exists():
+    while not (tmp_path / "cut" / "config.json").exists():
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
@@ -104,6 +108,8 @@ def test_nan_stops_names_the_objective_and_saves_nothing_broken(doorkey: FrameSt
         ({"encoder": "cn"}, "did you mean 'cnn'"),
         ({"features": 0}, "features is 0: it must be at least 1"),
         ({"devices": 0}, "devices is 0: it must be at least 1"),
+        ({"lr": 0}, "lr is 0: it must be a number above 0, or nothing is trained"),
+        ({"clip": float("nan")}, "clip is nan: it must be a number above 0, or nothing is trained"),
         ({"devices": 3}, "a batch of 16 cannot be shared by 3 devices"),
         ({"devices": 2, "report": lambda step: None}, "report cannot be sent to other processes"),
         ({"keep": (5,)}, "^step 5 cannot be kept: .* of 8; keep steps that are still to come"),
@@ -192,3 +198,70 @@ def test_keeps_the_encoders_it_is_asked_for(doorkey: FrameStore, done: Path, tmp
     assert equal(dict(fresh.named_parameters()), dict(kept[0].named_parameters()))
     features = kept[0](torch.from_numpy(doorkey.frames(doorkey.sample(500, np.random.default_rng(1)))))
     assert float(features.detach().mean(0).abs().max()) < 0.2  # standardised
+
+
+def test_an_encoder_that_something_froze_is_trained_like_the_original(doorkey: FrameStore, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    start = Encoder("cnn", rlpre.InputSpec(doorkey.space.shape), features=32)
+    partly, wholly = copy.deepcopy(start), copy.deepcopy(start)
+    freeze(partly.stages[:2])
+    freeze(wholly)
+    results = [
+        rlpre.pretrain(doorkey, encoder=encoder, out=tmp_path / str(number), **SHORT).encoder
+        for number, encoder in enumerate((start, partly, wholly))
+    ]
+    assert len({encoder.fingerprint() for encoder in results}) == 1
+    assert results[0].fingerprint() != start.fingerprint()
+    assert all(weight.requires_grad for weight in results[2].parameters())
+
+
+class Detached(torch.nn.Linear):
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return super().forward(features).detach()
+
+
+@pytest.mark.parametrize("last", [Detached(27, 8), torch.nn.AdaptiveAvgPool1d(8)])
+def test_an_encoder_that_gets_no_gradient_is_refused(
+    last: torch.nn.Module, doorkey: FrameStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(3), torch.nn.Flatten())
+    monkeypatch.setitem(ARCHITECTURES, "mine", lambda *shape, features=8: [pool, last])
+    with pytest.raises(RlpreError, match="objective 'contrastive' trains nothing: no gradient reaches a weight of enc"):
+        rlpre.pretrain(doorkey, encoder="mine", out=tmp_path, objective="contrastive", steps=2, batch=8)
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_an_encoder_that_it_did_not_make_is_never_overwritten(doorkey: FrameStore, done: Path, tmp_path: Path) -> None:
+    other = Encoder.load(done)
+    with torch.no_grad():
+        other.stages[-1][0].weight.mul_(1.01)  # as fine-tuning would
+    other.save(tmp_path / "bare")
+    other.save(tmp_path / "kept" / "step-4")
+    for name in ("whitened", "tuned", "cut"):
+        shutil.copytree(done, tmp_path / name)
+    rlpre.whiten(Encoder.load(done), doorkey).save(tmp_path / "whitened")
+    other.save(tmp_path / "tuned")
+    for name, sentence in (
+        ("bare", "bare holds an encoder, but no pretraining to resume: choose another directory"),
+        ("kept", "step-4 holds an encoder that this pretraining did not make: choose another directory"),
+        ("whitened", "the encoder in .*whitened is not the one that this pretraining saved there: move it away"),
+        ("tuned", "the encoder in .*tuned is not the one that this pretraining saved there: move it away"),
+    ):
+        before = {path: path.read_bytes() for path in (tmp_path / name).rglob("*.*")}
+        with pytest.raises(RlpreError, match=sentence):
+            rlpre.pretrain(doorkey, out=tmp_path / name, keep=(4,) if name == "kept" else (), **SHORT)
+        assert {path: path.read_bytes() for path in (tmp_path / name).rglob("*.*")} == before
+    for file in ("config.json", "model.safetensors"):  # as if killed between the state and the encoder
+        (tmp_path / "cut" / file).unlink()
+        assert equal(rlpre.pretrain(doorkey, out=tmp_path / "cut", **SHORT).encoder.state_dict(), weights(done))
+
+
+def test_the_script_says_loss_and_accuracy_of_frames_without_labels(tmp_path: Path) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (30, 36, 36), np.uint8)
+    rlpre.from_arrays(frames, tmp_path / "frames", episode_start=np.ones(30, bool))
+    script = Path(__file__).parents[1] / "scripts" / "pretrain.py"
+    settings = ["--objective=contrastive", "--steps=4", "--batch=8", "--features=8", "--device=cpu"]
+    command = [sys.executable, script, tmp_path / "frames", tmp_path / "out", *settings]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert re.search(r"^last batch: contrastive loss \d.*, accuracy \d.*$", answer.stdout, re.MULTILINE)
+    assert "no linear probe: the frames have no labels" in answer.stdout
