@@ -13,7 +13,8 @@ from pixel_world import FRAME
 import envs
 import rlpre
 from rlpre import Encoder, FrameStore, InputSpec, RlpreError, SequenceEncoder
-from rlpre.evaluation.diagnose import CHANGES, LABELS, OVERLAP, PRIORS, Diagnosis, diagnose, write_diagnosis
+from rlpre.evaluation.diagnose import CHANGES, LABELS, OVERLAP, PRIORS, THIS, Diagnosis, diagnose, write_diagnosis
+from rlpre.evaluation.health import Conditioning
 from rlpre.utils import read_json
 
 WORLD = "MiniGrid-DoorKey-5x5-v0"
@@ -59,29 +60,30 @@ def untrained() -> Encoder:
 
 def test_what_is_measured(diagnosis: Diagnosis, frames: FrameStore) -> None:
     assert diagnosis.cause is None
-    assert diagnosis.few is not None
-    assert diagnosis.few.low > 0  # it was trained on the labels
-    assert diagnosis.most is not None
+    front = diagnosis.efficiency["front"]
+    assert front.ratio(THIS).ratio.value > 1  # it was trained on the labels
     assert diagnosis.seen is not None
     assert diagnosis.seen.observation.value == 1
     assert set(diagnosis.unknown) == {PRIORS}  # the target's frames are those of its pretraining
     assert set(diagnosis.efficiency) == set(diagnosis.sparse) >= {"front", "expert"}
     assert diagnosis.invariances is not None
     assert "palette" in diagnosis.invariances.changes
-    assert diagnosis.health.inputs == frames.distinct
+    assert diagnosis.health[THIS].inputs == frames.distinct
 
 
 def test_the_page_shows_it(diagnosis: Diagnosis, taught: Encoder, frames: FrameStore, tmp_path: Path) -> None:
     text = write_diagnosis(taught, Path("runs/taught"), tmp_path, diagnosis, frames, frames)
-    assert text.startswith("Its features have not collapsed.\nLinear heads score +")
-    assert read_json(tmp_path / "diagnosis.json")["diagnosis"]["few"] == asdict(diagnosis.few)
+    assert text.startswith("Its features have not collapsed; of 4 labels a linear head learns ")
+    kept = read_json(tmp_path / "diagnosis.json")["diagnosis"]
+    assert kept["health"][THIS] == asdict(diagnosis.health[THIS])
+    assert kept["efficiency"]["front"]["scores"][THIS] == diagnosis.efficiency["front"].scores[THIS].tolist()
     assert (tmp_path / "diagnosis.png").read_bytes().startswith(b"\x89PNG")
     seen = look(tmp_path / "report.html", width=500)
-    assert seen["headline"] == "Its features have not collapsed."
+    assert text.startswith(seen["headline"][:60])
     assert [label for label, _ in seen["charts"]] == ["Label curves"]
     assert not seen["loads"]
     assert seen["beyond"] <= 0
-    rank = f"Effective rank {diagnosis.health.effective_rank:.1f} of 16"
+    rank = f"{diagnosis.health[THIS].effective_rank:.3g}"
     for part in (
         "What it knows",
         "Has it collapsed?",
@@ -93,7 +95,7 @@ def test_the_page_shows_it(diagnosis: Diagnosis, taught: Encoder, frames: FrameS
         assert part in seen["text"]
         assert part.lower() in text.lower()
     for number in (10, 10_000):
-        ill = replace(diagnosis, conditioning=replace(diagnosis.conditioning, number=number))
+        ill = replace(diagnosis, conditioning=diagnosis.conditioning | {THIS: Conditioning(number, 16)})
         page = write_diagnosis(taught, Path("runs/taught"), tmp_path, ill, frames, frames)
         assert ("rlpre.whiten" in page) == (number > 1000)
 
@@ -116,7 +118,7 @@ def test_frames_without_labels(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (30, 3, 36, 36), dtype=np.uint8)
     store, encoder = rlpre.from_arrays(pixels, tmp_path / "plain"), Encoder("cnn", FRAME, features=16)
     found = diagnose(encoder, store)
-    assert (found.few, found.most) == (None, None)
+    assert found.efficiency == {}
     assert set(found.unknown) == {LABELS, CHANGES, OVERLAP, PRIORS}
     text = write_diagnosis(encoder, tmp_path / "plain", tmp_path / "page", found, store)
     assert "cannot be probed: it has no labels." in " ".join(text.split())
@@ -127,7 +129,9 @@ def test_other_frames_as_target_and_as_pretraining(taught: Encoder, frames: Fram
     found = diagnose(taught, others, frames)
     assert found.unknown == {}
     assert set(found.priors) == set(found.efficiency)
-    assert "As priors, heads for the frames" in write_diagnosis(taught, tmp_path, tmp_path, found, others, frames)
+    assert "Heads for the frames of its pretraining, as priors" in write_diagnosis(
+        taught, tmp_path, tmp_path, found, others, frames
+    )
     with pytest.raises(RlpreError, match=r"was pretrained on frames .* give those, or leave them out"):
         diagnose(taught, frames, others)
 
@@ -135,7 +139,7 @@ def test_other_frames_as_target_and_as_pretraining(taught: Encoder, frames: Fram
 def test_sequence_encoders(frames: FrameStore, tmp_path: Path) -> None:
     encoder = SequenceEncoder("gru", untrained(), actions=7, width=16, window=3)
     found = diagnose(encoder, frames)
-    assert found.health.dim == 16
+    assert found.health[THIS].dim == 16
     assert "expert" in found.sparse
     text = write_diagnosis(encoder, tmp_path, tmp_path, found, frames)
     assert "gru over cnn, 16 features" in text

@@ -9,18 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from gymnasium import spaces
 from scipy.stats import binomtest
 
 import envs
 import rlpre
+from agents.distinct import take_distinct
 from envs.minigrid.overlap import overlaps, state, states
 from rlpre import Encoder, FrameStore, InputSpec, RlpreError
 from rlpre.evaluation.overlap import PureGain, nearest, overlap, pure_gain, share
-from rlpre.evaluation.stats import Interval, mean_interval
-from rlpre.features import encode
-from rlpre.sources.distinct import take_distinct
+from rlpre.evaluation.stats import Interval
 from rlpre.utils import read_json, write_json
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -253,44 +251,6 @@ def test_planted_overlap_is_recovered_where_the_naive_gain_is_not(seeds: int) ->
     assert covered(lambda gain: gain.naive, PURE) < (0.5 if seeds == 3 else 0.01)
     assert np.mean([gain.pure.value for gain in gains]) == pytest.approx(PURE, abs=0.004)
     assert np.mean([gain.naive.value for gain in gains]) == pytest.approx(0.17, abs=0.004)
-
-
-def test_planted_layouts_are_recovered(tmp_path: Path) -> None:
-    """A readout of all cells is pretrained on 50 layouts, 20 of the target's 40 among them, or 20 others.
-
-    Its gain is over the usual content of each cell; the truth is the gain of the one that saw none of the target.
-    """
-    pool = envs.collect("MiniGrid-FourRooms-v0", tmp_path, 3600, seed=0, n_envs=120)
-    _, rows = np.unique(pool.ids, return_index=True)
-    layout, cells = pool.episode[rows], pool.codes(rows)[..., 0].reshape(len(rows), -1)
-    gains = []
-    for seed in range(6):
-        torch.manual_seed(seed)
-        features = encode(Encoder("cnn", InputSpec(pool.space.shape), features=128), pool, rows).double().numpy()
-        order = np.random.default_rng(seed).permutation(layout.max() + 1)
-        seen, unseen, other = (np.flatnonzero(np.isin(layout, order[at : at + 20])) for at in (0, 20, 40))
-        base = np.flatnonzero(np.isin(layout, order[60:90]))
-        usual = np.array([np.bincount(cell).argmax() for cell in cells[base].T])
-        reads = [readout(features, cells, np.append(base, extra)) for extra in (seen, other)]
-        groups = seen, unseen
-        gains.append([[((read == cells) * 1.0 - (usual == cells))[of].mean() for of in groups] for read in reads])
-    measured = np.array(gains)
-    gain, truth = pure_gain(measured, PLAIN), measured[:, 1].mean()
-    assert gain.leak.low > 0.01
-    assert gain.pure.low < truth < gain.pure.high
-    assert gain.naive.value - truth > 3 * abs(gain.pure.value - truth)
-    bias = measured[:, 0].mean(1) - measured[:, 1].mean(1)
-    assert mean_interval(bias).low > 0.01
-
-
-def readout(features: np.ndarray, cells: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """The content of every cell of all frames, read by a ridge regression that was fitted to some."""
-    x = (features - features[rows].mean(0)) / features[rows].std(0).clip(1e-6)
-    wanted = np.eye(cells.max() + 1)[cells]
-    mean = wanted[rows].mean(0)
-    y = (wanted[rows] - mean).reshape(len(rows), -1)
-    weights = np.linalg.solve(x[rows].T @ x[rows] + np.eye(x.shape[1]), x[rows].T @ y)
-    return ((x @ weights).reshape(wanted.shape) + mean).argmax(-1)
 
 
 @pytest.mark.parametrize(

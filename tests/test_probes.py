@@ -203,7 +203,6 @@ def test_quantities_are_scored_by_r2() -> None:
         ({"counts": (1, 10)}, "use increasing counts from 2 and at least 1 seed"),
         ({"counts": (30, 10)}, "use increasing counts from 2 and at least 1 seed"),
         ({"seeds": 0}, "use increasing counts from 2 and at least 1 seed"),
-        ({"baseline": "scrach"}, "unknown source of features 'scrach': did you mean 'scratch'"),
     ],
 )
 def test_bad_settings_of_label_curves(halves: Factor, settings: dict, message: str) -> None:

@@ -13,11 +13,11 @@ from envs.minigrid.collect import collect
 from envs.minigrid.experts import expert_for
 from envs.minigrid.render import UnknownObjectError, symbols_of
 from envs.minigrid.worlds import GridWorld, make, make_vec
+from rlpre.data.collect import seeds
+from rlpre.data.store import FrameStore
 from rlpre.encoders import Encoder
 from rlpre.errors import RlpreError
 from rlpre.evaluation.overlap import Indices, Overlap, overlap
-from rlpre.frames import FrameStore
-from rlpre.sources.rollout import seeds
 
 LOOK = {"view": "partial", "tile_size": 8, "palette": "day"}  # of frames whose store does not record it
 SEED = 2**31 - 1  # of the fresh episodes; frames are collected with smaller seeds

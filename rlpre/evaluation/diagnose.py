@@ -17,16 +17,16 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
+from rlpre.data.store import FrameStore
 from rlpre.encoders import AnyEncoder, Encoder
 from rlpre.errors import RlpreError
 from rlpre.evaluation import health, page
 from rlpre.evaluation.health import Cause, Conditioning, Health
 from rlpre.evaluation.invariance import Invariances, invariances
 from rlpre.evaluation.overlap import Overlap, overlap
-from rlpre.evaluation.page import COLOURS, CONTROLS, Page, Section, Table, Toned, show_interval, show_ratio, signed
+from rlpre.evaluation.page import Cell, Page, Section, Table, Toned, show_interval, show_ratio, signed
 from rlpre.evaluation.prior import PriorGain, prior_gain
 from rlpre.evaluation.probes import (
-    SEEDS,
     Factor,
     Floats,
     LabelEfficiency,
@@ -39,25 +39,31 @@ from rlpre.evaluation.probes import (
     signal,
     sparsity,
 )
-from rlpre.evaluation.stats import Interval, area_under_curve, mean_interval
-from rlpre.frames import FrameStore
 from rlpre.objectives import make_reader
 from rlpre.utils import write_bytes, write_json
 
 T = TypeVar("T")
-Labelled = Mapping[str, tuple[Floats, Factor]]  # see `labelled_features`
 
-THIS, FRESH = "this", "fresh"  # the encoder, and the control with fresh weights
-FRESH_SEEDS = (FRESH, *(f"{FRESH} {seed}" for seed in range(1, SEEDS)))  # controls by seed of the weights
-FEW = 100  # most labels that count as few
+THIS, FRESH = "this encoder", "fresh weights"
 LABELS, OVERLAP, PRIORS, CHANGES = "labels", "overlap", "priors", "changes"  # parts that frames may not allow
-UNEVEN = 1000  # whitening is mentioned above this condition number; it took 71k to 350 and halved a policy's steps
-CURVES = (
-    "Held-out score by number of labels: this encoder in colour, fresh weights black, chance grey, the threshold "
-    "dotted. Bands are 95 % intervals over draws of labels."
-)
 RECORDED = ("objective", "steps", "step", "batch", "lr", "seed", "start")  # shown from a checkpoint
-LOST = 0.1  # of a score: a larger loss is shown as bad
+UNEVEN = 1000  # whitening is mentioned above this condition number; it took 71k to 350 and halved a policy's steps
+LOST = 0.1  # of a score: a larger loss is marked
+
+KNOWN = (
+    "Held-out scores of linear heads with most labels [95 % interval over draws of labels]: balanced accuracy, or R2 "
+    "of a quantity. Then labels that fresh weights need / labels that this encoder needs to reach the threshold dotted "
+    "below, and d', the distance of classes in units of the noise."
+)
+CURVES = "Held-out scores by number of labels, with 95 % intervals over draws of labels; grey is chance."
+FEW_FEATURES = (
+    "The smallest number of features with which a probe reaches 95 % of what all features score above chance: of the "
+    "features themselves, rotated at random, and as principal components."
+)
+IGNORED = (
+    "How far features move, where 1 is as far as to another frame. Then scores on changed frames of probes that "
+    f"learned from plain frames, and (anew) from changed frames; marked if even the latter lose {LOST:g}."
+)
 
 
 @dataclass(frozen=True)
@@ -65,17 +71,11 @@ class Diagnosis:
     """What was measured of an encoder; made by `diagnose`.
 
     Attributes:
-        health: of its features.
-        fresh_health: the same of fresh weights.
+        health: of the encoder's features and of fresh weights, by `THIS` and `FRESH`.
+        conditioning: the same.
         cause: of a collapse; None: healthy.
-        conditioning: of its features.
-        fresh_conditioning: the same of fresh weights.
-        efficiency: by label, label curves of the encoder (`THIS`) and of fresh weights (`FRESH_SEEDS`).
-        few: mean score of linear heads with at most `FEW` labels minus that on fresh weights: the mean height of the
-            label curve over the logarithm of the number of labels, averaged over labels. Each seed draws other labels
-            and other fresh weights, so the interval includes both. None without labels.
-        most: the same with most labels.
-        sparse: by label, how many features predict it.
+        efficiency: by label, scores by number of labels, of `THIS` and `FRESH`.
+        sparse: by label, the number of features that predict it.
         signals: by label with classes, the distance of classes in feature space.
         invariances: changes of a frame that features ignore; None for sequences, or without labels.
         seen: what the frames of the pretraining contain of the target; None if they are unknown.
@@ -83,14 +83,10 @@ class Diagnosis:
         unknown: by part (`LABELS`, ..) the reason why it was not measured.
     """
 
-    health: Health
-    fresh_health: Health
+    health: dict[str, Health]
+    conditioning: dict[str, Conditioning]
     cause: Cause | None
-    conditioning: Conditioning
-    fresh_conditioning: Conditioning
     efficiency: dict[str, LabelEfficiency]
-    few: Interval | None
-    most: Interval | None
     sparse: dict[str, Sparsity]
     signals: dict[str, Signal]
     invariances: Invariances | None
@@ -118,24 +114,24 @@ def diagnose(encoder: AnyEncoder, frames: FrameStore, pretrained_on: FrameStore 
             f"{pretrained_on.hash[:12]}: give those, or leave them out"
         )
     reader, unknown = make_reader(frames, encoder), dict[str, str]()
-    controls = {name: fresh(encoder, seed) for seed, name in enumerate(FRESH_SEEDS)}
-    now, conditioning = _statistics(encoder, reader)
-    before, fresh_conditioning = _statistics(controls[FRESH], reader)
+    encoders = {FRESH: fresh(encoder), THIS: encoder}
+    samples = {
+        name: health.sample_features(each, reader, distinct_rows(reader, health.ROWS, 0), 0)
+        for name, each in encoders.items()
+    }
+    measured = {name: health.health(*health.unstandardised(encoders[name], sample)) for name, sample in samples.items()}
     labelled = _try(unknown, LABELS, lambda: labelled_features(encoder, reader)) or {}
-    curves = _label_curves(
-        labelled, {name: labelled_features(each, reader) for name, each in controls.items() if labelled}
-    )
+    control = labelled_features(encoders[FRESH], reader) if labelled else {}
     if pretrained_on is None:
         unknown[OVERLAP] = unknown[PRIORS] = "the frames of its pretraining were not given"
     return Diagnosis(
-        health=now,
-        fresh_health=before,
-        cause=health.collapse_cause(now, before),
-        conditioning=conditioning,
-        fresh_conditioning=fresh_conditioning,
-        efficiency=curves,
-        few=_gain(curves, few=True) if curves else None,
-        most=_gain(curves, few=False) if curves else None,
+        health=measured,
+        conditioning={name: health.conditioning(sample[0].cpu()) for name, sample in samples.items()},
+        cause=health.collapse_cause(measured[THIS], measured[FRESH]),
+        efficiency={
+            label: label_efficiency({FRESH: control[label][0], THIS: features}, factor)
+            for label, (features, factor) in labelled.items()
+        },
         sparse={label: sparsity(*each) for label, each in labelled.items()},
         signals={label: signal(*each) for label, each in labelled.items() if not each[1].quantity},
         invariances=_try(unknown, CHANGES, lambda: invariances(encoder, reader)),
@@ -154,33 +150,12 @@ def _try(unknown: dict[str, str], part: str, measure: Callable[[], T]) -> T | No
         return None
 
 
-def _statistics(encoder: AnyEncoder, reader: Any) -> tuple[Health, Conditioning]:
-    features = health.sample_features(encoder, reader, distinct_rows(reader, health.ROWS, 0), 0)
-    return health.health(*health.unstandardised(encoder, features)), health.conditioning(features[0].cpu())
-
-
-def _label_curves(labelled: Labelled, controls: Mapping[str, Labelled]) -> dict[str, LabelEfficiency]:
-    curves = {}
-    for label, (features, factor) in labelled.items():
-        sources = {FRESH: controls[FRESH][label][0], THIS: features}
-        sources |= {name: control[label][0] for name, control in controls.items()}
-        curves[label] = label_efficiency(sources, factor)
-    return curves
-
-
-def _gain(curves: Mapping[str, LabelEfficiency], few: bool) -> Interval:
-    """See `Diagnosis.few`. Scores below chance count as chance, because R2 has no lower end."""
-    gains = []
-    for found in curves.values():
-        own = np.maximum(found.scores[THIS], found.chance)
-        other = [found.scores[name][seed] for seed, name in enumerate(FRESH_SEEDS)]
-        gain, kept = own - np.maximum(other, found.chance), found.counts <= FEW
-        gains.append(area_under_curve(np.log(found.counts[kept]), gain[:, kept]) if few else gain[:, -1])
-    return mean_interval(np.mean(gains, axis=0))
-
-
 def _prior_gains(
-    encoder: AnyEncoder, source: FrameStore, target: FrameStore, labelled: Labelled, unknown: dict[str, str]
+    encoder: AnyEncoder,
+    source: FrameStore,
+    target: FrameStore,
+    labelled: Mapping[str, tuple[Floats, Factor]],
+    unknown: dict[str, str],
 ) -> dict[str, PriorGain]:
     if source.hash == target.hash:
         unknown[PRIORS] = "the target's frames are those of its pretraining"
@@ -215,20 +190,17 @@ def write_diagnosis(
         The same page for a terminal.
     """
     name = path.parent.name if path.name.startswith("seed-") else path.name
-    sections, answer = (
-        [_checkpoint(encoder, path, frames, pretrained_on)],
-        "Nothing was measured: give frames of a target.",
-    )
+    sections = [_checkpoint(encoder, path, frames, pretrained_on)]
+    answer, facts, tone = "Nothing was measured: give frames of a target.", [], ""
     if found:
-        answer = f"Its features have collapsed: {found.cause}." if found.cause else "Its features have not collapsed."
-        sections += [part(found) for part in (_known, _dimensions, _collapse, _seen, _ignored, _prior)]
+        answer, facts, tone = _answer(found), _facts(found), "bad" if found.cause else ""
+        sections += [part(found) for part in (_known, _few_features, _health, _seen, _ignored, _prior)]
     if found and found.efficiency:
         figure = draw_label_curves(found.efficiency)
-        sections.insert(2, Section("From how few labels", [CURVES], [page.Figure("Label curves", figure)]))
+        sections.insert(2, Section("From how few labels", blocks=[page.Figure("Label curves", figure, CURVES)]))
         write_bytes(out / "diagnosis.png", page.as_png(figure))
     write_json(out / "diagnosis.json", {"encoder": encoder.config, "diagnosis": found and _plain(asdict(found))})
-    tone = "bad" if found and found.cause else ""
-    report = Page(f"What does encoder {name} know?", answer, tone, _facts(found) if found else (), sections=sections)
+    report = Page(f"What does encoder {name} know?", answer, tone, facts, sections=sections)
     page.write_html(report, out / "report.html")
     return page.as_text(report)
 
@@ -242,19 +214,31 @@ def _plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
 
 
+def _answer(found: Diagnosis) -> str:
+    if found.cause:
+        return f"Its features have collapsed: {found.cause}."
+    if not found.efficiency:
+        return "Its features have not collapsed; without labels nothing else is known."
+    ratios = [scores.ratio(THIS).ratio for scores in found.efficiency.values()]
+    fewer = sum(ratio.low is not None and ratio.low > 1 for ratio in ratios)
+    more = sum(ratio.high is not None and ratio.high < 1 for ratio in ratios)
+    return (
+        f"Its features have not collapsed; of {len(ratios)} labels a linear head learns {fewer} from fewer examples "
+        f"than on fresh weights, {more} from more."
+    )
+
+
 def _facts(found: Diagnosis) -> list[str]:
     facts = []
-    if found.few and found.most:
-        facts.append(
-            f"Linear heads score {signed(found.few)} relative to heads on fresh weights with at most {FEW} labels, and "
-            f"{signed(found.most)} with most labels."
-        )
+    if found.efficiency:
+        ratios = ", ".join(f"{label} {show_ratio(each.ratio(THIS))}" for label, each in found.efficiency.items())
+        facts.append(f"Examples that linear heads need on fresh weights / on its features: {ratios}.")
     if found.seen:
-        seen = page.percent(found.seen.observation.value)
-        facts.append(f"{seen} of the target's steps show a frame that it was pretrained on.")
+        share = page.percent(found.seen.observation.value)
+        facts.append(f"{share} of the target's steps show a frame that it was pretrained on.")
     if found.priors:
         gains = ", ".join(f"{label} {signed(each.gain)}" for label, each in found.priors.items())
-        facts.append(f"As priors, heads for the frames of its pretraining change the scores of few labels by: {gains}.")
+        facts.append(f"Heads for the frames of its pretraining, as priors, change scores after few labels by: {gains}.")
     return facts
 
 
@@ -290,38 +274,17 @@ def _missing(found: Diagnosis, part: str) -> list[str]:
 
 
 def _known(found: Diagnosis) -> Section:
-    title = "What it knows"
-    if not found.efficiency:
-        return Section(title, _missing(found, LABELS))
     rows = []
-    for label, curves in found.efficiency.items():
-        scores = [show_interval(curves.curve(name)[-1]) for name in (FRESH, THIS)]
+    for label, scores in found.efficiency.items():
         strength = f"{2 * found.signals[label].strength:.1f}" if label in found.signals else "-"
-        rows.append([label, f"{curves.chance:.2f}", *scores, show_ratio(curves.ratio(THIS)), strength])
-    text = (
-        "Held-out scores of linear heads with most labels [95 % interval over draws of labels]: balanced accuracy, or "
-        "R2 of a quantity. Then labels that fresh weights need / labels that this encoder needs for the threshold, and "
-        "d', the distance of classes in units of the noise."
-    )
-    head = ["label", "chance", "fresh weights", "this encoder", "labels: fresh / this", "d'"]
-    return Section(title, [text], [Table(head, rows)])
+        most = [show_interval(scores.curve(name)[-1]) for name in (FRESH, THIS)]
+        rows.append([label, f"{scores.chance:.2f}", *most, show_ratio(scores.ratio(THIS)), strength])
+    head = ["label", "chance", FRESH, THIS, "labels: fresh / this", "d'"]
+    blocks = [Table(head, rows)] if rows else []
+    return Section("What it knows", [KNOWN] if rows else _missing(found, LABELS), blocks)
 
 
-def _dimensions(found: Diagnosis) -> Section:
-    now, before = found.conditioning, found.fresh_conditioning
-    text = [
-        f"Effective rank {found.health.effective_rank:.1f} of {found.health.dim} (fresh weights "
-        f"{found.fresh_health.effective_rank:.1f}); condition number {now.number:.2g} over {now.dimensions} directions "
-        f"(fresh weights {before.number:.2g} over {before.dimensions})."
-    ]
-    if now.number > UNEVEN:
-        text.append("Frozen features with such a condition number often serve a policy better whitened: rlpre.whiten.")
-    if not found.sparse:
-        return Section("In how few dimensions", text)
-    text.append(
-        "The table gives the smallest number of features with which a probe reaches 95 % of what all features score "
-        "above chance: of the features themselves, rotated at random, and as principal components."
-    )
+def _few_features(found: Diagnosis) -> Section:
     rows = [
         [
             label,
@@ -332,14 +295,20 @@ def _dimensions(found: Diagnosis) -> Section:
         for label, each in found.sparse.items()
     ]
     head = ["label", "chance", "all features", "enough: features", "enough: rotated", "enough: pca"]
-    return Section("In how few dimensions", text, [Table(head, rows)])
+    blocks = [Table(head, rows)] if rows else []
+    return Section("In how few features", [FEW_FEATURES] if rows else _missing(found, LABELS), blocks)
 
 
-def _collapse(found: Diagnosis) -> Section:
-    now, before = asdict(found.health), asdict(found.fresh_health)
-    rows = [[name.replace("_", " "), f"{now[name]:.3g}", f"{before[name]:.3g}"] for name in now]
-    answer = f"Yes: {found.cause}." if found.cause else "No."
-    return Section("Has it collapsed?", [answer], [Table(["features", "this encoder", "fresh weights"], rows)])
+def _health(found: Diagnosis) -> Section:
+    columns = [asdict(found.health[name]) | asdict(found.conditioning[name]) for name in (THIS, FRESH)]
+    names = {"number": "condition number", "dimensions": "directions that vary"}
+    rows = [
+        [names.get(name, name.replace("_", " ")), *(f"{each[name]:.3g}" for each in columns)] for name in columns[0]
+    ]
+    text = [f"Yes: {found.cause}." if found.cause else "No."]
+    if (number := found.conditioning[THIS].number) > UNEVEN:
+        text.append(f"Condition number {number:.2g}: frozen, they often serve a policy better whitened (rlpre.whiten).")
+    return Section("Has it collapsed?", text, [Table(["features", THIS, FRESH], rows)])
 
 
 def _seen(found: Diagnosis) -> Section:
@@ -355,25 +324,17 @@ def _ignored(found: Diagnosis) -> Section:
     title, effects = "Which changes of a frame it ignores", found.invariances
     if effects is None:
         return Section(title, _missing(found, CHANGES))
-    labels = list(effects.plain)
-    rows: list[list[str | Toned]] = [
-        [name, "-", "-", "-", *(f"{scores[label]:.2f}" for label in labels)]
-        for name, scores in (("plain (fresh weights)", effects.fresh), ("plain", effects.plain))
+    rows: list[list[Cell]] = [
+        [f"plain ({name})", "-", "-", "-", *(f"{score:.2f}" for score in scores.values())]
+        for name, scores in ((FRESH, effects.fresh), (THIS, effects.plain))
     ]
     for name, effect in effects.changes.items():
-        scores = [
-            Toned(
-                f"{effect.asked[label]:.2f}, anew {effect.relearnt[label]:.2f}",
-                "bad" if effect.relearnt[label] < effects.plain[label] - LOST else "",
-            )
-            for label in labels
-        ]
-        rows.append([name, f"{effect.moved:.2f}", f"{effect.fresh:.2f}", "learned" if effect.learnt else "no", *scores])
-    text = (
-        "How far features move, where 1 is as far as to another frame. Then scores on changed frames of probes that "
-        f"learned from plain frames, and (anew) from changed frames; marked if even the latter lose {LOST:g}."
-    )
-    return Section(title, [text], [Table(["frames", "moved", "moved (fresh)", "ignored", *labels], rows)])
+        row: list[Cell] = [name, f"{effect.moved:.2f}", f"{effect.fresh:.2f}", "learned" if effect.learnt else "no"]
+        for label, score in effects.plain.items():
+            tone = "bad" if effect.relearnt[label] < score - LOST else ""
+            row.append(Toned(f"{effect.asked[label]:.2f}, anew {effect.relearnt[label]:.2f}", tone))
+        rows.append(row)
+    return Section(title, [IGNORED], [Table(["frames", "moved", "moved (fresh)", "ignored", *effects.plain], rows)])
 
 
 def _prior(found: Diagnosis) -> Section:
@@ -391,18 +352,17 @@ def _prior(found: Diagnosis) -> Section:
 
 
 def draw_label_curves(efficiency: Mapping[str, LabelEfficiency]) -> Figure:
-    """Held-out scores of the encoder and of fresh weights by number of labels, one panel per label."""
+    """Held-out scores by number of labels, one panel per label."""
     columns = min(4, len(efficiency))
     lines = -(-len(efficiency) // columns)
     figure = Figure(figsize=(3.5 * columns, 3 * lines), dpi=110, layout="constrained")
     panels = figure.subplots(lines, columns, squeeze=False).ravel()
     for panel, (label, scores) in zip(panels, efficiency.items(), strict=False):
-        for name, colour in ((FRESH, CONTROLS[0]), (THIS, COLOURS[0])):
+        for name, colour in ((FRESH, page.CONTROLS[0]), (THIS, page.COLOURS[0])):
             page.draw_curve(panel, scores.counts.tolist(), scores.curve(name), colour, label=name)
         panel.axhline(scores.threshold, color="#404040", linewidth=0.8, linestyle=(0, (1, 2)))
-        panel.axhline(scores.chance, color=CONTROLS[2], linewidth=0.8)
-        low = min(float(scores.scores[name].mean(0).min()) for name in (FRESH, THIS))
-        panel.set(xscale="log", xlabel="labels", ylim=(max(min(low, scores.chance), -0.2) - 0.05, 1.02))
+        panel.axhline(scores.chance, color=page.CONTROLS[2], linewidth=0.8)
+        panel.set(xscale="log", xlabel="labels", ylim=(-0.25 if scores.chance == 0 else scores.chance - 0.1, 1.02))
         panel.set_title(label, fontweight="bold")
         panel.xaxis.set_major_formatter(EngFormatter(sep=""))
         page.plain_axes(panel)

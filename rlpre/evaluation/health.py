@@ -21,7 +21,7 @@ from rlpre.encoders import AnyEncoder
 from rlpre.errors import RlpreError
 from rlpre.evaluation.probes import Indices, distinct_rows
 from rlpre.features import covariance, finite
-from rlpre.objectives import AnyReader
+from rlpre.objectives.batches import AnyReader
 
 ROWS = 1024  # most distinct inputs that are measured
 SHIFTED = 64  # inputs that are measured under two random shifts

@@ -24,14 +24,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rlpre.data.store import FrameStore
+from rlpre.data.tiles import PALETTES
 from rlpre.encoders import AnyEncoder, Encoder
 from rlpre.errors import RlpreError, lookup
 from rlpre.evaluation.probes import Factor, Floats, cross_score, factors, fresh, ridge
 from rlpre.features import encode, finite
-from rlpre.frames import FrameStore
-from rlpre.objectives import AnyReader
+from rlpre.objectives.batches import AnyReader
 from rlpre.objectives.losses import random_shift
-from rlpre.tiles import PALETTES
 
 CROP = 0.75  # of a side is kept, then enlarged to the whole
 NOISE = 16.0  # standard deviation, of 255

@@ -20,11 +20,11 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
+from rlpre.data.store import FrameStore, digests
 from rlpre.encoders import Encoder
 from rlpre.errors import RlpreError
 from rlpre.evaluation.stats import FEWEST, Interval, mean_interval, student
 from rlpre.features import encode
-from rlpre.frames import FrameStore, digests
 
 Floats = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]

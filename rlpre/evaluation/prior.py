@@ -1,24 +1,22 @@
 """A Bayesian linear head on frozen features with two Gaussian priors, and the value of such a prior.
 
 Targets are ``y = x w + b`` plus noise of variance t² [0]. The priors are a parent task's head ``w_par`` with strength λ
-and the pretraining's head ``w_pre`` with strength μ. The bias has no prior, so X and y are centred. The estimate is
+and the pretraining's head ``w_pre`` with strength μ; the bias has none, so X and y are centred. The estimate is
 
     (X'X + (λ + μ) I) w = X'y + λ w_par + μ w_pre
 
-A strength is t² over the variance of the prior: it counts like as many rows of features of unit variance. If X'X is
-n I, w is the mean ``(n θ + λ w_par + μ w_pre) / (n + λ + μ)`` of the least-squares head θ and the priors. Real features
-vary far more in some directions than in others; there, this mean trusts θ even in directions without data, so its
-weights are worse than the priors and its predictions worse than those of θ. The matrix form is needed.
+A strength is t² over the variance of the prior: it counts like as many rows of features of unit variance. Only if X'X
+is n I is w the mean ``(n θ + λ w_par + μ w_pre) / (n + λ + μ)`` of the least-squares head θ and the priors. On real
+features that mean would trust θ even in directions without data.
 
 **Strengths** maximise the evidence ``p(y | X, λ, μ)``, with the noise that maximises it [1]. A prior that is not given
-is 0, as in ridge regression, so the evidence of a single prior also chooses how far to shrink it towards 0. With fewer
-rows than dimensions, only uneven feature variances separate noise from distance; the estimated noise may be 0.
+is 0, as in ridge regression, so the evidence of a single prior also chooses how far to shrink it towards 0.
 
-**The gate** decides whether a prior of a given strength helps. If its squared distance from the true d weights is δ²,
-the estimate is better than least squares if and only if ``δ² < t² d (2 / λ + 1 / n)``; the best strength is
-λ* = t² d / δ² for any n. This holds for X'X = n I. In general the prediction errors over the given rows compare in the
-same way if δ² is spread evenly over the weights, where n is the mean of the eigenvalues of X'X with weights
-(eigenvalue + λ)^-2. δ² is unknown; it is estimated as t² d / λ* at the strength λ* of highest evidence.
+**The gate**: with a prior of strength λ at squared distance δ² from the true d weights, the estimate is better than
+least squares if and only if ``δ² < t² d (2 / λ + 1 / n)``; the best strength is λ* = t² d / δ² for any n. This holds
+for X'X = n I. In general it holds for prediction errors over the given rows if δ² is spread evenly over the weights,
+where n is the mean of the eigenvalues of X'X with weights (eigenvalue + λ)^-2. δ² is unknown and estimated as
+t² d / λ* at the strength λ* of highest evidence.
 
 References:
     [0] Bishop 2006, "Pattern Recognition and Machine Learning", sections 3.3 to 3.5.
@@ -220,8 +218,7 @@ def _checked_features(features: ArrayLike) -> Floats:
     x = np.asarray(features, np.float64)
     if x.ndim != 2 or not x.size:
         raise RlpreError(f"features are of shape {x.shape}: give (rows, dimensions)")
-    finite(x, "features")
-    return x
+    return np.asarray(finite(x, "features"))
 
 
 def _checked_targets(targets: ArrayLike, features: Floats) -> Floats:

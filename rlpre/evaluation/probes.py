@@ -5,6 +5,7 @@ balanced accuracy), on standardised features and at held-out inputs. Besides the
 score by number of labels), sparse probes (the score by number of features) and the signal strength (the distance of
 two classes in units of the noise). All are functions of features (n, dim) and a `Factor`:
 
+    reader = rlpre.objectives.make_reader(frames, encoder)
     for name, (features, factor) in labelled_features(encoder, reader).items():
         print(name, cross_score(features, factor), sparsity(features, factor).smallest)
 
@@ -28,7 +29,7 @@ import torch
 from rlpre.encoders import AnyEncoder, SequenceEncoder
 from rlpre.errors import RlpreError, lookup
 from rlpre.features import finite
-from rlpre.objectives import AnyReader
+from rlpre.objectives.batches import AnyReader
 
 if TYPE_CHECKING:
     from rlpre.evaluation.stats import Interval, StepsRatio  # imports scipy, which `import rlpre` does without
@@ -143,11 +144,11 @@ class Factor:
         return 0.0 if self.quantity else 1 / len(self.classes)
 
     def score(self, predicted: npt.NDArray[Any], at: Indices | slice = slice(None)) -> float:
-        """R2 (at most 1) of a quantity, otherwise balanced accuracy in [0, 1], of (m,) predictions.
+        """R2 (at most 1) of a quantity, otherwise balanced accuracy in [0, 1].
 
         Args:
-            predicted: (m,) values.
-            at: indices of the m inputs; default: all n.
+            predicted: (m,) values, for the inputs with indices ``at``.
+            at: default: all n inputs.
         """
         from sklearn.metrics import r2_score, recall_score  # scikit-learn takes more than a second to import
 
@@ -176,7 +177,7 @@ def factors(reader: AnyReader, names: Sequence[str] | None = None, seed: int = 0
     """Draws distinct inputs of a store and the labels that can be probed on them.
 
     Args:
-        reader: of frames with label columns.
+        reader: of frames with label columns, see `rlpre.objectives.make_reader`.
         names: of the labels; None: all that can be probed, except those that only identify the episode.
         seed: of the draw.
 
@@ -232,7 +233,13 @@ def ridge_model(quantity: bool) -> Any:
 
 
 def cross_score(features: Floats, factor: Factor, seed: int = 0) -> float:
-    """The cross-validated score of a probe; ``features`` (n, dim) of the factor's n inputs."""
+    """The cross-validated score of a probe.
+
+    Args:
+        features: (n, dim) of the factor's n inputs.
+        factor: the label to predict.
+        seed: draws the folds.
+    """
     from sklearn.model_selection import cross_val_predict
 
     return factor.score(cross_val_predict(ridge(factor.quantity), features, factor.values, cv=factor.folds(seed)))
@@ -296,7 +303,6 @@ class LabelEfficiency:
 def label_efficiency(
     features: Mapping[str, Floats],
     factor: Factor,
-    baseline: str | None = None,
     threshold: float | None = None,
     counts: Sequence[int] = COUNTS,
     seeds: int = SEEDS,
@@ -307,19 +313,16 @@ def label_efficiency(
     turn, so that few labels show all classes.
 
     Args:
-        features: by source, such as "fresh" and "contrastive": (n, dim) of the factor's n inputs.
+        features: by source, such as "fresh" and "contrastive": (n, dim) of the factor's n inputs. The first is the
+            baseline.
         factor: the label to predict.
-        baseline: the source to compare with; None: the first.
         threshold: the score to reach; None: ``NEARLY`` of what the baseline scores above chance with most labels.
         counts: increasing numbers of labels; those above the size of the training part are left out.
         seeds: number of draws; fewer than three give no intervals.
 
     Raises:
-        RlpreError: if ``counts`` or ``seeds`` is invalid, the baseline is unknown, or there are fewer labels than the
-            first of ``counts``.
+        RlpreError: if ``counts`` or ``seeds`` is invalid, or there are fewer labels than the first of ``counts``.
     """
-    baseline = next(iter(features)) if baseline is None else baseline
-    lookup("source of features", baseline, features)
     if seeds < 1 or min(counts) < 2 or np.any(np.diff(counts) <= 0):
         raise RlpreError(
             f"labels are counted at {list(counts)} with {seeds} seeds: use increasing counts from 2 and at least 1 seed"
@@ -330,6 +333,7 @@ def label_efficiency(
     if not len(kept):
         raise RlpreError(f"label {factor.name!r} leaves {most} labels to learn from: {counts[0]} are the fewest needed")
     scores = {name: np.array([_scores(x, factor, kept, *draw) for draw in draws]) for name, x in features.items()}
+    baseline = next(iter(scores))
     if threshold is None:
         threshold = factor.chance + NEARLY * (float(scores[baseline][:, -1].mean()) - factor.chance)
     return LabelEfficiency(kept, factor.chance, baseline, threshold, scores)
@@ -387,12 +391,7 @@ def sparsity(features: Floats, factor: Factor, seed: int = 0) -> Sparsity:
     A group lasso, for all classes together, ranks the features by the order in which it selects them. Ridge probes are
     then fitted to the first k, so that the shrinkage of the L1 penalty does not count against small k [3]. Ranking and
     fit see only the training part of a fold. The same is done for randomly rotated features and for principal
-    components: the axes of the encoder matter only if those need more.
-
-    Args:
-        features: (n, dim) of the factor's n inputs.
-        factor: the label to predict.
-        seed: draws the folds and one rotation per fold.
+    components: the axes of the encoder matter only if those need more. Arguments are as for `cross_score`.
     """
     dim = features.shape[1]
     sizes = np.unique(np.append(np.round(2 ** np.arange(0, np.log2(dim), 1 / 3)), dim)).astype(int).tolist()
@@ -469,12 +468,7 @@ class Signal:
 
 
 def signal(features: Floats, factor: Factor, seed: int = 0) -> Signal:
-    """The signal strength of one factor.
-
-    Args:
-        features: (n, dim) of the factor's n inputs.
-        factor: a label with classes.
-        seed: draws the folds.
+    """The signal strength of one factor, with arguments as for `cross_score`.
 
     Raises:
         RlpreError: if the factor is a quantity.
