@@ -269,7 +269,8 @@ def draw(results: Results) -> Plot:
             drawn.get(title, Axes.remove)(axes)
         first = row[0] if BASELINE in results[level] else row[2]
         first.set_title(name, fontweight="bold", loc="left")
-    plot.supxlabel("bands and bars: 95 % intervals; green: cures, light blue: reduces, red: harms", fontsize="medium")
+    legend = "bands and bars: 95 % intervals; green: cures, light blue: reduces, red: harms"
+    plot.supxlabel(f"errors and switch: of {BASELINE}; {legend}", fontsize="medium")
     return plot
 
 

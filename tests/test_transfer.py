@@ -193,9 +193,9 @@ def test_testing_on_other_seeds_is_not_optimistic() -> None:
     assert np.mean([one.contrasts["s"][CHOSEN]["a"].verdict == "positive" for one in found]) < 0.1
 
 
-DESIGN = Design(("right", "wrong"), TWO, (0, 50, 800), (0, 1, 2))
-TRUE = {"scratch": 0.5, "right@0": 0.4, "right@50": 0.8, "right@800": 0.6}
-TRUE |= {"wrong@0": 0.4, "wrong@50": 0.2, "wrong@800": 0.1}
+DESIGN = Design(("right", "wrong"), TWO, (0, 50, 200), (0, 1, 2))
+TRUE = {"scratch": 0.5, "right@0": 0.4, "right@50": 0.8, "right@200": 0.6}
+TRUE |= {"wrong@0": 0.4, "wrong@50": 0.2, "wrong@200": 0.1}
 
 
 @pytest.fixture
@@ -231,13 +231,13 @@ def test_report_tells_which_source_helps_and_when_to_stop(planted: Path) -> None
     assert seen["beyond"] <= 0
     board = EventAccumulator(str(planted / "tensorboard" / "right")).Reload()
     curve = board.Scalars(f"compare/{TWO[0]}/score by checkpoint")
-    assert [point.step for point in curve] == [0, 50, 800]
+    assert [point.step for point in curve] == [0, 50, 200]
     assert [point.value for point in curve] == pytest.approx([0.4, 0.8, 0.6], abs=0.05)
     assert report(planted, DESIGN, "share of planted successes") == text
 
 
 def test_scores_that_are_missing_or_damaged(planted: Path) -> None:
-    (planted / Run(TWO[0], "wrong@800", 5).path / "done.json").unlink()
+    (planted / Run(TWO[0], "wrong@200", 5).path / "done.json").unlink()
     assert "DoorKey-8x8, n=4" in report(planted, DESIGN, "share")
     write_json(planted / Run(TWO[1], "right@50", 1).path / "rows.json", [["score", float("nan"), None]])
     with pytest.raises(RlpreError, match=r"the score of .*Unlock-v0/right@50/seed-1 is not finite: look at that run"):
@@ -288,3 +288,14 @@ def test_bad_input_is_refused_before_anything_is_written(
     with pytest.raises(RlpreError, match=sentence):
         study.transfer(replace(TINY, **changes), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_published_summary_follows_from_the_published_rows(tmp_path: Path) -> None:
+    published = Path(__file__).parents[1] / "results" / "transfer"
+    for name in ("study.json", "rows.json"):
+        (tmp_path / name).write_bytes((published / name).read_bytes())
+    design = Design(("day", "night", "shuffled"), TRANSFERS["quick"].tasks, (0, 50, 200), (0, 1, 2))
+    report(tmp_path, design, "balanced accuracy of the expert's action")
+    here, there = (read_json(home / "summary.json")["records"] for home in (tmp_path, published))
+    for one, other in zip(here, there, strict=True):
+        assert one == pytest.approx(other, rel=1e-4, abs=1e-6)
