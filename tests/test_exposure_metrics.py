@@ -134,6 +134,8 @@ def test_records_survive_the_disk_and_bad_ones_are_refused(tmp_path: Path) -> No
         Record.load(path)
     with pytest.raises(RlpreError, match="log-likelihood of an expert's action is not finite"):
         replace(found, nll=np.full_like(found.nll, np.inf))
+    with pytest.raises(RlpreError, match="all test episodes were dropped: choose a level that the expert solves"):
+        replace(found, running=np.zeros_like(found.running))
 
 
 def test_numbers_by_hand() -> None:

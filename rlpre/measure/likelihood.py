@@ -1,4 +1,4 @@
-"""Moved to agents.likelihood."""
+"""Moved to agents.likelihood."""  # ALIAS
 
 import sys
 
