@@ -13,7 +13,6 @@ from torch.nn import functional as F
 import rlpre
 from rlpre import Encoder, FrameStore, InputSpec, RlpreError
 from rlpre.evaluation.health import effective_rank
-from rlpre.measure.health import effective_rank
 from rlpre.objectives import OBJECTIVES, Objective, WeightedSum, make_objective, parse_objective
 from rlpre.objectives.base import TargetNetworks
 from rlpre.objectives.batches import Batch, FrameReader, FrameViews
