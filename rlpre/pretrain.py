@@ -105,7 +105,7 @@ def pretrain(
 
     A pretraining that was killed goes on when called again and ends with the same weights, bit for bit: every step
     draws its randomness from (seed, step). At each checkpoint features and projections are compared with those of
-    fresh weights (`rlpre.measure.health`); if they have collapsed, a warning says how, or the run ends.
+    fresh weights (`rlpre.evaluation.health`); if they have collapsed, a warning says how, or the run ends.
 
     With ``devices=N``, N processes share each batch (DDP). Loss and weights are those of one process up to rounding,
     except that batch normalisation inside an encoder sees one process's part only. The processes are spawned here, so
