@@ -68,8 +68,10 @@ def encode_windows(encoder: SequenceEncoder, trajectories: Trajectories, rows: I
 def _evaluating(encoder: AnyEncoder) -> Iterator[None]:
     was_training = encoder.training
     encoder.eval()
-    yield
-    encoder.train(was_training)
+    try:
+        yield
+    finally:
+        encoder.train(was_training)
 
 
 def finite(features: Floats, what: str) -> Floats:
@@ -158,11 +160,8 @@ def _white_map(encoder: AnyEncoder, frames: FrameStore, rows: Indices, stage: in
         raise RlpreError(f"stage is {stage}: encoder {name!r} has maps after stage 1 to {last}")
     _, first, counts = np.unique(frames.ids[rows], return_index=True, return_counts=True)
     maps: list[Tensor] = []
-    hook = encoder.stages[stage - 1].register_forward_hook(
-        lambda *given: maps.append(given[2].flatten(1).float().cpu())
-    )
-    encode(encoder, frames, rows[first])
-    hook.remove()
+    with encoder.stages[stage - 1].register_forward_hook(lambda *call: maps.append(call[2].flatten(1).float().cpu())):
+        encode(encoder, frames, rows[first])
     mean, weight = _principal_components(torch.cat(maps), torch.from_numpy(counts / len(rows)), size)
     arguments = {**encoder.arguments, "map_stage": stage, "map_size": len(weight)}
     white = Encoder(MAP + name, encoder.input, encoder.pretraining, **arguments).to(encoder.device, encoder.dtype)
