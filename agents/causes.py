@@ -21,7 +21,7 @@ from rlpre import FrameStore, RlpreError
 from rlpre.compare.runner import Measurements, Run, read_study
 from rlpre.compare.summary import SECONDS, Curves, read_results
 from rlpre.compare.train import Training, make_venv, starting_encoder
-from rlpre.encoders.whitened import PREFIX
+from rlpre.encoders.encoder import WHITENED
 from rlpre.evaluation.page import (
     COLOURS,
     CONTROLS,
@@ -77,7 +77,7 @@ def measure(home: Path, first_seed: int | None, run: Run, training: Training) ->
     seen = {store.hash: store.distinct for store in stores}.get(vision.pretraining.get("frames"))
     return {
         "updates": vision.pretraining.get("step", 0),
-        "whitened": float(vision.architecture.startswith(PREFIX)),
+        "whitened": float(vision.architecture.startswith(WHITENED)),
         "condition number": found.number,
         "dimensions": found.dimensions,
         **({} if seen is None else {"different frames": seen}),

@@ -23,15 +23,12 @@ from torch.utils.tensorboard import SummaryWriter
 
 from envs.minigrid.trials import EpisodeRandom
 from rlpre import FrameStore, RlpreError, SequenceEncoder
-from rlpre.device import resolve_device, ship
-from rlpre.encoders.checkpoint import check_tensors
-from rlpre.encoders.sequence import State
+from rlpre.data.windows import Trajectories
+from rlpre.encoders.encoder import check_tensors
+from rlpre.encoders.mixers import State
 from rlpre.errors import at_least
-from rlpre.files import write_bytes, write_json
-from rlpre.loop import rate
-from rlpre.pretrain import quiet
-from rlpre.provenance import provenance
-from rlpre.sequences import Trajectories
+from rlpre.pretrain import quiet, rate_factor
+from rlpre.utils import provenance, resolve_device, to_device, write_bytes, write_json
 
 HEAD = "head.safetensors"
 NONE = -1  # the token of an action that was not taken or is hidden; the label of a step that the expert did not label
@@ -122,12 +119,12 @@ class PolicyActor:
             self.state, self.taken = encoder.begin(len(frames)), np.full(len(frames), NONE)
         if encoder.vocabulary and missions != self.missions:
             self.missions = list(missions)
-            self.mission = ship(encoder.vocabulary.encode(missions), device)
-        features = encoder.encode_frames(ship(frames, device))
-        tokens = ship(np.where(starts, NONE, self.taken), device)
-        logits, self.state = self.policy.step(features, tokens, self.mission, self.state, ship(starts, device))
+            self.mission = to_device(encoder.vocabulary.encode(missions), device)
+        features = encoder.encode_frames(to_device(frames, device))
+        tokens = to_device(np.where(starts, NONE, self.taken), device)
+        logits, self.state = self.policy.step(features, tokens, self.mission, self.state, to_device(starts, device))
         uniform = self.rng.draw(starts, encoder.actions)
-        self.taken = sample(logits, ship(uniform, device)).cpu().numpy()
+        self.taken = sample(logits, to_device(uniform, device)).cpu().numpy()
         return self.taken
 
 
@@ -171,7 +168,7 @@ class Episodes:
         if not (label >= 0).any():
             raise RlpreError(f"the expert labels no step of {store.path}: record a level that it can solve")
         features, previous, mission, present = Trajectories(store, encoder, device).inputs(rows[:, None])
-        steps = Batch(features[:, 0], previous[:, 0], mission, ship(label, device), present[:, 0])
+        steps = Batch(features[:, 0], previous[:, 0], mission, to_device(label, device), present[:, 0])
         lengths = np.diff(np.append(np.flatnonzero(first), len(rows)))
         return cls(steps, lengths, store.column("layout")[rows][first].astype(np.int64))
 
@@ -208,8 +205,8 @@ class Episodes:
         lengths, steps = self.lengths[episodes], self.steps
         first = np.cumsum(self.lengths)[episodes] - lengths
         place = np.arange(lengths.max())
-        present = ship(place < lengths[:, None], steps.features.device)
-        rows = ship(first[:, None] + np.minimum(place, lengths[:, None] - 1), steps.features.device)
+        present = to_device(place < lengths[:, None], steps.features.device)
+        rows = to_device(first[:, None] + np.minimum(place, lengths[:, None] - 1), steps.features.device)
         mission = None if steps.mission is None else steps.mission[rows[:, 0]]
         label = steps.label[rows].masked_fill(~present, NONE)
         return Batch(steps.features[rows], steps.previous[rows], mission, label, present)
@@ -327,7 +324,7 @@ def fit(policy: SequencePolicy, episodes: Episodes, out: Path, config: CloneConf
                 if step == config.steps or step - best.kept_step >= patience:
                     break
             for group in optimizer.param_groups:
-                group["lr"] = config.lr * rate(step, config.steps, WARMUP)
+                group["lr"] = config.lr * rate_factor(step, config.steps, WARMUP)
             batch, progress = next(batches), step / config.steps
             train_loss, train_agreement = loss_and_agreement(policy.train(), batch, config, progress, generator)
             optimizer.zero_grad(set_to_none=True)
@@ -335,7 +332,7 @@ def fit(policy: SequencePolicy, episodes: Episodes, out: Path, config: CloneConf
             nn.utils.clip_grad_norm_(trained, config.clip)
             optimizer.step()
             if checked:
-                _log(board, "clone", float(train_loss), float(train_agreement), step)
+                _log(board, "clone", train_loss.item(), train_agreement.item(), step)
             report(step + 1)
     policy.load_state_dict(weights)
     policy.eval()

@@ -25,17 +25,16 @@ from stable_baselines3.common.vec_env import VecEnv
 
 import envs
 from agents.cloning import CloneConfig, Episodes, Report, SequencePolicy, fit, write_run
-from agents.train import PPOConfig
-from agents.train import Report as ReportSteps
+from agents.presets import PPOConfig
 from envs.minigrid.demos import stored
 from envs.minigrid.trials import Actor, Trial, expert, is_test, layout, layout_seeds, noisy, play
 from rlpre import FrameStore, HistoryVecEnv, RlpreError, policy_kwargs
+from rlpre.compare.train import ReportSteps
+from rlpre.data.collect import seeds
 from rlpre.errors import at_least, lookup
-from rlpre.files import write_json
 from rlpre.pretrain import quiet
-from rlpre.provenance import provenance
-from rlpre.sb3 import MODES, floored_advantages, kl_to, value_first
-from rlpre.sources.rollout import seeds
+from rlpre.sb3 import MODES, kl_penalty, value_first
+from rlpre.utils import provenance, write_json
 
 TRIED = 32  # episodes in which the policy's error rate is measured
 HOPELESS = 64  # episodes in a row without a label, after which the expert is given up
@@ -217,26 +216,25 @@ def to_ppo(
     The two act alike for a transformer; a GRU forgets what lies before the window. ``venv`` gives pixels, with missions
     in the infos; ``steps`` are those of the run; ``others`` go to ``PPO``.
     """
-    settings = asdict(tuning.ppo)
-    hidden, floor, _ = settings.pop("hidden"), settings.pop("advantage_floor"), settings.pop("n_envs")
-    windows = HistoryVecEnv(venv, policy.encoder, device=policy.encoder.device)
-    heads = {"pi": [], "vf": [hidden, hidden]}  # the clone's head is linear
+    heads = {"pi": [], "vf": [tuning.ppo.hidden] * 2}  # the clone's head is linear
     arguments = {
+        **tuning.ppo.arguments(),
         "policy": "MultiInputPolicy",
-        "env": windows,
+        "env": HistoryVecEnv(venv, policy.encoder, device=policy.encoder.device),
         "policy_kwargs": policy_kwargs(policy.encoder, tuning.mode, net_arch=heads),
         "seed": seed,
         "device": policy.encoder.device,
-        **settings,
         **others,
     }
-    model = PPO(**arguments, **floored_advantages(floor))
+    model = PPO(**arguments)
     if MODES[tuning.mode].pretrained:
         model.policy.action_net.load_state_dict(policy.head.state_dict())
     if tuning.beta:
         rollouts = tuning.ppo.updates(steps) / tuning.ppo.updates(1)
         start = model.policy.state_dict()
-        model = PPO(**arguments, **kl_to(model.policy, tuning.beta, tuning.beta_left ** (1 / rollouts), floor))
+        decay = tuning.beta_left ** (1 / rollouts)
+        penalty = kl_penalty(model.policy, tuning.beta, decay, tuning.ppo.advantage_floor)
+        model = PPO(**(arguments | penalty))
         model.policy.load_state_dict(start)
     value_first(model.policy, round(tuning.value_first * tuning.ppo.updates(steps)))
     return model

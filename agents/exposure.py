@@ -15,17 +15,17 @@ from agents.cloning import CloneConfig, Report, SequencePolicy, clone
 from agents.corrections import CORRECTIONS, Tuning, correct, tune
 from agents.exposure_metrics import record
 from agents.exposure_report import BASELINE, CLONE, CONTROL, CORRECTION, RECORD, report
-from agents.recipes import Backbone
 from envs.minigrid.experts import expert_for
 from envs.minigrid.trials import Trial, expert, layout_seeds, play
 from rlpre import Encoder, FrameStore, InputSpec, PretrainConfig, RlpreError, pretrain
+from rlpre.compare.arms import Backbone
 from rlpre.compare.runner import Measurements, Run, StudyResult, run_study, succeed
-from rlpre.device import resolve_device
 from rlpre.encoders import Vocabulary
 from rlpre.errors import at_least, lookup
-from rlpre.loop import STANDARD_ROWS
-from rlpre.measure.probe import encode
+from rlpre.features import encode
 from rlpre.objectives import parse_objective
+from rlpre.pretrain import STANDARD_ROWS
+from rlpre.utils import resolve_device
 
 FRAMES, DEMONSTRATIONS, ENCODERS, RUNS = "frames", "demonstrations", "encoders", "runs"  # in a study's directory
 PRETRAINED, RANDOM = "pretrained", "random"  # vision encoders

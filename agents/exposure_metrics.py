@@ -47,10 +47,9 @@ from agents.cloning import NONE, PolicyActor, SequencePolicy, episode_rng, sampl
 from envs import atlas
 from envs.minigrid.trials import Trial, choice_regrets, expert, play
 from rlpre.compare.runner import Measurements
-from rlpre.device import ship
 from rlpre.errors import RlpreError
 from rlpre.evaluation.stats import FEWEST, Floats, Interval, student
-from rlpre.files import atomic
+from rlpre.utils import atomic, to_device
 
 Bools = NDArray[np.bool_]
 
@@ -218,13 +217,13 @@ def _inputs(policy: SequencePolicy, trials: Sequence[Trial], steps: int) -> tupl
     lengths = [len(trial.actions) for trial in trials]
     codes, place = np.unique(np.concatenate([trial.codes[:-1] for trial in trials]), axis=0, return_inverse=True)
     tiles = atlas(encoder.frames.input.shape[1] // codes.shape[1])
-    chunks = (ship(tiles.decode(codes[at : at + CHUNK]), encoder.device) for at in range(0, len(codes), CHUNK))
+    chunks = (to_device(tiles.decode(codes[at : at + CHUNK]), encoder.device) for at in range(0, len(codes), CHUNK))
     features = torch.cat([encoder.encode_frames(chunk) for chunk in chunks])
     rows = _padded(np.split(place.reshape(-1), np.cumsum(lengths)[:-1]), steps, fill=0)
     mission = None
     if encoder.vocabulary:
-        mission = ship(encoder.vocabulary.encode([trial.mission for trial in trials]), encoder.device)
-    return features[ship(rows, encoder.device)], mission
+        mission = to_device(encoder.vocabulary.encode([trial.mission for trial in trials]), encoder.device)
+    return features[to_device(rows, encoder.device)], mission
 
 
 @torch.inference_mode()
@@ -233,12 +232,12 @@ def _answers(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Sampled actions (E, T) and log-probabilities (E, T, A), given the actions taken (E, T); None: those sampled."""
     state, token = policy.encoder.begin(len(features)), torch.full((len(features),), NONE, device=features.device)
-    given, rng = None if history is None else ship(history, features.device), episode_rng(SEED)
+    given, rng = None if history is None else to_device(history, features.device), episode_rng(SEED)
     choices, logs = [], []
     for t in range(features.shape[1]):
         logits, state = policy.step(features[:, t], token, mission, state)
         uniform = rng.draw(np.full(len(features), t == 0), policy.encoder.actions)
-        choices.append(sample(logits, ship(uniform, features.device)))
+        choices.append(sample(logits, to_device(uniform, features.device)))
         logs.append(logits.log_softmax(-1))
         token = choices[-1] if given is None else given[:, t]
     return torch.stack(choices, dim=1).cpu().numpy(), torch.stack(logs, dim=1).cpu().numpy()

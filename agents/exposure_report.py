@@ -20,7 +20,7 @@ from rlpre.errors import RlpreError
 from rlpre.evaluation import page
 from rlpre.evaluation.page import COLOURS, CONTROLS, Answer, Table, Toned, percent, sentence, show_interval, signed
 from rlpre.evaluation.stats import FEWEST, Interval
-from rlpre.files import read_json
+from rlpre.utils import read_json
 
 RECORD = "contexts.npz"
 BASELINE = "clone"  # the arm that the others are compared with
@@ -134,7 +134,7 @@ def summarise(directory: Path, arms: Mapping[str, str], horizons: Mapping[str, i
 def level_answer(clone: Arm | None, horizon: int) -> Answer:
     """Does the clone show exposure bias on a level?"""
     if clone is None:
-        return Answer(NO_VERDICT, f"no answer, {BASELINE} has no finished run")
+        return Answer(NO_VERDICT, f"{BASELINE} has no finished run")
     excess, more, growth = (clone[f"regret error {name}"] for name in ("excess", "percent", "slope"))
     facts = (
         f"in {horizon} steps {BASELINE} makes {clone['regret error OO'].value:.2f} regret errors an episode on its own "
@@ -144,7 +144,7 @@ def level_answer(clone: Arm | None, horizon: int) -> Answer:
         f"{percent(clone['success OO'].value)} of the episodes, the expert in {percent(clone['success EE'].value)}"
     )
     if excess.low is None:
-        return Answer(NO_VERDICT, f"no answer, fewer than {FEWEST} seeds say nothing about other seeds", facts)
+        return Answer(NO_VERDICT, f"fewer than {FEWEST} seeds give no answer", facts)
     if metrics.above(excess):
         return Answer(MEASURED, "exposure bias is measured", facts)
     why = "it errs less on its own" if metrics.below(excess) else "the interval of the excess contains 0"
@@ -160,8 +160,9 @@ def overall_answer(results: Results, arms: Mapping[str, str], horizons: Mapping[
     cured = [level for level in biased if any(arms[arm] == CORRECTION for arm in cures[level])]
     claim = f"exposure bias is measured on {len(biased) or 'none'} of {len(found)} levels"
     claim += f", and cured on {len(cured) or 'none'}" if biased else ""
+    claim = "no level has an answer yet" if len(unknown) == len(found) else claim
     facts = [f"{' and '.join(by)} cure{'s' * (len(by) == 1)} it on {names[level]}" for level, by in cures.items() if by]
-    facts += [f"on {names[level]} {found[level].claim}" for level in unknown]
+    facts += [f"{found[level].claim} on {names[level]}" for level in unknown]
     verdict = CURES if cured else MEASURED if biased else NO_VERDICT if unknown else NOT_MEASURED
     return Answer(verdict, claim, "; ".join(facts))
 
@@ -238,7 +239,7 @@ def _level_section(name: str, arms: dict[str, Arm], horizon: int) -> page.Sectio
             changes.append([arm, _verdict(one), signed(change.excess), removed, *shifts, reason(change)])
     head = ["arm", "n", *CONTEXTS, "excess", "%", "interaction", "success", "minutes"]
     blocks: list[Table | page.Gallery] = [
-        page.Gallery([page.Figure(f"{title} on {name}", _plot(each)) for title, each in panels(arms).items()]),
+        page.Gallery([page.Figure(f"{title}, {name}", _plot(each)) for title, each in panels(arms).items()]),
         Table(head, errors, "Regret errors per episode"),
     ]
     if changes:
@@ -266,7 +267,8 @@ def draw(results: Results) -> Plot:
         drawn = panels(results[level])
         for axes, title in zip(row, columns, strict=True):
             drawn.get(title, Axes.remove)(axes)
-        row[0].set_title(f"{name}: {BASELINE}", fontweight="bold", loc="left")
+        first = row[0] if BASELINE in results[level] else row[2]
+        first.set_title(name, fontweight="bold", loc="left")
     plot.supxlabel("bands and bars: 95 % intervals; green: cures, light blue: reduces, red: harms", fontsize="medium")
     return plot
 

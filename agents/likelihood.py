@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from rlpre import FrameStore, RlpreError, SequenceEncoder
-from rlpre.device import resolve_device
-from rlpre.loop import Pretext, read_state
+from rlpre.features import WINDOWS
 from rlpre.objectives import make_objective
-from rlpre.objectives.sequence import WINDOWS, SymbolObjective, WindowReader
-from rlpre.objectives.symbols import foreground, judge
+from rlpre.objectives.batches import WindowReader
+from rlpre.objectives.symbols import SymbolObjective, foreground, symbol_loss
+from rlpre.pretrain import Pretext, read_state
+from rlpre.utils import resolve_device
 
 Scores = dict[str, float]
 
@@ -74,7 +75,7 @@ def _score(encoder: SequenceEncoder, objective: SymbolObjective, reader: WindowR
             batch = reader.batch(rows[at : at + WINDOWS])
             assert batch.codes is not None
             before, answer = (batch.codes[:, place].flatten(1, 2).long() for place in (step - 1, step))
-            nll, right = judge(objective.fill(batch.views(encoder), step), answer)
+            nll, right = symbol_loss(objective.fill(batch.views(encoder), step), answer)
             for values, value in zip(found.values(), (nll, right, (before == answer).all(-1)), strict=True):
                 values.append(value[foreground(answer)].float())
         scores |= {f"{name}_{measure}": float(torch.cat(values).mean()) for measure, values in found.items()}

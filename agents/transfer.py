@@ -17,26 +17,24 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import envs
-from agents.recipes import RECIPES
-from agents.train import PPOConfig, TrainConfig, train
+from agents.presets import PPOConfig, TrainConfig
 from agents.transfer_report import SCORE, SCRATCH, Design, arm_name, read_scores, report, selected
 from envs.minigrid.experts import expert_for
 from rlpre import Encoder, FrameStore, InputSpec, PretrainConfig, RlpreError, pretrain
 from rlpre.compare.runner import Measurements, Run, run_study, succeed
-from rlpre.device import resolve_device, ship
+from rlpre.compare.train import read_curve, train
+from rlpre.data.collect import resume_store
+from rlpre.data.store import digests
 from rlpre.errors import at_least, lookup
 from rlpre.evaluation.stats import area_under_curve
-from rlpre.frames import digests
-from rlpre.loop import kept
 from rlpre.objectives import parse_objective
-from rlpre.pretrain import quiet
-from rlpre.report.comparison.results import EVALUATIONS
-from rlpre.sb3.modes import MODES, Mode
-from rlpre.sources.rollout import begin
+from rlpre.pretrain import quiet, step_directory
+from rlpre.sb3.policy import MODES, Mode
+from rlpre.utils import resolve_device, to_device
 
 FRAMES, DEMONSTRATIONS, ENCODERS, RUNS = "frames", "demonstrations", "encoders", "runs"  # in a study's directory
 DECIDED = {"pretrain": ("steps", "seed"), "train": ("env", "agent", "encoder", "seed")}  # settings that the study sets
-AGENTS = dict.fromkeys(("frozen", "finetuned"))  # recipes of agents that start from a checkpoint
+AGENTS = {name: MODES[name] for name in ("frozen", "finetuned")}  # that start from a checkpoint
 LABELS, VALIDATION, TEST = "labels", "validation", "test"  # parts of a task's frames
 CHUNK = 512
 
@@ -75,7 +73,7 @@ class Transfer:
     sources: dict[str, Source]  # the first is the right one
     tasks: tuple[str, ...]
     measure: str = "labels"  # what is scored, a name in MEASURES
-    agent: str = "frozen"  # the recipe of agents that start from a checkpoint; the others learn from scratch
+    agent: str = "frozen"  # a name in AGENTS; scratch is added
     checkpoints: tuple[int, ...] = (0, 50, 200, 1000)  # pretraining steps whose encoders are tested; the last ends it
     validation: int = 3  # seeds that choose a checkpoint
     seeds: int = 5  # further seeds that test it; every seed has a pretraining of its own
@@ -93,11 +91,6 @@ class Transfer:
     def test_seeds(self) -> range:
         """The seeds that test it."""
         return range(self.validation_seeds.stop, self.validation_seeds.stop + self.seeds)
-
-    @property
-    def view(self) -> dict[str, Any]:
-        """How the tasks look: arguments of `envs.make`."""
-        return {name: getattr(self.train, name) for name in ("view", "tile_size", "palette")}
 
 
 def transfer(study: Transfer, out: Path, workers: int | None = None, executor: Executor | None = None) -> str:
@@ -122,7 +115,7 @@ def transfer(study: Transfer, out: Path, workers: int | None = None, executor: E
         collect(study, name, out)
     if study.measure == "labels":
         for task in study.tasks:
-            record_labels(task, out / DEMONSTRATIONS, study.labels, study.view)
+            record_labels(task, out / DEMONSTRATIONS, study.labels, study.train.look)
 
     seeds = (*study.validation_seeds, *study.test_seeds)
     runs = [Run(ENCODERS, name, seed) for name in study.sources for seed in seeds]
@@ -145,7 +138,7 @@ def transfer(study: Transfer, out: Path, workers: int | None = None, executor: E
 def collect(study: Transfer, name: str, out: Path) -> FrameStore:
     """Collects the frames of a source, or what is missing of them."""
     source, place = study.sources[name], out / FRAMES / name
-    view = {**study.view, "palette": source.palette}
+    view = {**study.train.look, "palette": source.palette}
     right = place.with_name(f"{name}-right") if source.shuffled else place
     store = envs.collect(source.environments, right, source.steps, study.first_seed, source.behaviour, **view)
     return shuffle_actions(store, place, study.first_seed) if source.shuffled else store
@@ -155,7 +148,7 @@ def shuffle_actions(store: FrameStore, out: Path, seed: int) -> FrameStore:
     """Copies a store and permutes its actions among all steps: right frames, right frequencies, wrong effects."""
     spec = {"shuffled": store.hash, "seed": seed}
     kind = {name: getattr(store, name) for name in ("space", "action_space", "atlas", "palette", "tasks", "labels")}
-    writer = begin(out, spec, **kind)
+    writer = resume_store(out, spec, **kind)
     if not writer.manifest["shards"]:
         columns = {name: store.column(name) for name in ("reward", "terminated", "truncated", "episode_start", "task")}
         columns |= {name: store.column(name) for name in store.labels}
@@ -175,7 +168,7 @@ def pretrain_source(study: Transfer, home: Path, run: Run, out: Path, report: Re
 def score(study: Transfer, home: Path, run: Run, out: Path, report: Report) -> Measurements:
     """Scores one agent."""
     source, _, step = run.arm.partition("@")
-    start = None if run.arm == SCRATCH else kept(home / Run(ENCODERS, source, run.seed).path, int(step))
+    start = None if run.arm == SCRATCH else step_directory(home / Run(ENCODERS, source, run.seed).path, int(step))
     return {SCORE: MEASURES[study.measure](study, home, run, start, out, report)}
 
 
@@ -185,16 +178,16 @@ def by_labels(study: Transfer, home: Path, run: Run, start: Path | None, out: Pa
     task = load_task(run.task, home / DEMONSTRATIONS)
     torch.manual_seed(run.seed)
     encoder = Encoder.load(start) if start else fresh_encoder(study, task.frames[part].shape[1:])
-    mode = MODES[RECIPES[study.agent].mode if start else SCRATCH]
+    mode = MODES[study.agent if start else SCRATCH]
     return score_labels(encoder, mode, task, part, study.labels, run.seed, report)
 
 
 def by_rl(study: Transfer, home: Path, run: Run, start: Path | None, out: Path, report: Report) -> float:
     """The mean height of PPO's learning curve; each seed has its own environments, also for evaluation."""
     agent, encoder = (study.agent, str(start)) if start else (SCRATCH, "")
-    train(replace(study.train, env=run.task, agent=agent, encoder=encoder, seed=run.seed), out, report)
-    with np.load(out / EVALUATIONS) as file:
-        return float(area_under_curve(file["timesteps"], file["results"].mean(axis=1)))
+    config = replace(study.train, env=run.task, agent=agent, encoder=encoder, seed=run.seed)
+    train(config.training(), out, report)
+    return float(area_under_curve(*np.array(read_curve(out)).T))
 
 
 Measure = Callable[[Transfer, Path, Run, Path | None, Path, Report], float]
@@ -264,8 +257,8 @@ def score_labels(
             f"labels={config.labels}, but only {len(task.actions[LABELS])} frames can be labelled: ask for fewer"
         )
     chosen = rng.permutation(len(task.actions[LABELS]))[: config.labels]
-    actions, inputs = (ship(values[LABELS][chosen], device) for values in (task.actions, task.frames))
-    questions = ship(task.frames[part], device)
+    actions, inputs = (to_device(values[LABELS][chosen], device) for values in (task.actions, task.frames))
+    questions = to_device(task.frames[part], device)
     encoder = encoder.to(device).eval()
     encoder.standardise(_in_chunks(encoder, inputs))
     torch.manual_seed(seed)
@@ -279,7 +272,7 @@ def score_labels(
     optimizer = torch.optim.AdamW(groups, lr=config.lr, weight_decay=config.weight_decay)
     weight = 1 / torch.bincount(actions, minlength=task.number).clamp_min(1)  # the score is balanced too
     for step in range(config.steps):
-        rows = ship(rng.integers(len(actions), size=config.batch), device)
+        rows = to_device(rng.integers(len(actions), size=config.batch), device)
         loss = F.cross_entropy(model(inputs[rows]), actions[rows], weight)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -318,8 +311,8 @@ def check(study: Transfer) -> None:
 
 
 def _check_task(study: Transfer, task: str) -> None:
-    replace(study.train, env=task).check()
-    world = envs.make(task, **study.view)
+    replace(study.train, env=task).training()
+    world = envs.make(task, **study.train.look)
     world.reset(seed=0)
     shape = world.observation_space.shape
     if study.measure == "labels" and expert_for(world) is None:
@@ -327,7 +320,7 @@ def _check_task(study: Transfer, task: str) -> None:
     fresh_encoder(study, shape)
     for name, source in study.sources.items():
         for env in source.environments:
-            other = envs.make(env, **study.view).observation_space.shape
+            other = envs.make(env, **study.train.look).observation_space.shape
             if other != shape:
                 raise RlpreError(
                     f"source {name!r} has frames {other} of {env}, but task {task} has frames {shape}: give both one "

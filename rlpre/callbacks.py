@@ -37,11 +37,12 @@ class TensorBoard:
 
     Args:
         out: directory of the events.
-        step: events of this step and later ones, left by a process that died, are dropped.
+        step: steps so far; events of later ones, left by a process that died, are dropped, for they come again.
     """
 
     def __init__(self, out: Path, step: int) -> None:
-        self.writer, self.last = SummaryWriter(str(out), purge_step=step), time.perf_counter()
+        self.writer = SummaryWriter(str(out), purge_step=step + 1)
+        self.step, self.last = step, time.perf_counter()
 
     def __enter__(self) -> Self:
         return self
@@ -50,13 +51,13 @@ class TensorBoard:
         self.writer.close()
 
     def curves(self, step: int, metrics: Mapping[str, Tensor], rate: float, frames: int) -> None:
-        """Adds a point to every curve; ``frames`` were encoded since the last one."""
+        """Adds a point to every curve; each step encodes ``frames``."""
         for name, value in metrics.items():
             self.writer.add_scalar(f"pretext/{name}", float(value), step)
         now = time.perf_counter()
         self.writer.add_scalar("time/rate", rate, step)
-        self.writer.add_scalar("time/frames_per_second", frames / (now - self.last), step)
-        self.last = now
+        self.writer.add_scalar("time/frames_per_second", frames * (step - self.step) / (now - self.last), step)
+        self.step, self.last = step, now
 
     def measurements(self, step: int, reports: Mapping[str, Any]) -> None:
         """Adds probe scores, health, and the alarm if something has collapsed; see `rlpre.PretrainResult`."""

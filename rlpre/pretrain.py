@@ -189,7 +189,8 @@ class Pretraining:
         self.identity = {name: value for name, value in asdict(config).items() if name not in IRRELEVANT}
         self.identity |= {"features": encoder.num_features, "frames": frames.hash}
         self.identity["start"] = start.fingerprint() if start else None
-        self.step, self.saved = 0, cast(str | None, None)  # the fingerprint of the encoder in the directory
+        self.step = 0
+        self.saved: str | None = None  # fingerprint of the encoder in the directory
         self.reports: Reports = {"probes": {}, "control": {}, "health": {}, "fresh": {}, "collapse": None}
 
     def run(self) -> Reports:
@@ -271,7 +272,7 @@ class Pretraining:
         return cast(dict[str, Tensor], metrics)
 
     def _log(self, board: TensorBoard, bar: "tqdm[Any]", metrics: dict[str, Tensor]) -> None:
-        frames = LOG_EVERY * self.config.batch * self.reader.reads
+        frames = self.config.batch * self.reader.reads
         board.curves(self.step, metrics, self.optimizer.param_groups[0]["lr"], frames)
         accuracies = {name: float(value) for name, value in metrics.items() if name.endswith("accuracy")}
         bar.set_postfix({name.removesuffix("/accuracy"): f"{value:.2f}" for name, value in accuracies.items()})

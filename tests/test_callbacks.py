@@ -211,3 +211,28 @@ def test_a_picture_that_cannot_be_drawn_costs_no_checkpoint(
     assert Encoder.load(tmp_path).pretraining["step"] == 2
     assert result.health
     assert "cannot be drawn (ValueError: could not broadcast)" in capsys.readouterr().err
+
+
+def test_a_resumed_run_loses_and_doubles_no_point(doorkey: FrameStore, tmp_path: Path) -> None:
+    given = {**SHORT, "steps": 120, "batch": 8, "features": 8, "checkpoint_every": 35, "objective": "contrastive"}
+
+    def die_at(killed: int) -> Any:
+        def die(step: int) -> None:
+            if step == killed:
+                raise KeyboardInterrupt
+
+        return die
+
+    for killed in (20, 35, 60, 104):  # before the first checkpoint, at one, after a point of the curves, before another
+        with pytest.raises(KeyboardInterrupt):
+            rlpre.pretrain(doorkey, out=tmp_path / "cut", report=die_at(killed), **given)
+    points = {}
+    for name in ("cut", "whole"):
+        rlpre.pretrain(doorkey, out=tmp_path / name, **given)
+        board = EventAccumulator(str(tmp_path / name), size_guidance={"images": 0}).Reload()
+        curves = [tag for tag in board.Tags()["scalars"] if tag != "time/frames_per_second"]
+        points[name] = {tag: [(event.step, event.value) for event in board.Scalars(tag)] for tag in curves}
+        points[name] |= {"neighbours": [event.step for event in board.Images("neighbours")]}
+    assert points["cut"] == points["whole"]
+    assert points["whole"]["neighbours"] == [35, 70, 105, 120]
+    assert [step for step, _ in points["whole"]["pretext/contrastive/loss"]] == [50, 100]

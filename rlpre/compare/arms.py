@@ -18,7 +18,7 @@ from rlpre.loop import PretrainConfig, kept
 from rlpre.objectives import parse_objective
 from rlpre.sb3 import MODES, policy_kwargs
 from rlpre.sb3.observation import find_image
-from rlpre.sb3.window import check_actions
+from rlpre.sb3.spaces import check_actions
 from rlpre.sources.layout import find_images
 
 KINDS: dict[str, type[AnyEncoder]] = {of.kind: of for of in (Encoder, SequenceEncoder)}

@@ -35,7 +35,7 @@ from rlpre.loop import PretrainConfig
 from rlpre.pretrain import pretrain
 from rlpre.provenance import provenance
 from rlpre.sb3 import EncodedVecEnv, HistoryVecEnv, fuse, policy_kwargs
-from rlpre.whiten import whiten
+from rlpre.features import whiten
 
 MakeEnv = Callable[[int, int], VecEnv]  # (number of environments, seed) -> seeded environments
 Report = Callable[[int], None]  # called with the number of steps so far

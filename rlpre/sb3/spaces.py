@@ -175,3 +175,18 @@ def check_windows(space: spaces.Space[Any], encoder: SequenceEncoder) -> None:
                 f"the window's {name!r} is {given}, this encoder reads {expected}: give HistoryVecEnv and "
                 "policy_kwargs the same encoder"
             )
+
+
+def check_actions(space: spaces.Space[Any], encoder: SequenceEncoder) -> None:
+    """Refuses actions that ``encoder`` does not read.
+
+    Raises:
+        RlpreError: if they are continuous, or another number of actions.
+    """
+    if not isinstance(space, spaces.Discrete):
+        raise RlpreError(f"a SequenceEncoder reads discrete actions, the environment takes {space}: discretise them")
+    if space != spaces.Discrete(encoder.actions):
+        raise RlpreError(
+            f"the environment takes {space}, the encoder was built for Discrete({encoder.actions}): build one with "
+            "its number of actions"
+        )

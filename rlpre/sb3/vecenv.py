@@ -15,7 +15,7 @@ from rlpre.device import resolve_device
 from rlpre.encoders import Encoder, SequenceEncoder
 from rlpre.encoders.checkpoint import freeze
 from rlpre.errors import RlpreError, at_least
-from rlpre.sb3.spaces import NO_ACTION, FeatureSpace, find_image, window_space, with_image
+from rlpre.sb3.spaces import NO_ACTION, FeatureSpace, check_actions, find_image, window_space, with_image
 
 MEMORY_FRAMES = 1 << 16  # with 128 features each about 40 MB
 AnyEncoder = TypeVar("AnyEncoder", Encoder, SequenceEncoder)
@@ -123,16 +123,7 @@ class _WindowReader:
 
     def __init__(self, venv: VecEnv, encoder: SequenceEncoder, window: int) -> None:
         encoder.frames.input.check(venv.observation_space)
-        actions = venv.action_space
-        if not isinstance(actions, spaces.Discrete):
-            raise RlpreError(
-                f"a SequenceEncoder reads discrete actions, the environment takes {actions}: discretise them"
-            )
-        if actions != spaces.Discrete(encoder.actions):
-            raise RlpreError(
-                f"the environment takes {actions}, the encoder was built for Discrete({encoder.actions}): build one "
-                "with its number of actions"
-            )
+        check_actions(venv.action_space, encoder)
         if not 1 <= window <= encoder.window:
             raise RlpreError(f"window is {window}, the encoder was built for {encoder.window}: give 1 to that many")
         self.space: spaces.Space[Any] = window_space(encoder, window)
