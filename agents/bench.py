@@ -31,9 +31,9 @@ from rlpre import (
     policy_kwargs,
     pretrain,
 )
-from rlpre.loop import LOG_EVERY, Pretext, first_encoder
 from rlpre.objectives import draw_batch, make_objective
-from rlpre.report.tables import aligned
+from rlpre.pretrain import LOG_EVERY, Pretext, first_encoder
+from rlpre.evaluation.page import Table, aligned
 
 ENV = "MiniGrid-DoorKey-8x8-v0"
 N_ENVS = 16
@@ -167,7 +167,7 @@ def wait(device: torch.device) -> None:
 
 def table(rows: Sequence[Row]) -> str:
     """The rows as aligned text."""
-    return aligned([HEADER, *map(_cells, rows)])
+    return aligned(Table(HEADER, [_cells(row) for row in rows]))
 
 
 def hardware(device: torch.device) -> dict[str, str | int]:

@@ -66,7 +66,7 @@ class SequencePolicy(nn.Module):
         return self.head(mixed), state
 
     def actor(self, seed: int = 0) -> "PolicyActor":
-        """An actor for `envs.trials.play` that samples its actions from this policy; ``seed`` seeds the sampling."""
+        """An actor for `play` that samples its actions from this policy; ``seed`` seeds the sampling."""
         return PolicyActor(self, seed)
 
     def save(self, path: str | Path) -> Path:

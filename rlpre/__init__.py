@@ -2,14 +2,16 @@
 
 from rlpre.compare.arms import Arm, Backbone
 from rlpre.compare.compare import ComparisonResult, compare
+from rlpre.data.collect import collect
+from rlpre.data.files import from_arrays, from_images
+from rlpre.data.minari import from_minari, to_minari
+from rlpre.data.store import FrameStore
 from rlpre.encoders import Encoder, InputSpec, SequenceEncoder, Vocabulary, register_encoder
 from rlpre.errors import RlpreError
 from rlpre.features import whiten
-from rlpre.frames import FrameStore
 from rlpre.hub import push_to_hub
 from rlpre.pretrain import PretrainConfig, PretrainResult, pretrain
 from rlpre.sb3 import EncodedVecEnv, HistoryVecEnv, fuse, policy_kwargs
-from rlpre.sources import collect, from_arrays, from_images, from_minari, to_minari
 
 __all__ = [
     "Arm",

@@ -16,12 +16,11 @@ from torch.nn import functional as F
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
+from rlpre.data.store import FrameStore, Indices
 from rlpre.encoders import AnyEncoder
-from rlpre.frames import FrameStore
-from rlpre.measure.health import Health, diagnose, health, raw, sample, some_inputs
-from rlpre.measure.probe import fresh
+from rlpre.evaluation.health import Health, diagnose, health, raw, sample, some_inputs
+from rlpre.evaluation.probes import fresh
 from rlpre.objectives import WeightedSum, make_objective
-from rlpre.sampling import Indices
 from rlpre.utils import nearest_grid, to_rgb
 
 POINTS = 400  # distinct frames in the projector
@@ -137,7 +136,7 @@ def measure_health(encoder: AnyEncoder, objective: WeightedSum, reader: Any, see
     """The health of an encoder's features, and of the projections that its objectives compare.
 
     Args:
-        encoder: see `rlpre.measure.health.encoder_health`.
+        encoder: see `rlpre.evaluation.health.encoder_health`.
         objective: its heads do not change.
         reader: of the frames.
         seed: draws the inputs; use the same for everything that is compared.

@@ -1,6 +1,7 @@
 """Moved to rlpre.utils."""
 
 import sys
-from rlpre import utils  # noqa
+
+from rlpre import utils
 
 sys.modules[__name__] = utils

@@ -13,12 +13,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from rlpre.data.store import FrameStore, Indices
+from rlpre.data.windows import Trajectories, Windows
 from rlpre.encoders import AnyEncoder, SequenceEncoder, as_encoder
 from rlpre.encoders.encoder import WHITENED
 from rlpre.errors import RlpreError
-from rlpre.frames import FrameStore
-from rlpre.sampling import Indices
-from rlpre.sequences import Trajectories, Windows
 
 Floats = npt.NDArray[np.floating[Any]]
 E = TypeVar("E", bound=AnyEncoder)

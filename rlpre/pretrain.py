@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from rlpre.callbacks import Parts, TensorBoard, explain_collapse, fresh_health, measure_health, not_fatal
+from rlpre.data.store import FrameStore
 from rlpre.encoders import AnyEncoder, Encoder, InputSpec
 from rlpre.encoders.encoder import CONFIG, WEIGHTS
 from rlpre.errors import RlpreError, at_least, lookup
-from rlpre.frames import FrameStore
-from rlpre.measure.probe import linear_probe
+from rlpre.evaluation.probes import linear_probe
 from rlpre.objectives import AnyBatch, WeightedSum, make_objective, make_reader
 from rlpre.utils import provenance, read_json, resolve_device, write_bytes, write_json
 
@@ -69,7 +69,7 @@ class PretrainResult:
         path: its checkpoint directory.
         probes: scores of the linear probes at the last checkpoint, by label.
         control: the same for the encoder that pretraining started from.
-        health: fields of `rlpre.measure.health.Health` at the last checkpoint, for "features" and for each objective
+        health: fields of `rlpre.evaluation.health.Health` at the last checkpoint, for "features" and for each objective
             that compares projections of them.
         fresh: the same for fresh weights.
         collapse: what has collapsed, and how; None if nothing has.

@@ -10,9 +10,7 @@ from tqdm import tqdm
 from agents.bench import MEASURES, Bench, Row, hardware, table
 from cli import run
 from rlpre import RlpreError
-from rlpre.device import resolve_device
-from rlpre.files import write_json
-from rlpre.provenance import provenance
+from rlpre.utils import provenance, resolve_device, write_json
 
 THREADS = 1  # as in a study with one run for each core
 

@@ -22,7 +22,7 @@ from rlpre import PretrainConfig
 from rlpre.compare.executors import cluster
 from rlpre.compare.runner import Run, run_study
 from rlpre.errors import RlpreError
-from rlpre.files import read_json
+from rlpre.utils import read_json
 
 ROOT = Path(__file__).parents[1]
 WORLD = "MiniGrid-Empty-5x5-v0"
@@ -183,7 +183,7 @@ def test_comparison_on_a_cluster_gives_the_figures_of_this_process(
         Offline,
         compare,
     )
-    from agents.train import PPOConfig, TrainConfig
+    from agents.presets import PPOConfig, TrainConfig
 
     monkeypatch.chdir(tmp_path)  # not where the workers are
     ppo = PPOConfig(n_envs=4, n_steps=32, batch_size=32, n_epochs=1)

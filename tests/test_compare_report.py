@@ -17,7 +17,7 @@ from rlpre.compare.runner import Run
 from rlpre.compare.summary import ALL, Metric, load_rows, read_results
 from rlpre.errors import RlpreError
 from rlpre.evaluation.page import Section
-from rlpre.files import write_json
+from rlpre.utils import write_json
 
 FAST, SLOW = [2000, 3000, 4000], [8000, 9000, 10_000]
 

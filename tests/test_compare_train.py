@@ -14,7 +14,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import envs
-from agents import RECIPES, PPOConfig, TrainConfig, train
+from agents import RECIPES, PPOConfig, TrainConfig
 from rlpre import Encoder, InputSpec, RlpreError
 
 ROOT = Path(__file__).parents[1]

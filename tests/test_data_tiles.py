@@ -8,7 +8,7 @@ import torch
 from minigrid.core.grid import Grid
 
 import envs
-from envs.symbols import CODES, OBJECTS
+from envs.minigrid.render import CODES, OBJECTS
 from rlpre import RlpreError
 from rlpre.data.tiles import TileAtlas
 

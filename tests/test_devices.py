@@ -18,7 +18,7 @@ from torch.multiprocessing import ProcessRaisedException
 
 import rlpre
 from rlpre import Encoder, FrameStore, PretrainConfig, RlpreError
-from rlpre.measure.probe import encode
+from rlpre.features import encode
 from rlpre.pretrain import Pretraining, _launch, quiet
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "pretrain.py"

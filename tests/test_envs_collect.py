@@ -14,12 +14,13 @@ import pytest
 from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
-from envs import collect, make_vec
+from envs import make_vec
+from envs.minigrid import collect
 from envs.minigrid.collect import parse
 from envs.minigrid.experts import LABELS
-from rlpre import framewriter
+from rlpre.data import writer as framewriter
+from rlpre.data.store import FrameStore
 from rlpre.errors import RlpreError
-from rlpre.frames import FrameStore
 
 EMPTY, DOORKEY = "MiniGrid-Empty-5x5-v0", "MiniGrid-DoorKey-5x5-v0"
 

@@ -1,6 +1,7 @@
 """Experts: success everywhere, shortest plans, advice in any state."""
 
 import copy
+import inspect
 from collections import deque
 
 import gymnasium as gym
@@ -299,3 +300,11 @@ def _shut_in(env: MiniGridEnv) -> tuple[int, str]:
     locked = {thing.color for thing in env.grid.grid if thing is not None and thing.type == "door" and thing.is_locked}
     room = next(row for row in range(env.num_rows) if env.grid.get(1, 1 + 2 * row) is None)
     return room, next(colour for colour in COLOR_NAMES if colour not in locked)
+
+
+def test_the_bot_overrides_methods_that_the_installed_bot_calls() -> None:
+    """Bot replaces parts of MiniGrid's bot that are private: a renamed part would silently not be replaced."""
+    overridden = [name for name in vars(Bot) if hasattr(BabyAIBot, name) and not name.startswith("__")]
+    assert set(overridden) == {"replan", "_find_obj_pos", "_find_drop_pos", "_process_obs"}
+    source = inspect.getsource(inspect.getmodule(BabyAIBot))
+    assert all(f".{name}(" in source for name in overridden if name.startswith("_"))

@@ -31,7 +31,7 @@ from agents.exposure_metrics import (
     slope,
     stack,
 )
-from envs import atlas
+from envs.minigrid import render as atlas
 from envs.minigrid.trials import Trial, choice_regrets, expert, layout_seeds, play
 from rlpre import RlpreError
 

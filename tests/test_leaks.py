@@ -16,13 +16,13 @@ from torch import Tensor
 
 import envs
 from rlpre import Encoder, FrameStore, InputSpec, SequenceEncoder
+from rlpre.data.store import Indices
 from rlpre.objectives import OBJECTIVES
 from rlpre.objectives.batches import WindowReader
 from rlpre.objectives.jigsaw import SIDE, Jigsaw
 from rlpre.objectives.losses import info_nce, random_shift
 from rlpre.objectives.masked import hide, nearest_step
 from rlpre.objectives.symbols import BACKGROUND, foreground, mean_where
-from rlpre.sampling import Indices
 
 GAP = 5  # steps between the frames of a pair, as in pretraining
 WINDOW = 32

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import rlpre
 from rlpre import Encoder, FrameStore, InputSpec, RlpreError
-from rlpre.measure.health import effective_rank
+from rlpre.evaluation.health import effective_rank
 from rlpre.objectives import OBJECTIVES, Objective, make_objective, parse_objective
 from rlpre.objectives.base import TargetNetworks
 from rlpre.objectives.batches import Batch, FrameReader, FrameViews

@@ -13,9 +13,10 @@ from torch import Tensor
 
 import envs
 import rlpre
+from agents.likelihood import conditional_likelihood
 from rlpre import Encoder, FrameStore, InputSpec, RlpreError, SequenceEncoder
-from rlpre.measure.likelihood import conditional_likelihood
-from rlpre.measure.probe import encode, linear_probe
+from rlpre.evaluation.probes import linear_probe
+from rlpre.features import encode
 from rlpre.objectives import make_objective
 from rlpre.objectives.autoregressive import Autoregressive
 from rlpre.objectives.batches import WindowBatch, WindowReader

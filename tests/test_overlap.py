@@ -98,7 +98,7 @@ def test_states_are_replayed(tmp_path: Path) -> None:
     store = envs.collect([DOOR, EMPTY], tmp_path, 400, seed=3, behaviour="expert:0.3", n_envs=2)
     found, lived, row = states(store), [], 0
     for number, name in enumerate((DOOR, EMPTY)):
-        worlds = envs.make_vec(name, 2, rlpre.sources.rollout.seeds(3, number)[0])
+        worlds = envs.make_vec(name, 2, rlpre.data.collect.seeds(3, number)[0])
         worlds.reset()
         for world in worlds.unwrapped.envs:
             for _ in range(100):

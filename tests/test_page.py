@@ -32,7 +32,7 @@ from rlpre.evaluation.page import (
     write_html,
 )
 from rlpre.evaluation.stats import Interval, StepsRatio
-from rlpre.files import write_json
+from rlpre.utils import write_json
 
 DOOR, EMPTY = "MiniGrid-DoorKey-5x5-v0", "MiniGrid-Empty-5x5-v0"
 

@@ -17,7 +17,7 @@ import rlpre
 from rlpre import Encoder, FrameStore, RlpreError
 from rlpre.encoders import ARCHITECTURES
 from rlpre.encoders.encoder import freeze
-from rlpre.measure.probe import linear_probe
+from rlpre.evaluation.probes import linear_probe
 from rlpre.objectives.batches import FrameReader
 from rlpre.pretrain import rate_factor, step_directory
 

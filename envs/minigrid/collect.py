@@ -17,11 +17,11 @@ from stable_baselines3.common.vec_env import VecEnv
 from envs.minigrid.experts import LABELS, UNKNOWN, Expert, expert_for, labels
 from envs.minigrid.render import atlas
 from envs.minigrid.worlds import GridWorld, make, make_vec
+from rlpre.data.collect import Recorder, begin, seeds, segments
+from rlpre.data.store import FrameStore
+from rlpre.data.writer import FrameWriter
 from rlpre.errors import RlpreError
-from rlpre.files import sha256
-from rlpre.frames import FrameStore
-from rlpre.framewriter import FrameWriter
-from rlpre.sources.rollout import Recorder, begin, seeds, segments
+from rlpre.utils import sha256
 
 # SB3's zip files do not name their algorithm; it follows from the first of these settings that they hold
 ALGORITHMS: dict[str, type[BaseAlgorithm]] = {"clip_range": PPO, "exploration_fraction": DQN, "gae_lambda": A2C}
@@ -176,8 +176,8 @@ def collect(
         every episode); `distinct` and `unchanged` describe its variety.
 
     Raises:
-        RlpreError: if a name, the behaviour or a number is wrong, the shapes differ, there is no expert but the behaviour
-            needs one, ``out`` belongs to another configuration, or the disk is full.
+        RlpreError: for a wrong name, behaviour or number, shapes that differ, a behaviour without its expert, or an
+            ``out`` that belongs to another configuration; if the disk is full.
     """
     ids = [env_id] if isinstance(env_id, str) else list(env_id)
     if not ids:

@@ -10,11 +10,10 @@ import numpy as np
 from envs.minigrid.experts import UNKNOWN
 from envs.minigrid.trials import Trial, expert, layout_seeds, noisy, play
 from envs.minigrid.worlds import make
+from rlpre.data.collect import begin, seeds
+from rlpre.data.store import FrameStore, whole
+from rlpre.data.writer import FrameWriter
 from rlpre.errors import RlpreError
-from rlpre.frames import FrameStore
-from rlpre.framewriter import FrameWriter
-from rlpre.sources.rollout import begin, seeds
-from rlpre.sources.whole import whole
 
 LABELS = ("expert", "layout")  # the expert's action, and the layout of the episode
 EPISODES = 64  # of a shard

@@ -13,8 +13,8 @@ from minigrid.core.world_object import Ball, Box, Door, Floor, Goal, Key, Lava, 
 from minigrid.minigrid_env import MiniGridEnv
 from minigrid.utils.rendering import downsample, highlight_img
 
+from rlpre.data.tiles import AGENT_SHIFT, HIGHLIGHT, TileAtlas
 from rlpre.errors import RlpreError
-from rlpre.tiles import AGENT_SHIFT, HIGHLIGHT, TileAtlas
 
 EMPTY = 1  # 0 is unseen
 

@@ -16,8 +16,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 import minigrid  # noqa: F401 (registers the ids)
 from envs.minigrid import render
 from envs.minigrid.render import SymbolicFrame, UnknownObjectError, atlas
+from rlpre.data.tiles import PALETTES
 from rlpre.errors import RlpreError, lookup
-from rlpre.tiles import PALETTES
 
 _WORDS = (
     "a after and at avoid ball behind blue box door end fetch find from front get go goal green grey hallway in key "
@@ -320,5 +320,9 @@ def make_vec(
     return VecMonitor(venv)
 
 
-GridWorld.begin, GridWorld.advance, GridWorld.skip = GridWorld.reset_unrendered, GridWorld.step_unrendered, GridWorld.step_unobserved  # ALIAS # noqa
+GridWorld.begin, GridWorld.advance, GridWorld.skip = (
+    GridWorld.reset_unrendered,
+    GridWorld.step_unrendered,
+    GridWorld.step_unobserved,
+)  # ALIAS # noqa
 GridWorld.develop, GridWorld.glance = GridWorld.render_frames, property(lambda self: self.frame)  # ALIAS

@@ -9,6 +9,8 @@ import torch
 from PIL import Image
 
 from rlpre.compare.runner import DONE, FAILED, STUDY, Run, finished_runs, flat
+from rlpre.data.store import FrameStore
+from rlpre.data.writer import MANIFEST
 from rlpre.errors import RlpreError
 from rlpre.evaluation.page import (
     Cell,
@@ -21,10 +23,7 @@ from rlpre.evaluation.page import (
     percent,
     short_names,
 )
-from rlpre.files import read_json
-from rlpre.frames import FrameStore
-from rlpre.framewriter import MANIFEST
-from rlpre.report.pictures import grid, rgb
+from rlpre.utils import grid, read_json, rgb
 
 RUN, CHECKPOINT = "run.json", "config.json"
 FRAMES, ENCODERS = "frames", "encoders"

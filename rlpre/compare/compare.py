@@ -16,13 +16,12 @@ from rlpre.compare import train as runs
 from rlpre.compare.arms import Arm, check_arm, fresh_config, fresh_encoder, variant
 from rlpre.compare.runner import Measurements, Run, read_rows, run_study, succeed
 from rlpre.compare.train import MakeEnv, Preparation, Training, described
-from rlpre.device import resolve_device
+from rlpre.data.collect import collect
+from rlpre.data.store import FrameStore
 from rlpre.encoders import Encoder, SequenceEncoder
 from rlpre.errors import RlpreError, lookup
-from rlpre.files import read_json
-from rlpre.frames import FrameStore
-from rlpre.loop import PretrainConfig
-from rlpre.sources import collect
+from rlpre.pretrain import PretrainConfig
+from rlpre.utils import read_json, resolve_device
 
 Frames = FrameStore | str | Path | Callable[[], FrameStore]
 Measure = Callable[[Run, Training], Measurements]

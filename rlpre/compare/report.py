@@ -43,7 +43,7 @@ from rlpre.evaluation.page import (
     write_html,
 )
 from rlpre.evaluation.stats import FEWEST, StepsRatio
-from rlpre.files import write_bytes, write_json
+from rlpre.utils import write_bytes, write_json
 
 SAVED, COST, UNKNOWN, NONE = "saved", "cost", "not known", "no answer"
 TONES = {SAVED: "good", COST: "bad"}

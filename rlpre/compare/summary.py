@@ -19,7 +19,7 @@ from rlpre.compare.runner import DONE, ROWS, STUDY, Row, Run, finished_runs, rea
 from rlpre.errors import RlpreError, lookup
 from rlpre.evaluation import stats
 from rlpre.evaluation.stats import Floats, Interval, StepsRatio, Times
-from rlpre.files import read_json, write_bytes
+from rlpre.utils import read_json, write_bytes
 
 RETURN, SECONDS = "return", "seconds"  # metrics: the learning curve, the wall-clock of a run
 ALL = "all tasks"

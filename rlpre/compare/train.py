@@ -26,16 +26,13 @@ from torch import nn
 
 from rlpre.compare.arms import Arm, Backbone, fresh_encoder, in_front, load_encoder, variant
 from rlpre.compare.runner import Measurements, Run
-from rlpre.device import resolve_device
+from rlpre.data.store import FrameStore
 from rlpre.encoders import AnyEncoder, Encoder, SequenceEncoder
 from rlpre.errors import RlpreError, at_least, lookup
-from rlpre.files import atomic, write_json
-from rlpre.frames import FrameStore
-from rlpre.loop import PretrainConfig
-from rlpre.pretrain import pretrain
-from rlpre.provenance import provenance
-from rlpre.sb3 import EncodedVecEnv, HistoryVecEnv, fuse, policy_kwargs
 from rlpre.features import whiten
+from rlpre.pretrain import PretrainConfig, pretrain
+from rlpre.sb3 import EncodedVecEnv, HistoryVecEnv, fuse, policy_kwargs
+from rlpre.utils import atomic, provenance, resolve_device, write_json
 
 MakeEnv = Callable[[int, int], VecEnv]  # (number of environments, seed) -> seeded environments
 Report = Callable[[int], None]  # called with the number of steps so far

@@ -18,7 +18,7 @@ from rlpre.data.layout import find_images, from_channels_first, parts
 from rlpre.data.store import FrameStore, new_store
 from rlpre.data.writer import COLUMNS, UNKNOWN, ActionSpace, check_action_space, end_values
 from rlpre.errors import RlpreError, lookup
-from rlpre.files import read_json
+from rlpre.utils import read_json
 
 if TYPE_CHECKING:
     from minari import EpisodeData, MinariDataset

@@ -31,7 +31,7 @@ from rlpre.data.writer import (
     space_to_json,
 )
 from rlpre.errors import RlpreError, lookup
-from rlpre.files import sha256, write_json
+from rlpre.utils import sha256, write_json
 
 Indices = npt.NDArray[np.int64]
 

@@ -9,8 +9,8 @@ from gymnasium import spaces
 from torch import Tensor
 
 from rlpre.data.store import FrameStore, Indices
-from rlpre.device import ship
 from rlpre.errors import RlpreError
+from rlpre.utils import ship
 
 PADDING = -1  # a row before the first one of an episode
 NO_ACTION = -1  # before the first step of an episode, and after its last

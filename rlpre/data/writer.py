@@ -10,7 +10,7 @@ import numpy.typing as npt
 from gymnasium import spaces
 
 from rlpre.errors import RlpreError
-from rlpre.files import atomic, read_json, sha256, write_json
+from rlpre.utils import atomic, read_json, sha256, write_json
 
 ActionSpace = spaces.Discrete | spaces.Box | None  # None: frames without actions
 

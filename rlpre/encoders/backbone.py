@@ -1,6 +1,7 @@
 """Moved to rlpre.encoders.published."""
 
 import sys
-from rlpre.encoders import published  # noqa
+
+from rlpre.encoders import published
 
 sys.modules[__name__] = published

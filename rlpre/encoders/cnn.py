@@ -1,6 +1,7 @@
 """Moved to rlpre.encoders.networks."""
 
 import sys
-from rlpre.encoders import networks  # noqa
+
+from rlpre.encoders import networks
 
 sys.modules[__name__] = networks

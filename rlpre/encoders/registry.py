@@ -1,6 +1,7 @@
 """Moved to rlpre.encoders.encoder."""
 
 import sys
-from rlpre.encoders import encoder  # noqa
+
+from rlpre.encoders import encoder
 
 sys.modules[__name__] = encoder

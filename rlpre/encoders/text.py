@@ -1,6 +1,7 @@
 """Moved to rlpre.encoders.sequence."""
 
 import sys
-from rlpre.encoders import sequence  # noqa
+
+from rlpre.encoders import sequence
 
 sys.modules[__name__] = sequence

@@ -1,6 +1,7 @@
 """Moved to rlpre.encoders.mixers."""
 
 import sys
-from rlpre.encoders import mixers  # noqa
+
+from rlpre.encoders import mixers
 
 sys.modules[__name__] = mixers

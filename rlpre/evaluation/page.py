@@ -37,7 +37,7 @@ from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
 
 from rlpre.evaluation.stats import FEWEST, Interval, StepsRatio
-from rlpre.files import write_bytes
+from rlpre.utils import write_bytes
 
 # Okabe and Ito 2008, distinct with any colour vision; controls are black and grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

@@ -1,8 +1,8 @@
 """Self-supervised objectives: one per file, combined by a string such as ``"temporal:1+inverse:0.5"``."""
 
+from rlpre.data.store import FrameStore
 from rlpre.encoders import AnyEncoder
 from rlpre.errors import RlpreError, lookup
-from rlpre.frames import FrameStore
 from rlpre.objectives import batches  # ALIAS
 from rlpre.objectives.autoregressive import Autoregressive
 from rlpre.objectives.base import Objective, WeightedSum

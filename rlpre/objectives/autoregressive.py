@@ -9,8 +9,8 @@ The next token is (a_t, o_{t+1}). Only the frame is predicted: it is the world's
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rlpre.data.store import FrameStore
 from rlpre.encoders import SequenceEncoder
-from rlpre.frames import FrameStore
 from rlpre.objectives.base import head
 from rlpre.objectives.batches import WindowViews
 from rlpre.objectives.symbols import LOGITS, SymbolObjective, balanced, foreground, mean_where, symbol_loss

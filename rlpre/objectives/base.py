@@ -8,9 +8,9 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from rlpre.data.store import FrameStore
 from rlpre.encoders import SequenceEncoder
 from rlpre.errors import RlpreError
-from rlpre.frames import FrameStore
 
 Needs = Literal["frames", "pairs", "actions"]
 DECAY = 0.99  # of target networks, per step; as in SGI

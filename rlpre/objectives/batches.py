@@ -13,13 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from rlpre.data.store import FrameStore, Indices
+from rlpre.data.windows import CHUNK, PADDING, Trajectories, Windows, previous_actions
 from rlpre.encoders import AnyEncoder, Encoder, SequenceEncoder
 from rlpre.errors import RlpreError
 from rlpre.features import encode, encode_windows
-from rlpre.frames import FrameStore
 from rlpre.objectives.losses import random_shift
-from rlpre.sampling import Indices
-from rlpre.sequences import CHUNK, PADDING, Trajectories, Windows, previous_actions
 from rlpre.utils import to_device
 
 UNSEEN = 0  # all three symbols of a cell that shows nothing

@@ -7,8 +7,8 @@
 import torch
 from torch import Tensor, nn
 
+from rlpre.data.store import FrameStore
 from rlpre.encoders import SequenceEncoder
-from rlpre.frames import FrameStore
 from rlpre.objectives.base import SequenceObjective, head
 from rlpre.objectives.batches import WindowViews
 from rlpre.objectives.losses import ActionCode, chance_loss, info_nce

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rlpre.data.store import FrameStore
 from rlpre.encoders import Encoder
-from rlpre.frames import FrameStore
 from rlpre.objectives.base import Objective, TargetNetworks, head
 from rlpre.objectives.batches import FrameViews
 from rlpre.objectives.losses import ActionCode, info_nce, random_shift

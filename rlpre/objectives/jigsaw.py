@@ -16,9 +16,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from rlpre.data.store import FrameStore
 from rlpre.encoders import Encoder
 from rlpre.errors import RlpreError
-from rlpre.frames import FrameStore
 from rlpre.objectives.base import Objective, head
 from rlpre.objectives.batches import Batch, FrameViews
 from rlpre.utils import image_grid

@@ -11,7 +11,7 @@ from gymnasium import spaces
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rlpre.frames import FrameStore
+from rlpre.data.store import FrameStore
 
 SMALLEST_STD = 1e-6  # an action that never varies is not divided by 0
 

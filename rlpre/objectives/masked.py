@@ -10,9 +10,9 @@ Cells are replaced by unseen ones before the frozen vision encoder reads the fra
 import torch
 from torch import Tensor, nn
 
+from rlpre.data.store import FrameStore
 from rlpre.encoders import SequenceEncoder
 from rlpre.errors import RlpreError
-from rlpre.frames import FrameStore
 from rlpre.objectives.base import head
 from rlpre.objectives.batches import UNSEEN, WindowViews
 from rlpre.objectives.symbols import CLASSES, LOGITS, SymbolObjective, balanced, foreground, mean_where, symbol_loss

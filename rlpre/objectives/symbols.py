@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rlpre.data.store import FrameStore
 from rlpre.encoders import SequenceEncoder
 from rlpre.errors import RlpreError
-from rlpre.frames import FrameStore
 from rlpre.objectives.base import SequenceObjective
 from rlpre.objectives.batches import UNSEEN, WindowBatch, WindowViews
 from rlpre.utils import image_grid

@@ -6,8 +6,8 @@
 
 from torch import Tensor
 
+from rlpre.data.store import FrameStore
 from rlpre.encoders import Encoder
-from rlpre.frames import FrameStore
 from rlpre.objectives.base import Objective, head
 from rlpre.objectives.batches import FrameViews
 from rlpre.objectives.losses import chance_loss, info_nce

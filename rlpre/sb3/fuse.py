@@ -8,7 +8,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 
 from rlpre.encoders import Encoder, SequenceEncoder
-from rlpre.encoders.checkpoint import check_tensors
+from rlpre.encoders.encoder import check_tensors
 from rlpre.errors import RlpreError
 from rlpre.sb3.policy import SequenceExtractor, extractor_kwargs
 from rlpre.sb3.spaces import FeatureSpace, stacked, window_length, window_space, with_image

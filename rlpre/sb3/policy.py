@@ -13,10 +13,10 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
-from rlpre.augment import random_shift
 from rlpre.encoders import Encoder, SequenceEncoder
-from rlpre.encoders.checkpoint import check_tensors, freeze
+from rlpre.encoders.encoder import check_tensors, freeze
 from rlpre.errors import RlpreError, lookup
+from rlpre.objectives.losses import random_shift
 from rlpre.sb3.optim import encoder_optimizer, set_anchors, set_learning_rate
 from rlpre.sb3.spaces import check_windows, find_image
 

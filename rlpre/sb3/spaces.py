@@ -7,7 +7,7 @@ import numpy as np
 from gymnasium import spaces
 
 from rlpre.encoders import InputSpec, SequenceEncoder, Vocabulary
-from rlpre.encoders.checkpoint import Checkpoint
+from rlpre.encoders.encoder import Checkpoint
 from rlpre.errors import RlpreError, lookup
 
 NO_ACTION = -1  # before an episode's first frame

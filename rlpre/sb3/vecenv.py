@@ -11,11 +11,11 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvObs, VecEnvStepReturn, VecEnvWrapper
 
-from rlpre.device import resolve_device
 from rlpre.encoders import Encoder, SequenceEncoder
-from rlpre.encoders.checkpoint import freeze
+from rlpre.encoders.encoder import freeze
 from rlpre.errors import RlpreError, at_least
 from rlpre.sb3.spaces import NO_ACTION, FeatureSpace, check_actions, find_image, window_space, with_image
+from rlpre.utils import resolve_device
 
 MEMORY_FRAMES = 1 << 16  # with 128 features each about 40 MB
 AnyEncoder = TypeVar("AnyEncoder", Encoder, SequenceEncoder)

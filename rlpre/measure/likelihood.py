@@ -1,7 +1,0 @@
-"""Moved to agents.likelihood."""
-
-import sys
-
-from agents import likelihood  # noqa: TID251
-
-sys.modules[__name__] = likelihood
