@@ -36,6 +36,7 @@ from rlpre.evaluation.probes import (
     fresh,
     label_efficiency,
     labelled_features,
+    read,
     separation,
     sparsity,
 )
@@ -102,18 +103,17 @@ def diagnose(encoder: AnyEncoder, frames: FrameStore, pretrained_on: FrameStore 
         )
     reader, unknown = make_reader(frames, encoder), dict[str, str]()
     encoders = {FRESH: fresh(encoder), THIS: encoder}
-    samples = {
-        name: health.sample_features(each, reader, distinct_rows(reader, health.ROWS, 0), 0)
-        for name, each in encoders.items()
-    }
-    measured = {name: health.health(*health.unstandardised(encoders[name], sample)) for name, sample in samples.items()}
+    measured = {name: health.encoder_health(each, reader) for name, each in encoders.items()}
+    rows = distinct_rows(reader, health.ROWS, 0)
     labelled = _try(unknown, LABELS, lambda: labelled_features(encoder, reader)) or {}
     control = labelled_features(encoders[FRESH], reader) if labelled else {}
     if pretrained_on is None:
         unknown[OVERLAP] = unknown[PRIORS] = "the frames of its pretraining were not given"
+    elif frames.hash == pretrained_on.hash:
+        unknown[PRIORS] = "the target's frames are those of its pretraining"
     return Diagnosis(
         health=measured,
-        conditioning={name: health.conditioning(sample[0].cpu()) for name, sample in samples.items()},
+        conditioning={name: health.conditioning(read(each, reader, rows)) for name, each in encoders.items()},
         cause=health.collapse_cause(measured[THIS], measured[FRESH]),
         efficiency={
             label: label_efficiency({FRESH: control[label][0], THIS: features}, factor)
@@ -123,7 +123,9 @@ def diagnose(encoder: AnyEncoder, frames: FrameStore, pretrained_on: FrameStore 
         separations={label: separation(*each) for label, each in labelled.items() if not each[1].quantity},
         invariances=_try(unknown, CHANGES, lambda: invariances(encoder, reader)),
         seen=overlap(pretrained_on, frames, "only frames are compared") if pretrained_on else None,
-        priors=_prior_gains(encoder, pretrained_on, frames, labelled, unknown) if pretrained_on else {},
+        priors=_prior_gains(encoder, pretrained_on, labelled, unknown)
+        if PRIORS not in unknown and pretrained_on
+        else {},
         unknown=unknown,
     )
 
@@ -138,21 +140,15 @@ def _try(unknown: dict[str, str], part: str, measure: Callable[[], T]) -> T | No
 
 
 def _prior_gains(
-    encoder: AnyEncoder,
-    source: FrameStore,
-    target: FrameStore,
-    labelled: Mapping[str, tuple[Floats, Factor]],
-    unknown: dict[str, str],
+    encoder: AnyEncoder, source: FrameStore, labelled: Mapping[str, tuple[Floats, Factor]], unknown: dict[str, str]
 ) -> dict[str, PriorGain]:
-    if source.hash == target.hash:
-        unknown[PRIORS] = "the target's frames are those of its pretraining"
-        return {}
     known = _try(unknown, PRIORS, lambda: labelled_features(encoder, make_reader(source, encoder))) or {}
-    gains = {}
-    for label in (label for label in labelled if label in known):
-        if gain := _try(unknown, PRIORS, partial(prior_gain, known[label], labelled[label])):
-            gains[label] = gain
-    return gains
+    found = {
+        label: _try(unknown, PRIORS, partial(prior_gain, known[label], target))
+        for label, target in labelled.items()
+        if label in known
+    }
+    return {label: gain for label, gain in found.items() if gain}
 
 
 def write_diagnosis(

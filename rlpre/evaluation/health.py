@@ -14,6 +14,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -72,9 +73,9 @@ def effective_rank(features: Tensor) -> float:
     return float(torch.special.entr(share).sum().exp())
 
 
-def conditioning(features: Tensor) -> Conditioning:
+def conditioning(features: ArrayLike) -> Conditioning:
     """The conditioning of ``features`` (n, dim)."""
-    variances = torch.linalg.eigvalsh(covariance(features))
+    variances = torch.linalg.eigvalsh(covariance(torch.as_tensor(features)))
     varying = variances[variances > ROUNDING * variances[-1].clamp_min(torch.finfo(torch.float32).tiny)]
     if not len(varying):
         return Conditioning(float("inf"), 0)
@@ -135,14 +136,10 @@ def unstandardised(encoder: AnyEncoder, features: list[Tensor]) -> list[Tensor]:
 
 
 def collapse_cause(now: Health, control: Health) -> Cause | None:
-    """Names the collapse, or None.
+    """Names the collapse, or None: of features after training, compared with fresh weights on the same inputs.
 
     Frames of a small world differ little, so features of fresh weights are already nearly parallel and of low rank. A
     collapse is therefore a large fall below the control.
-
-    Args:
-        now: of features after training.
-        control: of the same inputs, by the same architecture with fresh weights.
 
     Returns:
         "complete collapse" if all inputs get nearly the same features; "constant and noise" if the little variation

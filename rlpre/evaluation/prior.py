@@ -138,12 +138,7 @@ class _Rows:
         return np.asarray(prior + self.directions @ (gain[:, None] * self.residual(prior)))
 
     def evidence(self, residual: Floats, strength: Floats) -> tuple[Floats, Floats]:
-        """The log evidence, and the noise that maximises it, both (...).
-
-        Args:
-            residual: of the priors, (..., directions, k).
-            strength: (...).
-        """
+        """The log evidence, and the noise that maximises it, of residuals (..., directions, k) and strengths (...)."""
         freedom = (self.count - 1) * self.targets  # the bias takes one
         ratio = self.eigenvalues / strength[..., None]
         noise = ((np.square(residual).sum(axis=-1) / (1 + ratio)).sum(axis=-1) + self.unexplained) / freedom
@@ -225,14 +220,13 @@ def prior_gain(
 ) -> PriorGain:
     """Fits heads to few labels of a target, with and without a prior: the head fitted to all labels of a source.
 
-    Inputs that occur in both worlds are kept, so the prior has seen their labels.
+    Inputs that occur in both worlds are kept, so the prior has seen their labels. Scores are those of `Factor.score`.
 
     Args:
         source: features (n, d) of one encoder and their label, as from `rlpre.evaluation.probes.labelled_features`.
         target: the same for other frames and the same label.
         rows: labels of the target to learn from.
-        seeds: each draws these labels and the test inputs, a fifth of the target. Scores are balanced accuracy, or R2
-            of a quantity. Intervals are over these draws.
+        seeds: each draws these labels and the test inputs, a fifth of the target. Intervals are over these draws.
 
     Raises:
         RlpreError: if the target has fewer than ``rows`` labels to learn from, or all labels of a draw are equal.

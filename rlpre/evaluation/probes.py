@@ -301,12 +301,10 @@ def _draw_labels(factor: Factor, seed: int) -> tuple[Indices, Indices]:
     """Training inputs, in the order in which their labels are shown, and test inputs."""
     train, test = factor.folds(seed)[0]
     train = np.random.default_rng(seed).permutation(train)
-    if factor.quantity:
-        return train, test
-    values = factor.values[train]
-    turn = np.empty(len(train), np.int64)
-    for each in factor.classes:
-        turn[values == each] = np.arange(np.sum(values == each))
+    turn = np.zeros(len(train), np.int64)
+    for each in [] if factor.quantity else factor.classes:
+        same = factor.values[train] == each
+        turn[same] = np.arange(same.sum())
     return train[np.argsort(turn, kind="stable")], test
 
 
@@ -341,7 +339,7 @@ def sparsity(features: Floats, factor: Factor, seed: int = 0) -> Sparsity:
     A group lasso, for all classes together, ranks the features by the order in which it selects them. Ridge probes are
     then fitted to the first k, so that the shrinkage of the L1 penalty does not count against small k [3]. Ranking and
     fit see only the training part of a fold. The same is done for randomly rotated features and for principal
-    components: the axes of the encoder matter only if those need more. Arguments are as for `cross_score`.
+    components: the axes of the encoder matter only if those need more.
     """
     dim = features.shape[1]
     sizes = np.unique(np.append(np.round(2 ** np.arange(0, np.log2(dim), 1 / 3)), dim)).astype(int).tolist()
