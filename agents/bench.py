@@ -31,9 +31,9 @@ from rlpre import (
     policy_kwargs,
     pretrain,
 )
+from rlpre.evaluation.page import Table, aligned
 from rlpre.objectives import draw_batch, make_objective
 from rlpre.pretrain import LOG_EVERY, Pretext, first_encoder
-from rlpre.evaluation.page import Table, aligned
 
 ENV = "MiniGrid-DoorKey-8x8-v0"
 N_ENVS = 16

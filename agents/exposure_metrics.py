@@ -98,6 +98,8 @@ class Record:
     def __post_init__(self) -> None:
         if not np.isfinite(self.nll[self.running]).all():
             raise RlpreError("the log-likelihood of an expert's action is not finite: look at the policy's logits")
+        if not self.kept.any():
+            raise RlpreError("all test episodes were dropped: choose a level that the expert solves")
 
     @property
     def kept(self) -> Bools:

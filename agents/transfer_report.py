@@ -14,7 +14,7 @@ losses .15 .16 .18, because few pairs meet one.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +23,8 @@ from matplotlib.figure import Figure as Plot
 from scipy import stats
 
 from rlpre.compare.report import write_report
-from rlpre.compare.runner import Row, Run, read_rows
+from rlpre.compare.runner import ROWS, Row, Run, read_rows
+from rlpre.compare.summary import load_rows
 from rlpre.errors import RlpreError
 from rlpre.evaluation import page
 from rlpre.evaluation.page import COLOURS, CONTROLS, DASHES, Figure, Section, Table, Toned, short_names, signed
@@ -94,8 +95,11 @@ def arm_name(source: str, step: int) -> str:
 
 
 def read_scores(directory: Path) -> dict[Run, float]:
-    """The score of every finished run."""
-    return {Run(row.task, row.arm, row.seed): row.value for row in read_rows(directory) if row.metric == SCORE}
+    """The score of every finished run; of a published study without runs those in its ``rows.json``."""
+    rows = read_rows(directory)
+    if not rows and (directory / ROWS).exists():
+        rows = load_rows(directory / ROWS)
+    return {Run(row.task, row.arm, row.seed): row.value for row in rows if row.metric == SCORE}
 
 
 def report(directory: Path, design: Design, unit: str) -> str:
@@ -104,7 +108,7 @@ def report(directory: Path, design: Design, unit: str) -> str:
     Raises:
         RlpreError: if scores of the seeds that choose, or of all that test, are missing.
     """
-    rows, scores = read_rows(directory), read_scores(directory)
+    scores = read_scores(directory)
     found = find(scores, design)
     summary = [
         {
@@ -121,11 +125,14 @@ def report(directory: Path, design: Design, unit: str) -> str:
         for difference, tasks in differences.items()
         for task, one in tasks.items()
     ]
-    for run, score in scores.items():  # curves by steps of pretraining
+    rows, curves = [], []
+    for run, score in scores.items():
+        rows.append(Row("transfer", *astuple(run), SCORE, score))
         source, _, step = run.arm.partition("@")
         if run.seed in design.validation:
             steps = [int(step)] if step else design.checkpoints  # scratch is a level line
-            rows += [Row(rows[0].study, run.task, source, run.seed, "score by checkpoint", score, at) for at in steps]
+            curves += [Row("transfer", run.task, source, run.seed, "score by checkpoint", score, at) for at in steps]
+    rows += sorted(curves, key=lambda row: row.step)
     return write_report(directory, make_page(found, scores, design, unit), draw(scores, design, unit), summary, rows)
 
 
@@ -247,7 +254,8 @@ def draw(scores: Scores, design: Design, unit: str) -> Plot:
     for axes, (task, name) in zip(plot.subplots(1, len(names), squeeze=False)[0], names.items(), strict=True):
         _draw_task(axes, task, scores, design)
         axes.set_title(name, fontweight="bold")
-        axes.set(xlabel="steps of pretraining", ylabel=unit)
+        axes.set_xlabel("steps of pretraining")
+    plot.supylabel(unit, fontsize="medium")
     title = "mean over the seeds that choose\nbars and band: 95 % interval; grey dots: seeds of scratch"
     plot.legend(*axes.get_legend_handles_labels(), title=title, loc="outside lower center", ncols=4, frameon=False)
     return plot

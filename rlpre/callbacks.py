@@ -1,4 +1,4 @@
-"""What a pretraining shows of itself: TensorBoard, and an alarm that says how features have collapsed."""
+"""What a pretraining shows of itself: progress, TensorBoard, and an alarm that says how features have collapsed."""
 
 import copy
 import sys
@@ -26,9 +26,62 @@ from rlpre.utils import nearest_grid, to_rgb
 POINTS = 400  # distinct frames in the projector
 THUMBNAIL = 64  # largest side of their pictures, in pixels
 FEATURES = "features"  # the encoder's part of the health; the others are projections, by their objective's name
+SHOWN = ("loss", "accuracy", "r2")  # metrics that the progress tells of
+BAR_EVERY, LINE_EVERY = 1, 60  # seconds between them on a terminal and elsewhere
 NEAR_CHANCE = 0.95  # share of the chance loss: InfoNCE above it has learned nothing
 
 Parts = dict[str, dict[str, Any]]  # the fields of `Health` by part
+
+
+class Progress:
+    """Says how far a pretraining is, on stderr: with a bar on a terminal, else with a line a minute.
+
+    Args:
+        name: of the pretraining.
+        step: steps so far.
+        steps: in all.
+        silent: for processes that show nothing.
+    """
+
+    def __init__(self, name: str, step: int, steps: int, silent: bool) -> None:
+        self.bar = tqdm(total=steps, initial=step, desc=name, unit="step", disable=silent or None)  # None: no terminal
+        self.name, self.first, self.steps, self.silent = name, step, steps, silent
+        self.began = self.shown = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+
+    def update(self, step: int, metrics: Mapping[str, Tensor]) -> None:
+        """Call after every step; the metrics are read, which waits for a GPU, only when they are shown."""
+        self.bar.update()
+        now = time.monotonic()
+        if self.silent or now - self.shown < (LINE_EVERY if self.bar.disable else BAR_EVERY):
+            return
+        self.shown = now
+        if not self.bar.disable:
+            self.bar.set_postfix_str(describe(metrics))
+            return
+        rate = (step - self.first) / (now - self.began)
+        left = (self.steps - step) / rate / 60
+        print(
+            f"{self.name}: step {step:,} of {self.steps:,}, {rate:.3g} steps/s, about {left:.0f} min left; "
+            f"{describe(metrics)}",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def describe(metrics: Mapping[str, Tensor | float]) -> str:
+    """Loss and accuracy of each objective in words, of metrics by "NAME/METRIC"."""
+    parts: dict[str, list[str]] = {}
+    for name, value in metrics.items():
+        part, _, kind = name.rpartition("/")
+        if kind in SHOWN:
+            parts.setdefault(part, []).append(f"{kind} {float(value):.3g}")
+    return "; ".join(f"{part} {', '.join(numbers)}" for part, numbers in parts.items())
 
 
 class TensorBoard:

@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 import numpy as np
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from rlpre.callbacks import Parts, TensorBoard, explain_collapse, fresh_health, measure_health, not_fatal
+from rlpre.callbacks import Parts, Progress, TensorBoard, explain_collapse, fresh_health, measure_health, not_fatal
 from rlpre.data.store import FrameStore
 from rlpre.encoders import AnyEncoder, Encoder, InputSpec
 from rlpre.encoders.encoder import CONFIG, WEIGHTS
@@ -73,6 +72,7 @@ class PretrainResult:
             that compares projections of them.
         fresh: the same for fresh weights.
         collapse: what has collapsed, and how; None if nothing has.
+        metrics: of the last batch, by "OBJECTIVE/METRIC"; each objective has a "loss", most have an "accuracy".
         seconds: wall-clock time of this call; near 0 if the pretraining was complete before.
     """
 
@@ -83,6 +83,7 @@ class PretrainResult:
     health: Parts
     fresh: Parts
     collapse: str | None
+    metrics: dict[str, float]
     seconds: float
 
 
@@ -104,7 +105,7 @@ def pretrain(
 
     A pretraining that was killed goes on when called again and ends with the same weights, bit for bit: every step
     draws its randomness from (seed, step). At each checkpoint features and projections are compared with those of
-    fresh weights (`rlpre.measure.health`); if they have collapsed, a warning says how, or the run ends.
+    fresh weights (`rlpre.evaluation.health`); if they have collapsed, a warning says how, or the run ends.
 
     With ``devices=N``, N processes share each batch (DDP). Loss and weights are those of one process up to rounding,
     except that batch normalisation inside an encoder sees one process's part only. The processes are spawned here, so
@@ -191,7 +192,14 @@ class Pretraining:
         self.identity["start"] = start.fingerprint() if start else None
         self.step = 0
         self.saved: str | None = None  # fingerprint of the encoder in the directory
-        self.reports: Reports = {"probes": {}, "control": {}, "health": {}, "fresh": {}, "collapse": None}
+        self.reports: Reports = {
+            "probes": {},
+            "control": {},
+            "health": {},
+            "fresh": {},
+            "collapse": None,
+            "metrics": {},
+        }
 
     def run(self) -> Reports:
         """Resumes if there is a state, then trains to the last step; returns what the last checkpoint measured."""
@@ -232,14 +240,7 @@ class Pretraining:
         config = self.config
         self.model.train()
         metrics: dict[str, Tensor] = {}
-        bar = tqdm(
-            total=config.steps,
-            initial=self.step,
-            desc=f"pretrain {config.objective}",
-            unit="step",
-            disable=None if board else True,
-        )
-        with bar:
+        with Progress(f"pretrain {config.objective}", self.step, config.steps, silent=board is None) as progress:
             while self.step < config.steps:
                 torch.manual_seed(config.seed * SEED_STRIDE + self.step)
                 batch = self.reader.draw(config.batch, np.random.default_rng((config.seed, self.step)))
@@ -250,12 +251,13 @@ class Pretraining:
                 checkpoint = self.step == config.steps or self.step % config.checkpoint_every == 0
                 if checkpoint:
                     self._refuse_nan(metrics)
-                bar.update()
+                progress.update(self.step, metrics)
                 if board:
                     self._keep()
                     self.report(self.step)
                     if self.step % LOG_EVERY == 0:
-                        self._log(board, bar, metrics)
+                        rate = self.optimizer.param_groups[0]["lr"]
+                        board.curves(self.step, metrics, rate, config.batch * self.reader.reads)
                     if checkpoint:
                         self._checkpoint(board, batch, metrics)
 
@@ -271,16 +273,11 @@ class Pretraining:
         self.pretext.objective.after_step(self.pretext.encoder)
         return cast(dict[str, Tensor], metrics)
 
-    def _log(self, board: TensorBoard, bar: "tqdm[Any]", metrics: dict[str, Tensor]) -> None:
-        frames = self.config.batch * self.reader.reads
-        board.curves(self.step, metrics, self.optimizer.param_groups[0]["lr"], frames)
-        accuracies = {name: float(value) for name, value in metrics.items() if name.endswith("accuracy")}
-        bar.set_postfix({name.removesuffix("/accuracy"): f"{value:.2f}" for name, value in accuracies.items()})
-
     def _checkpoint(self, board: TensorBoard, batch: AnyBatch, metrics: dict[str, Tensor]) -> None:
         """Measures and draws the encoder, then saves it and the state to resume from."""
         self.model.eval()
         encoder = self._finished()
+        self.reports["metrics"] = {name: float(value) for name, value in metrics.items()}
         health = measure_health(self.pretext.encoder, self.pretext.objective, self.reader, self.config.seed)
         self.reports |= {"probes": linear_probe(encoder, self.reader), "health": health}
         self.reports["collapse"] = explain_collapse(health, self.reports["fresh"], metrics)

@@ -1,6 +1,7 @@
 """What a pretraining shows: curves, probes and pictures in TensorBoard, and an alarm when features collapse."""
 
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import rlpre
-from rlpre import Encoder, FrameStore, InputSpec, RlpreError, SequenceEncoder
+from rlpre import Encoder, FrameStore, InputSpec, RlpreError, SequenceEncoder, callbacks
 from rlpre.callbacks import POINTS, THUMBNAIL, TensorBoard
 from rlpre.encoders import ARCHITECTURES
 from rlpre.objectives import OBJECTIVES, Objective
@@ -236,3 +237,22 @@ def test_a_resumed_run_loses_and_doubles_no_point(doorkey: FrameStore, tmp_path:
     assert points["cut"] == points["whole"]
     assert points["whole"]["neighbours"] == [35, 70, 105, 120]
     assert [step for step, _ in points["whole"]["pretext/contrastive/loss"]] == [50, 100]
+
+
+def test_progress_without_a_terminal_is_a_line_a_minute(
+    doorkey: FrameStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {**SHORT, "objective": "temporal+inverse"}
+    result = rlpre.pretrain(doorkey, out=tmp_path / "a", **given)
+    assert capsys.readouterr().err == ""  # it took less than a minute
+    monkeypatch.setattr(callbacks, "LINE_EVERY", 0)
+    rlpre.pretrain(doorkey, out=tmp_path / "b", **given)
+    *_, last = lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 16
+    line = r"pretrain temporal\+inverse: step 16 of 16, .* steps/s, about 0 min left; temporal loss .*; inverse loss .*"
+    assert re.fullmatch(line, last)
+    assert last.endswith(callbacks.describe(result.metrics))
+    assert {f"{name}/{kind}" for name in ("temporal", "inverse") for kind in ("loss", "accuracy")} <= set(
+        result.metrics
+    )
+    assert Encoder.load(tmp_path / "a").pretraining["metrics"] == result.metrics

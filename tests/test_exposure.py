@@ -149,14 +149,8 @@ def test_failed_runs_are_reported_and_tried_again(finished: tuple[Path, str], tm
 def test_presets_can_run(name: str) -> None:
     check(EXPOSURES[name])
     assert EXPOSURES[name].first_seed + EXPOSURES[name].seeds <= 100, "settings were tuned on seeds from 100 on"
-
-
-def test_full_has_the_whole_protocol() -> None:
-    full = EXPOSURES["full"]
-    assert len(full.levels) == 5
-    assert full.seeds >= 4
-    assert full.clones == PROTOCOL
-    assert len(full.corrections) + len(full.tunings) == 9
+    if name == "full":
+        assert (len(EXPOSURES[name].levels), EXPOSURES[name].clones) == (5, PROTOCOL)
 
 
 @pytest.mark.parametrize(
@@ -319,8 +313,3 @@ def test_answers_that_cannot_be_given(tmp_path: Path) -> None:
     assert "Clone has no finished run on Far." in report(lone, KINDS, HORIZONS)
     null = write_study(tmp_path / "null", UNBIASED, NEAR)
     assert report(null, KINDS, HORIZONS).startswith("Exposure bias is measured on none of 1 levels.")
-    path = null / Run(NEAR, "clone", 1).path / "contexts.npz"
-    record = Record.load(path)
-    replace(record, running=np.zeros_like(record.running)).save(path)
-    with pytest.raises(RlpreError, match="seed-1 dropped all its episodes: the expert must solve BabyAI-Near-v0"):
-        report(null, KINDS, HORIZONS)

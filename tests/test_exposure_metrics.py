@@ -13,23 +13,17 @@ from clones import LEVEL, perfect, small
 from agents import exposure_metrics as metrics
 from agents.cloning import SequencePolicy, episode_rng, sample
 from agents.exposure_metrics import (
-    CONTEXTS,
     CURES,
     EE,
-    ERROR,
     HARMS,
     NO_VERDICT,
     NOTHING,
     OO,
     REDUCES,
     Record,
-    accumulated,
     change,
-    estimate,
     numbers,
     record,
-    slope,
-    stack,
 )
 from envs.minigrid import render as atlas
 from envs.minigrid.trials import Trial, choice_regrets, expert, layout_seeds, play
@@ -120,20 +114,15 @@ def test_the_experts_states_by_the_forward_pass() -> None:
             np.testing.assert_allclose(found.nll[row, number, :steps], nll, atol=1e-4)
 
 
-def test_an_episode_that_the_expert_fails_keeps_its_place() -> None:
-    demonstrated, _ = measured()
-    found = record(clumsy(), LEVEL, [*demonstrated[:-1], replace(demonstrated[-1], success=False)])
-    assert found.kept.tolist() == [True] * 5 + [False]
-    assert not found.success[:, -1].any()
-
-
 def test_switches_join_the_expert_and_the_policy() -> None:
-    _, found = measured()
+    demonstrated, found = measured()
     alone = found.success[OO].tolist()
     assert not all(alone)
     assert found.learner_first[0].all()
     assert found.learner_first[-1].tolist() == found.expert_first[0].tolist() == alone
     assert found.expert_first[-1].all()
+    failed = record(clumsy(), LEVEL, [*demonstrated[:-1], replace(demonstrated[-1], success=False)])
+    assert failed.kept.tolist() == [True] * 5 + [False], "an episode that the expert fails keeps its place"
 
 
 def make_record(wrong: Sequence[object], running: object = None, success: object = None) -> Record:
@@ -157,6 +146,8 @@ def test_records_survive_the_disk_and_bad_ones_are_refused(tmp_path: Path) -> No
         Record.load(path)
     with pytest.raises(RlpreError, match="log-likelihood of an expert's action is not finite"):
         replace(found, nll=np.full_like(found.nll, np.inf))
+    with pytest.raises(RlpreError, match="all test episodes were dropped: choose a level that the expert solves"):
+        replace(found, running=np.zeros_like(found.running))
 
 
 def test_numbers_by_hand() -> None:
@@ -184,28 +175,16 @@ def test_numbers_by_hand() -> None:
 
 def test_accumulated_error_and_slope_by_hand() -> None:
     forced, free = np.array([0.1, 0.1, 0.1]), np.array([0.1, 0.2, 0.3])
-    assert accumulated(free, forced) == pytest.approx([1, 3, 6])  # 1 x .1/.1, 2 x .3/.2, 3 x .6/.3
-    assert np.isnan(accumulated(free, np.array([0.0, 0.1, 0.1]))).tolist() == [True, False, False]
+    assert metrics.accumulated(free, forced) == pytest.approx([1, 3, 6])  # 1 x .1/.1, 2 x .3/.2, 3 x .6/.3
+    assert np.isnan(metrics.accumulated(free, np.array([0.0, 0.1, 0.1]))).tolist() == [True, False, False]
     steps = np.arange(1, 41)
     for growth in (1.0, 1.5, 2.0):
         total = 0.002 * steps**growth  # so that AccErr(l) = l^growth
         free = np.diff(total, prepend=0.0)
         beyond = np.where(total < 0.3, free, 10.0)  # must not count
-        assert slope(beyond, np.full(40, 0.002)) == pytest.approx(growth)
-    assert np.isnan(slope(np.full(9, 0.12), np.full(9, 0.1)))  # above .3 after two points
-    assert slope(np.stack([free, free]), np.full((2, 40), 0.002)).shape == (2,)
-
-
-def test_slope_distinguishes_growth_from_recovery() -> None:
-    def chain(recover: float) -> np.ndarray:
-        """P(wrong at t): .001 after a right step, 1 - ``recover`` after a wrong one."""
-        limit, factor = 0.001 / (0.001 + recover), 1 - recover - 0.001
-        return limit + (0.001 - limit) * factor ** np.arange(200)
-
-    never, slow, at_once = (float(slope(chain(recover), np.full(200, 0.001))) for recover in (0.0, 0.3, 0.999))
-    assert 1.75 < never < 2  # without recovery AccErr(l) = l (l + 1) / 2
-    assert 1.1 < slow < 1.3
-    assert at_once == pytest.approx(1)
+        assert metrics.slope(beyond, np.full(40, 0.002)) == pytest.approx(growth)
+    assert np.isnan(metrics.slope(np.full(9, 0.12), np.full(9, 0.1)))  # above .3 after two points
+    assert metrics.slope(np.stack([free, free]), np.full((2, 40), 0.002)).shape == (2,)
 
 
 @pytest.mark.parametrize("recover", [0.0, 0.3, 0.98])
@@ -275,7 +254,7 @@ def test_changes_need_an_excess_and_pairs() -> None:
 
 
 def mean_of(values: np.ndarray, kept: np.ndarray, rng: np.random.Generator) -> metrics.Interval:
-    return estimate(values, kept, lambda means: {"mean": means}, rng)["mean"][0]
+    return metrics.estimate(values, kept, lambda means: {"mean": means}, rng)["mean"][0]
 
 
 def test_crossed_interval_by_hand() -> None:
@@ -299,7 +278,7 @@ def test_a_number_that_is_seldom_defined_has_no_interval() -> None:
     values = np.zeros((3, 50, 1))
     values[:, 0] = 1  # a resample in three lacks the only episode that counts
     kept, rng = np.ones((3, 50), bool), np.random.default_rng(0)
-    (found,) = estimate(values, kept, lambda means: {"": np.where(means > 0, means, np.nan)}, rng)[""]
+    (found,) = metrics.estimate(values, kept, lambda means: {"": np.where(means > 0, means, np.nan)}, rng)[""]
     assert (found.value, found.low) == (0.02, None)
 
 
@@ -314,14 +293,3 @@ def test_crossed_interval_covers_the_mean_when_layouts_differ_most() -> None:
         nested += abs(seeds.mean()) <= 2.776 * seeds.std(ddof=1) / np.sqrt(5)  # as if every seed had its own episodes
     assert covered / 100 == pytest.approx(0.95, abs=0.045)
     assert nested / 100 < 0.85
-
-
-def test_tables_count_only_running_steps() -> None:
-    running = [[1, 1, 0], [1, 1, 1], [0, 0, 0]]
-    found = make_record([[[1, 1, 1], [1, 0, 1], [1, 1, 1]]] * 4, [running] * 4)
-    assert found.kept.tolist() == [True, True, False]
-    (tables, success, kept) = stack([found], 4)
-    assert (tables.shape, success.shape, kept.shape) == ((1, 3, 4, 6, 4), (1, 3, 2), (1, 3))
-    assert tables[0, :, OO, ERROR].tolist() == [[1, 1, 0, 0], [1, 0, 1, 0], [0, 0, 0, 0]]
-    assert tables[0, :, OO, metrics.RECOVERED].tolist() == [[0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]]
-    assert len(CONTEXTS) == 4

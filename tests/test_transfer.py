@@ -12,22 +12,8 @@ from browser import look
 from scipy import stats
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from agents.transfer import (
-    LABELS,
-    TEST,
-    TRANSFERS,
-    VALIDATION,
-    LabelsConfig,
-    Source,
-    Task,
-    Transfer,
-    by_rl,
-    check,
-    load_task,
-    score_labels,
-    shuffle_actions,
-    transfer,
-)
+from agents import transfer as study
+from agents.transfer import LABELS, TEST, TRANSFERS, VALIDATION, LabelsConfig, Source, Task, Transfer, score_labels
 from agents.transfer_report import ALL, CHOSEN, EARLY, LAST, LEVEL, Design, choose, compare, find, p_values, report
 from rlpre import Encoder, FrameStore, InputSpec, RlpreError
 from rlpre.compare.runner import FORMAT, Run
@@ -41,10 +27,10 @@ TINY = TRANSFERS["smoke"]
 TWO = ("MiniGrid-DoorKey-8x8-v0", "MiniGrid-Unlock-v0")
 
 
-def run(study: Transfer, out: Path) -> str:
+def run(config: Transfer, out: Path) -> str:
     """Runs a study in this process, which spares the imports."""
     with ThreadPoolExecutor(1) as executor:
-        return transfer(study, out, executor=executor)
+        return study.transfer(config, out, executor=executor)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +42,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 @pytest.fixture(scope="module")
 def task(finished: tuple[Path, str]) -> Task:
-    return load_task(TASK, finished[0] / "demonstrations")
+    return study.load_task(TASK, finished[0] / "demonstrations")
 
 
 def test_only_the_arms_that_are_needed_are_scored(finished: tuple[Path, str]) -> None:
@@ -113,20 +99,20 @@ def test_score_learns_repeats_and_freezes_what_it_should(task: Task) -> None:
 
 
 def test_shuffled_actions_are_the_same_actions_elsewhere(doorkey: FrameStore, tmp_path: Path) -> None:
-    wrong = shuffle_actions(doorkey, tmp_path / "wrong", seed=0)
+    wrong = study.shuffle_actions(doorkey, tmp_path / "wrong", seed=0)
     right, shuffled = doorkey.column("action"), wrong.column("action")
     assert Counter(right.tolist()) == Counter(shuffled.tolist())
     np.testing.assert_array_equal(right == -1, shuffled == -1)
     assert np.mean(right != shuffled) > 0.5
     np.testing.assert_array_equal(wrong.ids, doorkey.ids)
     np.testing.assert_array_equal(wrong.column("expert"), doorkey.column("expert"))
-    assert shuffle_actions(doorkey, tmp_path / "wrong", seed=0).hash == wrong.hash
+    assert study.shuffle_actions(doorkey, tmp_path / "wrong", seed=0).hash == wrong.hash
 
 
 def test_rl_scores_the_area_under_the_curve(finished: tuple[Path, str], tmp_path: Path) -> None:
-    out, study = finished[0], replace(TINY, measure="rl")
+    out, config = finished[0], replace(TINY, measure="rl")
     start = out / "encoders/day/seed-0/step-4"
-    score = by_rl(study, out, Run("MiniGrid-Empty-5x5-v0", "day@4", 0), start, tmp_path, lambda steps: None)
+    score = study.by_rl(config, out, Run("MiniGrid-Empty-5x5-v0", "day@4", 0), start, tmp_path, lambda steps: None)
     with np.load(tmp_path / "evaluations.npz") as file:
         assert file["timesteps"].tolist() == [32, 64]
         assert score == pytest.approx(file["results"].mean())
@@ -174,35 +160,24 @@ def test_choice_by_hand() -> None:
 
 def test_differences_by_hand() -> None:
     noise = np.array([0.01, -0.01, 0.02, -0.02])
-    design = Design(("right", "wrong"), ("a", "b"), (50, 200), (0,))
-
-    def arms(scratch: float, **means: float) -> dict[str, list[float]]:
-        validation = {"scratch": scratch, "right@50": 0.8, "right@200": 0.4, "wrong@50": 0.1, "wrong@200": 0.2}
-        tested = {
-            "scratch": scratch + noise,
-            **{f"{name[:5]}@{name[5:]}": mean - noise for name, mean in means.items()},
-        }
-        return {arm: [validation[arm], *tested.get(arm, [])] for arm in validation}
-
-    scores = scores_of(arms(0.5, right50=0.75, right200=0.3, wrong200=0.2), "a")
-    scores |= scores_of(arms(0.4, right50=0.4, right200=0.4, wrong200=0.1), "b")
-    found = find(scores, design)
+    means = {"scratch": (0.5, 0.5), "right@50": (0.8, 0.75), "right@200": (0.4, 0.3), "wrong@50": (0.1, 0.0)}
+    means |= {"wrong@200": (0.2, 0.2)}
+    arms = {arm: [first, *(mean + noise * (arm == "scratch"))] for arm, (first, mean) in means.items()}
+    scores = scores_of(arms, "a") | scores_of({arm: [one / 2 for one in each] for arm, each in arms.items()}, "b")
+    found = find(scores, Design(("right", "wrong"), ("a", "b"), (50, 200), (0,)))
     assert found.seeds == (1, 2, 3, 4)
-    assert found.choices == {
-        ("right", "a"): (50, True),
-        ("right", "b"): (50, True),
-        ("wrong", "a"): (200, False),
-        ("wrong", "b"): (200, False),
+    assert (found.choices["right", "a"], found.choices["wrong", "b"]) == ((50, True), (200, False))
+    gains = {
+        ("right", CHOSEN): ([0.25, 0.125, 0.1875], "positive"),
+        ("right", LAST): ([-0.2, -0.1, -0.15], "negative"),
+        ("right", EARLY): ([0.45, 0.225, 0.3375], "positive"),
+        ("wrong", EARLY): ([0, 0, 0], "undecided"),  # there was nothing to choose
+        ("wrong", "last - last of right"): ([-0.1, -0.05, -0.075], "negative"),
     }
-    right, wrong = found.contrasts["right"], found.contrasts["wrong"]
-    assert [right[CHOSEN][key].gain.value for key in ("a", "b", ALL)] == pytest.approx([0.25, 0.0, 0.125])
-    assert [right[LAST][key].gain.value for key in ("a", "b", ALL)] == pytest.approx([-0.2, 0.0, -0.1])
-    assert [right[EARLY][key].gain.value for key in ("a", "b", ALL)] == pytest.approx([0.45, 0.0, 0.225])
-    assert (right[CHOSEN]["a"].verdict, right[LAST]["a"].verdict) == ("positive", "negative")
-    assert wrong[EARLY]["a"].verdict == "undecided", "there was nothing to choose"
-    rival = wrong["last - last of right"]
-    assert [rival[key].gain.value for key in ("a", "b", ALL)] == pytest.approx([-0.1, -0.3, -0.2])
-    assert rival["a"].verdict == "negative"
+    for (source, difference), (expected, verdict) in gains.items():
+        contrasts = [found.contrasts[source][difference][task] for task in ("a", "b", ALL)]
+        assert [one.gain.value for one in contrasts] == pytest.approx(expected)
+        assert {one.verdict for one in contrasts} == {verdict}
 
 
 def test_testing_on_other_seeds_is_not_optimistic() -> None:
@@ -218,9 +193,9 @@ def test_testing_on_other_seeds_is_not_optimistic() -> None:
     assert np.mean([one.contrasts["s"][CHOSEN]["a"].verdict == "positive" for one in found]) < 0.1
 
 
-DESIGN = Design(("right", "wrong"), TWO, (0, 50, 800), (0, 1, 2))
-TRUE = {"scratch": 0.5, "right@0": 0.4, "right@50": 0.8, "right@800": 0.6}
-TRUE |= {"wrong@0": 0.4, "wrong@50": 0.2, "wrong@800": 0.1}
+DESIGN = Design(("right", "wrong"), TWO, (0, 50, 200), (0, 1, 2))
+TRUE = {"scratch": 0.5, "right@0": 0.4, "right@50": 0.8, "right@200": 0.6}
+TRUE |= {"wrong@0": 0.4, "wrong@50": 0.2, "wrong@200": 0.1}
 
 
 @pytest.fixture
@@ -256,13 +231,13 @@ def test_report_tells_which_source_helps_and_when_to_stop(planted: Path) -> None
     assert seen["beyond"] <= 0
     board = EventAccumulator(str(planted / "tensorboard" / "right")).Reload()
     curve = board.Scalars(f"compare/{TWO[0]}/score by checkpoint")
-    assert [point.step for point in curve] == [0, 50, 800]
+    assert [point.step for point in curve] == [0, 50, 200]
     assert [point.value for point in curve] == pytest.approx([0.4, 0.8, 0.6], abs=0.05)
     assert report(planted, DESIGN, "share of planted successes") == text
 
 
 def test_scores_that_are_missing_or_damaged(planted: Path) -> None:
-    (planted / Run(TWO[0], "wrong@800", 5).path / "done.json").unlink()
+    (planted / Run(TWO[0], "wrong@200", 5).path / "done.json").unlink()
     assert "DoorKey-8x8, n=4" in report(planted, DESIGN, "share")
     write_json(planted / Run(TWO[1], "right@50", 1).path / "rows.json", [["score", float("nan"), None]])
     with pytest.raises(RlpreError, match=r"the score of .*Unlock-v0/right@50/seed-1 is not finite: look at that run"):
@@ -276,14 +251,14 @@ def test_scores_that_are_missing_or_damaged(planted: Path) -> None:
 
 @pytest.mark.parametrize("name", TRANSFERS)
 def test_presets_can_run(name: str) -> None:
-    study = TRANSFERS[name]
-    check(study)
-    assert study.test_seeds.stop <= 100, "settings were tuned on seeds from 100 on"
-    assert not set(study.validation_seeds) & set(study.test_seeds)
+    config = TRANSFERS[name]
+    study.check(config)
+    assert config.test_seeds.stop <= 100, "settings were tuned on seeds from 100 on"
+    assert not set(config.validation_seeds) & set(config.test_seeds)
     if name != "smoke":
-        assert study.seeds >= 5
-        assert any(source.shuffled for source in study.sources.values())
-        assert {source.palette for source in study.sources.values()} == {"day", "night"}
+        assert config.seeds >= 5
+        assert any(source.shuffled for source in config.sources.values())
+        assert {source.palette for source in config.sources.values()} == {"day", "night"}
 
 
 @pytest.mark.parametrize(
@@ -311,5 +286,16 @@ def test_bad_input_is_refused_before_anything_is_written(
     changes: dict[str, object], sentence: str, tmp_path: Path
 ) -> None:
     with pytest.raises(RlpreError, match=sentence):
-        transfer(replace(TINY, **changes), tmp_path / "out")
+        study.transfer(replace(TINY, **changes), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_published_summary_follows_from_the_published_rows(tmp_path: Path) -> None:
+    published = Path(__file__).parents[1] / "results" / "transfer"
+    for name in ("study.json", "rows.json"):
+        (tmp_path / name).write_bytes((published / name).read_bytes())
+    design = Design(("day", "night", "shuffled"), TRANSFERS["quick"].tasks, (0, 50, 200), (0, 1, 2))
+    report(tmp_path, design, "balanced accuracy of the expert's action")
+    here, there = (read_json(home / "summary.json")["records"] for home in (tmp_path, published))
+    for one, other in zip(here, there, strict=True):
+        assert one == {key: pytest.approx(of, 1e-4) if isinstance(of, float) else of for key, of in other.items()}

@@ -324,5 +324,5 @@ GridWorld.begin, GridWorld.advance, GridWorld.skip = (
     GridWorld.reset_unrendered,
     GridWorld.step_unrendered,
     GridWorld.step_unobserved,
-)  # ALIAS # noqa
+)  # ALIAS
 GridWorld.develop, GridWorld.glance = GridWorld.render_frames, property(lambda self: self.frame)  # ALIAS

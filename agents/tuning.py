@@ -1,7 +1,0 @@
-"""Moved to agents.corrections."""
-
-import sys
-
-from agents import corrections
-
-sys.modules[__name__] = corrections
