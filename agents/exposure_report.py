@@ -13,7 +13,6 @@ from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullLocator
 
 from agents import exposure_metrics as metrics
 from agents.exposure_metrics import CONTEXTS, CURES, HARMS, NO_VERDICT, REDUCES, Change, Numbers, Record, Records
-from rlpre.compare.background import notices, read_provenance
 from rlpre.compare.report import write_report
 from rlpre.compare.runner import DONE, finished_runs, read_rows
 from rlpre.errors import RlpreError
@@ -100,10 +99,7 @@ def report(directory: Path, arms: Mapping[str, str], horizons: Mapping[str, int]
             for key, point in vars(arm.change).items() if arm.change else ():
                 found = {"verdict": arm.verdict, "removed": arm.change.removed} if arm.change else {}
                 summary.append({**entry, "over": BASELINE, "metric": key, **asdict(point), **found})
-    content = make_page(results, arms, horizons)
-    warnings = [*notices(directory), *content.notices]
-    content = replace(content, notices=warnings, provenance=read_provenance(directory))
-    return write_report(directory, content, draw(results), summary, read_rows(directory))
+    return write_report(directory, make_page(results, arms, horizons), draw(results), summary, read_rows(directory))
 
 
 def summarise(directory: Path, arms: Mapping[str, str], horizons: Mapping[str, int]) -> Results:

@@ -14,7 +14,7 @@ losses .15 .16 .18, because few pairs meet one.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, astuple, dataclass, replace
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +22,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Plot
 from scipy import stats
 
-from rlpre.compare.background import notices, read_provenance
 from rlpre.compare.report import write_report
 from rlpre.compare.runner import ROWS, Row, Run, read_rows
 from rlpre.compare.summary import load_rows
@@ -134,9 +133,7 @@ def report(directory: Path, design: Design, unit: str) -> str:
             steps = [int(step)] if step else design.checkpoints  # scratch is a level line
             curves += [Row("transfer", run.task, source, run.seed, "score by checkpoint", score, at) for at in steps]
     rows += sorted(curves, key=lambda row: row.step)
-    content = make_page(found, scores, design, unit)
-    content = replace(content, notices=notices(directory), provenance=read_provenance(directory))
-    return write_report(directory, content, draw(scores, design, unit), summary, rows)
+    return write_report(directory, make_page(found, scores, design, unit), draw(scores, design, unit), summary, rows)
 
 
 def values(scores: Scores, task: str, arm: str, seeds: Iterable[int]) -> Floats:

@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from rlpre.data.store import FrameStore, Indices
 from rlpre.encoders import AnyEncoder
-from rlpre.evaluation.health import Health, diagnose, health, raw, sample, some_inputs
-from rlpre.evaluation.probes import fresh
+from rlpre.evaluation.health import ROWS, Health, collapse_cause, health, sample_features, unstandardised
+from rlpre.evaluation.probes import distinct_rows, fresh
 from rlpre.objectives import WeightedSum, make_objective
 from rlpre.utils import nearest_grid, to_rgb
 
@@ -197,11 +197,11 @@ def measure_health(encoder: AnyEncoder, objective: WeightedSum, reader: Any, see
     Returns:
         By part; empty if the frames hold fewer than two different inputs.
     """
-    rows = some_inputs(reader, seed)
+    rows = distinct_rows(reader, ROWS, seed)
     if len(rows) < 2:
         return {}
-    features = sample(encoder, reader, rows, seed)
-    parts = {FEATURES: asdict(health(*raw(encoder, features)))}
+    features = sample_features(encoder, reader, rows, seed)
+    parts = {FEATURES: asdict(health(*unstandardised(encoder, features)))}
     for name, part in objective.objectives.items():
         head = copy.deepcopy(part).train()  # with batch statistics, as in the loss
         with torch.no_grad():
@@ -229,7 +229,7 @@ def explain_collapse(now: Parts, untrained: Parts, metrics: Mapping[str, Tensor]
     """
     for part in now:
         trained, control = Health(**now[part]), Health(**untrained[part])
-        if cause := diagnose(trained, control):
+        if cause := collapse_cause(trained, control):
             what = "features of the encoder" if part == FEATURES else f"projections of objective {part!r}"
             return (
                 f"the {what} have collapsed ({cause}): over {trained.inputs:,} different inputs their spread is "

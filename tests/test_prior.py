@@ -1,4 +1,4 @@
-"""The head with two priors: the formula, the evidence, the variances, the gate, and real frames."""
+"""The head with two priors: the formula, the evidence, the variances, the limit, and real frames."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from sklearn.linear_model import Ridge
 
 import envs
 from rlpre import Encoder, FrameStore, InputSpec, RlpreError
-from rlpre.evaluation.prior import Gate, PriorHead, prior_gain
+from rlpre.evaluation.prior import PriorHead, prior_gain
 from rlpre.evaluation.probes import labelled_features
 from rlpre.objectives import make_reader
 
@@ -121,8 +121,9 @@ def test_the_strengths_chosen_have_the_highest_evidence():
     )
     assert chosen.evidence == pytest.approx(-found.fun, abs=0.02)
     np.testing.assert_allclose(chosen.strengths, np.exp(found.x), rtol=0.15)
-    assert not chosen.gate.distance > chosen.gate.limit
-    assert chosen.gate.best == pytest.approx(sum(chosen.strengths))  # by construction: nothing else was estimated
+    assert chosen.distance < chosen.limit
+    # by construction, nothing else was estimated: the strength is t² d / δ²
+    assert sum(chosen.strengths) == pytest.approx(chosen.noise * 10 / chosen.distance)
 
 
 def test_the_strengths_that_made_the_data_are_found():
@@ -171,40 +172,31 @@ def test_variance_is_that_of_sampled_answers(rows):
     assert head.predict(centre)[1] == pytest.approx(head.noise * (1 + 1 / rows))
 
 
-def test_gate_by_hand():
-    gate = Gate(distance=2.0, noise=0.5, weights=16, strength=4.0, rows=8.0)
-    assert gate.limit == 0.5 * 16 * (2 / 4 + 1 / 8) == 5
-    assert (gate.best, gate.helps) == (4, True)
-    far = Gate(distance=5.0, noise=0.5, weights=16, strength=4.0, rows=8.0)
-    assert not far.helps
-    assert far.best == Gate(5.0, 0.5, 16, 1.0, 800.0).best  # whatever the rows and the strength
-    assert Gate(0.0, 0.5, 16, 4.0, 8.0).best == np.inf
-
-
 @pytest.mark.parametrize("make", [isotropic, uneven])
 @pytest.mark.parametrize("nearness", [0.6, 1.6])
-def test_gate_says_on_which_side_the_risk_falls(make, nearness):
+def test_the_limit_says_on_which_side_the_risk_falls(make, nearness):
     """A prior somewhat nearer or farther than the limit, against least squares on the same draws of noise."""
     rng = np.random.default_rng(10)
     x, strength = make(rng, 120, 40), 30.0
     centred, true = x - x.mean(0), rng.normal(size=40)
     axes = np.linalg.svd(centred, full_matrices=False)[2].T
     clean = x @ true
-    rows = PriorHead.fit(x, clean + rng.normal(size=120), strengths=(0, strength)).gate.rows
+    eigenvalues = np.linalg.svd(centred, compute_uv=False) ** 2
+    rows = np.average(eigenvalues, weights=(eigenvalues + strength) ** -2.0)
     assert make is uneven or rows == pytest.approx(120)
-    limit = Gate(0.0, 1.0, 40, strength, rows).limit
+    limit = 40 * (2 / strength + 1 / rows)
     prior = true + axes @ (rng.choice([-1, 1], 40) * np.sqrt(nearness * limit / 40))
-    risks, gates = [], []
+    risks, heads = [], []
     for _ in range(150):
         y = clean + rng.normal(size=120)
         head = PriorHead.fit(x, y, pretrained=prior, strengths=(0, strength))
         least = np.linalg.lstsq(centred, y, rcond=None)[0]
         risks.append([np.square(centred @ (weights - true)).sum() for weights in (head.weights, least)])
-        gates.append(head.gate)
+        heads.append(head)
     held, free = np.mean(risks, axis=0)
     assert (held < free) == (nearness < 1)
-    assert np.mean([gate.helps == (nearness < 1) for gate in gates]) > 0.9
-    assert np.mean([gate.distance for gate in gates]) == pytest.approx(nearness * limit, rel=0.15)
+    assert np.mean([(head.distance < head.limit) == (nearness < 1) for head in heads]) > 0.9
+    assert np.mean([head.distance for head in heads]) == pytest.approx(nearness * limit, rel=0.15)
 
 
 GOOD = np.random.default_rng(11).normal(size=(20, 3))
@@ -245,7 +237,7 @@ def test_a_perfect_prior_and_features_of_another_encoder():
     head = PriorHead.fit(GOOD, GOOD @ [1, 2, 3], pretrained=[1, 2, 3])
     np.testing.assert_allclose(head.weights, [1, 2, 3], atol=1e-12)
     assert np.isfinite(head.evidence)
-    assert head.gate.helps
+    assert head.distance < head.limit
     with pytest.raises(RlpreError, match="features have 2 dimensions, the head 3"):
         head.predict(GOOD[:, :2])
 

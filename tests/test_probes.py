@@ -1,4 +1,4 @@
-"""Linear probes, label curves, sparse probes and signal strength: by hand, on made-up features, and on an encoder."""
+"""Linear probes, label curves, sparse probes and separation: by hand, on made-up features, and on an encoder."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from rlpre.evaluation.probes import (
     labelled_features,
     linear_probe,
     read,
-    signal,
+    separation,
     sparsity,
 )
 from rlpre.objectives import make_reader
@@ -50,11 +50,21 @@ def test_unknown_and_rare_labels_are_left_out() -> None:
 @pytest.mark.parametrize(
     ("labels", "groups", "quantity", "message"),
     [
-        (np.arange(39) % 2, None, False, "for 39 different inputs: a probe needs 40"),
-        (np.full(50, 3), None, False, "label 'door' is 3 wherever it is known and common"),
-        (np.full(50, -1), None, False, "for 0 different inputs"),
-        (np.repeat([0, 1], 30), np.append(np.arange(30), 30 + np.arange(30) % 2), False, "for 30 different inputs"),
-        (np.arange(80), np.arange(80) % 4, True, "'door' is known in 4 episodes: a probe needs 5 to hold some out"),
+        (
+            np.arange(39) % 2,
+            None,
+            False,
+            "label 'door', where it is known and not rare, has too few different inputs .39.: a probe needs 40",
+        ),
+        (np.full(50, 3), None, False, "too few different values .1.: a probe needs 2"),
+        (np.full(50, -1), None, False, "too few different inputs .0."),
+        (
+            np.repeat([0, 1], 30),
+            np.append(np.arange(30), 30 + np.arange(30) % 2),
+            False,
+            "too few different inputs .30.",
+        ),
+        (np.arange(80), np.arange(80) % 4, True, "too few episodes .4.: a probe needs 5"),
     ],
 )
 def test_useless_labels_are_refused(labels: Array, groups: Array | None, quantity: bool, message: str) -> None:
@@ -108,7 +118,7 @@ def test_probes_of_an_encoder(doorkey: FrameStore, tmp_path: Path) -> None:
     assert scores == {name: cross_score(*each) for name, each in labelled.items()}
     x, front = labelled["front"]
     assert sparsity(x, front).dense == scores["front"]
-    assert signal(x, front).observed == pytest.approx(signal(x, front).predicted, abs=0.1)
+    assert separation(x, front).keys() == set(front.classes)
     curve = label_efficiency(
         {"this": x, "other": read(fresh(encoder, 1), reader, rows)[front.places]}, front, counts=(10, 80)
     )
@@ -277,32 +287,28 @@ def two_classes(a: float, sigma: float, dims: int, count: int) -> tuple[Array, A
 
 
 @pytest.mark.parametrize(("a", "sigma"), [(0.6, 1.0), (1.0, 0.54), (0.0, 1.0)])
-def test_signal_of_gaussian_classes(a: float, sigma: float) -> None:
+def test_separation_of_gaussian_classes(a: float, sigma: float) -> None:
     x, y = two_classes(a, sigma, dims=9, count=6000)
-    found = signal(x, make_factor((y > 0).astype(int)))
-    assert list(found.separation) == [1]
-    assert found.strength == found.separation[1] / 2 == pytest.approx(a / sigma, abs=0.07)
-    assert found.predicted == pytest.approx(norm.cdf(a / sigma), abs=0.02)
-    assert found.observed == pytest.approx(found.predicted, abs=0.01)
+    factor = make_factor((y > 0).astype(int))
+    assert separation(x, factor) == {1: pytest.approx(2 * a / sigma, abs=0.14)}
+    assert cross_score(x, factor) == pytest.approx(norm.cdf(a / sigma), abs=0.02)
     kept = (y < 0) | (np.arange(6000) % 10 == 0)  # rare classes count like frequent ones
-    rare = signal(x[kept], make_factor((y[kept] > 0).astype(int)))
-    assert rare.strength == pytest.approx(a / sigma, abs=0.12)
+    assert separation(x[kept], make_factor((y[kept] > 0).astype(int))) == {1: pytest.approx(2 * a / sigma, abs=0.24)}
 
 
 def test_of_many_classes_each_is_compared_with_the_others() -> None:
     label = np.arange(3000) % 3
     x = np.random.default_rng(0).normal(size=(3000, 5))
     x[:, 0] += 20.0 * (label == 2)
-    found = signal(x, make_factor(label))
-    assert list(found.separation) == [0, 1, 2]
-    assert found.separation[2] == pytest.approx(20, rel=0.05)
+    found = separation(x, make_factor(label))
+    assert list(found) == [0, 1, 2]
+    assert found[2] == pytest.approx(20, rel=0.05)
     # 0 against 1 and 2: the best direction separates 2, so the spread of the others hides that 0 and 1 are alike
-    assert found.separation[0] < 2
-    assert found.observed == pytest.approx((1 + 2 * 0.75) / 3, abs=0.05)  # half of two thirds are guessed
+    assert found[0] < 2
 
 
-def test_signal_is_held_out_and_of_classes() -> None:
+def test_separation_is_held_out_and_of_classes() -> None:
     x, y = two_classes(0.0, 1.0, dims=60, count=100)  # separable by chance where it was fitted
-    assert abs(signal(x, make_factor((y > 0).astype(int))).strength) < 0.4
-    with pytest.raises(RlpreError, match="label 'door' is a quantity, but signal strength is that of classes"):
-        signal(x, make_factor(np.arange(100), quantity=True))
+    assert abs(separation(x, make_factor((y > 0).astype(int)))[1]) < 0.8
+    with pytest.raises(RlpreError, match="label 'door' is a quantity, but separation is that of classes"):
+        separation(x, make_factor(np.arange(100), quantity=True))

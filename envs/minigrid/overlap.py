@@ -14,10 +14,10 @@ from envs.minigrid.experts import expert_for
 from envs.minigrid.render import UnknownObjectError, symbols_of
 from envs.minigrid.worlds import GridWorld, make, make_vec
 from rlpre.data.collect import seeds
-from rlpre.data.store import FrameStore
+from rlpre.data.store import FrameStore, Indices
 from rlpre.encoders import Encoder
 from rlpre.errors import RlpreError
-from rlpre.evaluation.overlap import Indices, Overlap, overlap
+from rlpre.evaluation.overlap import Overlap, overlap
 
 LOOK = {"view": "partial", "tile_size": 8, "palette": "day"}  # of frames whose store does not record it
 SEED = 2**31 - 1  # of the fresh episodes; frames are collected with smaller seeds
@@ -41,7 +41,7 @@ def overlaps(
         environments: registered ids.
         steps: to play in each of them.
         seed: of the episodes.
-        behaviour: plays them, as in `envs.collect`; None: half at random and half a noisy expert, if there is one.
+        behaviour: as in `envs.collect`; None: half at random and half a noisy expert, if there is one.
         encoder: compares frames by features, see `rlpre.evaluation.overlap.overlap`.
 
     Raises:
@@ -54,14 +54,21 @@ def overlaps(
     if spec.get("seed") == seed:
         raise RlpreError(f"{frames.path} was collected with seed {seed}, and would be met again: give another")
     look = {key: spec.get(key, default) for key, default in LOOK.items()}
-    known, found = _states_or_reason(frames), {}
+    found: dict[str, Overlap] = {}
+    known: Indices | str
+    try:
+        known = states(frames)
+    except RlpreError as error:
+        known = str(error)
     for name in environments:
         world = make(name, **look)
         if world.observation_space != frames.space:
             shapes = f"{world.observation_space.shape}, {frames.path} holds {frames.space.shape}"
             raise RlpreError(f"{name} shows frames {shapes}: give frames of its view and tile size")
+        world.reset(seed=0)
+        play = behaviour or ("random" if expert_for(world) is None else "0.5*random + 0.5*expert:0.3")
         with tempfile.TemporaryDirectory() as folder:
-            met = collect(name, Path(folder) / "met", steps, seed, behaviour or _default_behaviour(world), **look)
+            met = collect(name, Path(folder) / "met", steps, seed, play, **look)
             found[name] = overlap(frames, met, known if isinstance(known, str) else (known, states(met)), encoder)
     return found
 
@@ -125,15 +132,3 @@ def _replay(store: FrameStore, rows: Indices, world: GridWorld, seed: int | None
             f"{store.path} was collected with minigrid {store.manifest['spec']['minigrid']}, and its actions lead "
             "elsewhere in the installed one: collect again to compare states"
         )
-
-
-def _states_or_reason(frames: FrameStore) -> Indices | str:
-    try:
-        return states(frames)
-    except RlpreError as error:
-        return str(error)
-
-
-def _default_behaviour(world: GridWorld) -> str:
-    world.reset(seed=0)
-    return "random" if expert_for(world) is None else "0.5*random + 0.5*expert:0.3"

@@ -7,11 +7,12 @@ scratch reached 52 % and 85 %, a random choice 47 % and 82 %: what linear heads 
 how agents learn from them.
 """
 
-from collections.abc import Callable, Mapping
+import json
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -30,17 +31,17 @@ from rlpre.evaluation.probes import (
     Factor,
     Floats,
     LabelEfficiency,
-    Signal,
     Sparsity,
     distinct_rows,
     fresh,
     label_efficiency,
     labelled_features,
-    signal,
+    read,
+    separation,
     sparsity,
 )
 from rlpre.objectives import make_reader
-from rlpre.utils import write_bytes, write_json
+from rlpre.utils import write_bytes
 
 T = TypeVar("T")
 
@@ -68,31 +69,18 @@ IGNORED = (
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """What was measured of an encoder; made by `diagnose`.
-
-    Attributes:
-        health: of the encoder's features and of fresh weights, by `THIS` and `FRESH`.
-        conditioning: the same.
-        cause: of a collapse; None: healthy.
-        efficiency: by label, scores by number of labels, of `THIS` and `FRESH`.
-        sparse: by label, the number of features that predict it.
-        signals: by label with classes, the distance of classes in feature space.
-        invariances: changes of a frame that features ignore; None for sequences, or without labels.
-        seen: what the frames of the pretraining contain of the target; None if they are unknown.
-        priors: by label, the value of a head for the frames of the pretraining as a prior.
-        unknown: by part (`LABELS`, ..) the reason why it was not measured.
-    """
+    """What was measured of an encoder; made by `diagnose`. Health and conditioning are by `THIS` and `FRESH`."""
 
     health: dict[str, Health]
     conditioning: dict[str, Conditioning]
-    cause: Cause | None
-    efficiency: dict[str, LabelEfficiency]
-    sparse: dict[str, Sparsity]
-    signals: dict[str, Signal]
-    invariances: Invariances | None
-    seen: Overlap | None
-    priors: dict[str, PriorGain]
-    unknown: dict[str, str]
+    cause: Cause | None  # of a collapse; None: healthy
+    efficiency: dict[str, LabelEfficiency]  # by label, scores by number of labels, of `THIS` and `FRESH`
+    sparse: dict[str, Sparsity]  # by label, the number of features that predict it
+    separations: dict[str, dict[int, float]]  # by label with classes, the distance d' of each class from all others
+    invariances: Invariances | None  # changes of a frame that features ignore; None for sequences, or without labels
+    seen: Overlap | None  # what the frames of the pretraining contain of the target; None if they are unknown
+    priors: dict[str, PriorGain]  # by label, the value of a head for the frames of the pretraining as a prior
+    unknown: dict[str, str]  # by part (`LABELS`, ..) the reason why it was not measured
 
 
 def diagnose(encoder: AnyEncoder, frames: FrameStore, pretrained_on: FrameStore | None = None) -> Diagnosis:
@@ -115,28 +103,29 @@ def diagnose(encoder: AnyEncoder, frames: FrameStore, pretrained_on: FrameStore 
         )
     reader, unknown = make_reader(frames, encoder), dict[str, str]()
     encoders = {FRESH: fresh(encoder), THIS: encoder}
-    samples = {
-        name: health.sample_features(each, reader, distinct_rows(reader, health.ROWS, 0), 0)
-        for name, each in encoders.items()
-    }
-    measured = {name: health.health(*health.unstandardised(encoders[name], sample)) for name, sample in samples.items()}
+    measured = {name: health.encoder_health(each, reader) for name, each in encoders.items()}
+    rows = distinct_rows(reader, health.ROWS, 0)
     labelled = _try(unknown, LABELS, lambda: labelled_features(encoder, reader)) or {}
     control = labelled_features(encoders[FRESH], reader) if labelled else {}
     if pretrained_on is None:
         unknown[OVERLAP] = unknown[PRIORS] = "the frames of its pretraining were not given"
+    elif frames.hash == pretrained_on.hash:
+        unknown[PRIORS] = "the target's frames are those of its pretraining"
     return Diagnosis(
         health=measured,
-        conditioning={name: health.conditioning(sample[0].cpu()) for name, sample in samples.items()},
+        conditioning={name: health.conditioning(read(each, reader, rows)) for name, each in encoders.items()},
         cause=health.collapse_cause(measured[THIS], measured[FRESH]),
         efficiency={
             label: label_efficiency({FRESH: control[label][0], THIS: features}, factor)
             for label, (features, factor) in labelled.items()
         },
         sparse={label: sparsity(*each) for label, each in labelled.items()},
-        signals={label: signal(*each) for label, each in labelled.items() if not each[1].quantity},
+        separations={label: separation(*each) for label, each in labelled.items() if not each[1].quantity},
         invariances=_try(unknown, CHANGES, lambda: invariances(encoder, reader)),
         seen=overlap(pretrained_on, frames, "only frames are compared") if pretrained_on else None,
-        priors=_prior_gains(encoder, pretrained_on, frames, labelled, unknown) if pretrained_on else {},
+        priors=_prior_gains(encoder, pretrained_on, labelled, unknown)
+        if PRIORS not in unknown and pretrained_on
+        else {},
         unknown=unknown,
     )
 
@@ -151,21 +140,15 @@ def _try(unknown: dict[str, str], part: str, measure: Callable[[], T]) -> T | No
 
 
 def _prior_gains(
-    encoder: AnyEncoder,
-    source: FrameStore,
-    target: FrameStore,
-    labelled: Mapping[str, tuple[Floats, Factor]],
-    unknown: dict[str, str],
+    encoder: AnyEncoder, source: FrameStore, labelled: Mapping[str, tuple[Floats, Factor]], unknown: dict[str, str]
 ) -> dict[str, PriorGain]:
-    if source.hash == target.hash:
-        unknown[PRIORS] = "the target's frames are those of its pretraining"
-        return {}
     known = _try(unknown, PRIORS, lambda: labelled_features(encoder, make_reader(source, encoder))) or {}
-    gains = {}
-    for label in (label for label in labelled if label in known):
-        if gain := _try(unknown, PRIORS, partial(prior_gain, known[label], labelled[label])):
-            gains[label] = gain
-    return gains
+    found = {
+        label: _try(unknown, PRIORS, partial(prior_gain, known[label], target))
+        for label, target in labelled.items()
+        if label in known
+    }
+    return {label: gain for label, gain in found.items() if gain}
 
 
 def write_diagnosis(
@@ -199,19 +182,11 @@ def write_diagnosis(
         figure = draw_label_curves(found.efficiency)
         sections.insert(2, Section("From how few labels", blocks=[page.Figure("Label curves", figure, CURVES)]))
         write_bytes(out / "diagnosis.png", page.as_png(figure))
-    write_json(out / "diagnosis.json", {"encoder": encoder.config, "diagnosis": found and _plain(asdict(found))})
+    content = {"encoder": encoder.config, "diagnosis": found and asdict(found)}
+    write_bytes(out / "diagnosis.json", (json.dumps(content, indent=2, default=np.ndarray.tolist) + "\n").encode())
     report = Page(f"What does encoder {name} know?", answer, tone, facts, sections=sections)
     page.write_html(report, out / "report.html")
     return page.as_text(report)
-
-
-def _plain(value: Any) -> Any:
-    """Arrays as lists and keys as text, for JSON."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(each) for key, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
 
 
 def _answer(found: Diagnosis) -> str:
@@ -269,34 +244,32 @@ def _checkpoint(
     return Section("What it was trained on", text, [Table(["", "as the checkpoint says"], rows)])
 
 
-def _missing(found: Diagnosis, part: str) -> list[str]:
-    return [f"Not measured: {found.unknown[part]}."] if part in found.unknown else []
+def _section(
+    found: Diagnosis, part: str, title: str, text: str, head: Sequence[str], rows: Sequence[Sequence[Cell]]
+) -> Section:
+    """A table of one part, and why the part, or some of it, was not measured."""
+    why = [f"Not measured: {found.unknown[part]}."] if part in found.unknown else []
+    return Section(title, [text, *why], [Table(head, rows)]) if rows else Section(title, why)
 
 
 def _known(found: Diagnosis) -> Section:
     rows = []
     for label, scores in found.efficiency.items():
-        strength = f"{2 * found.signals[label].strength:.1f}" if label in found.signals else "-"
+        distances = list(found.separations.get(label, {}).values())
         most = [show_interval(scores.curve(name)[-1]) for name in (FRESH, THIS)]
-        rows.append([label, f"{scores.chance:.2f}", *most, show_ratio(scores.ratio(THIS)), strength])
+        apart = f"{np.mean(distances):.1f}" if distances else "-"
+        rows.append([label, f"{scores.chance:.2f}", *most, show_ratio(scores.ratio(THIS)), apart])
     head = ["label", "chance", FRESH, THIS, "labels: fresh / this", "d'"]
-    blocks = [Table(head, rows)] if rows else []
-    return Section("What it knows", [KNOWN] if rows else _missing(found, LABELS), blocks)
+    return _section(found, LABELS, "What it knows", KNOWN, head, rows)
 
 
 def _few_features(found: Diagnosis) -> Section:
-    rows = [
-        [
-            label,
-            f"{each.chance:.2f}",
-            f"{each.dense:.2f}",
-            *(f"{k or '-'} of {each.dim}" for k in each.smallest.values()),
-        ]
-        for label, each in found.sparse.items()
-    ]
+    rows = []
+    for label, each in found.sparse.items():
+        enough = (f"{size or '-'} of {each.dim}" for size in each.smallest.values())
+        rows.append([label, f"{each.chance:.2f}", f"{each.dense:.2f}", *enough])
     head = ["label", "chance", "all features", "enough: features", "enough: rotated", "enough: pca"]
-    blocks = [Table(head, rows)] if rows else []
-    return Section("In how few features", [FEW_FEATURES] if rows else _missing(found, LABELS), blocks)
+    return _section(found, LABELS, "In how few features", FEW_FEATURES, head, rows)
 
 
 def _health(found: Diagnosis) -> Section:
@@ -312,43 +285,37 @@ def _health(found: Diagnosis) -> Section:
 
 
 def _seen(found: Diagnosis) -> Section:
-    title, seen = "What it has seen of the target", found.seen
-    if seen is None:
-        return Section(title, _missing(found, OVERLAP))
-    text = f"The target shows {seen.met:,} distinct frames; the frames of the pretraining are {seen.seen:,}."
-    rows = [[name, show_interval(share)] for name, share in seen.shares.items() if share]
-    return Section(title, [text], [Table(["in the pretraining's frames", "share of the target's steps"], rows)])
+    seen = found.seen
+    rows = [[name, show_interval(share)] for name, share in seen.shares.items() if share] if seen else []
+    text = f"The target shows {seen.met:,} distinct frames; the pretraining's are {seen.seen:,}." if seen else ""
+    head = ["in the pretraining's frames", "share of the target's steps"]
+    return _section(found, OVERLAP, "What it has seen of the target", text, head, rows)
 
 
 def _ignored(found: Diagnosis) -> Section:
-    title, effects = "Which changes of a frame it ignores", found.invariances
-    if effects is None:
-        return Section(title, _missing(found, CHANGES))
-    rows: list[list[Cell]] = [
-        [f"plain ({name})", "-", "-", "-", *(f"{score:.2f}" for score in scores.values())]
-        for name, scores in ((FRESH, effects.fresh), (THIS, effects.plain))
-    ]
-    for name, effect in effects.changes.items():
-        row: list[Cell] = [name, f"{effect.moved:.2f}", f"{effect.fresh:.2f}", "learned" if effect.learnt else "no"]
-        for label, score in effects.plain.items():
-            tone = "bad" if effect.relearnt[label] < score - LOST else ""
-            row.append(Toned(f"{effect.asked[label]:.2f}, anew {effect.relearnt[label]:.2f}", tone))
-        rows.append(row)
-    return Section(title, [IGNORED], [Table(["frames", "moved", "moved (fresh)", "ignored", *effects.plain], rows)])
+    rows: list[list[Cell]] = []
+    head = ["frames", "moved", "moved (fresh)", "ignored"]
+    if effects := found.invariances:
+        head += effects.plain
+        for name, scores in ((FRESH, effects.fresh), (THIS, effects.plain)):
+            rows.append([f"plain ({name})", "-", "-", "-", *(f"{score:.2f}" for score in scores.values())])
+        for name, effect in effects.changes.items():
+            rows.append([name, f"{effect.moved:.2f}", f"{effect.fresh:.2f}", "learned" if effect.learnt else "no"])
+            for label, score in effects.plain.items():
+                tone = "bad" if effect.relearnt[label] < score - LOST else ""
+                rows[-1].append(Toned(f"{effect.asked[label]:.2f}, anew {effect.relearnt[label]:.2f}", tone))
+    return _section(found, CHANGES, "Which changes of a frame it ignores", IGNORED, head, rows)
 
 
 def _prior(found: Diagnosis) -> Section:
-    title = "Does what it learned help as a prior?"
-    if not found.priors:
-        return Section(title, _missing(found, PRIORS))
     rows = [
         [label, *map(show_interval, (each.alone, each.without, each.with_prior, each.gain, each.trust))]
         for label, each in found.priors.items()
     ]
-    few = next(iter(found.priors.values())).rows
+    few = max((each.rows for each in found.priors.values()), default=0)
     text = f"Scores of linear heads after {few} labels of the target; the prior is a head for the pretraining's frames."
     head = ["label", "prior alone", "no prior", "with it", "gain", "trust"]
-    return Section(title, [text, *_missing(found, PRIORS)], [Table(head, rows)])
+    return _section(found, PRIORS, "Does what it learned help as a prior?", text, head, rows)
 
 
 def draw_label_curves(efficiency: Mapping[str, LabelEfficiency]) -> Figure:

@@ -14,12 +14,14 @@ from typing import Literal
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 from torch.nn import functional as F
 
+from rlpre.data.store import Indices
 from rlpre.encoders import AnyEncoder
 from rlpre.errors import RlpreError
-from rlpre.evaluation.probes import Indices, distinct_rows
+from rlpre.evaluation.probes import distinct_rows
 from rlpre.features import covariance, finite
 from rlpre.objectives.batches import AnyReader
 
@@ -39,54 +41,26 @@ Cause = Literal["complete collapse", "constant and noise", "dimensional collapse
 
 @dataclass(frozen=True)
 class Health:
-    """The health of features (n, dim) of n different inputs.
+    """The health of features (n, dim) of n different inputs."""
 
-    Attributes:
-        alignment: see `alignment`, of two random shifts of one input.
-        uniformity: see `uniformity`.
-        effective_rank: see `effective_rank`.
-        centred_rank: the same of centred features: the number of directions in which they vary, however little.
-        spread: mean over dimensions of the SD of features on the unit sphere, times sqrt(dim) [2]: 0 for a constant,
-            1 if features point in all directions.
-        dead: share of the dimensions with less than a hundredth of the mean SD.
-        inputs: n.
-        dim: length of a feature vector.
-    """
-
-    alignment: float
-    uniformity: float
-    effective_rank: float
-    centred_rank: float
-    spread: float
-    dead: float
-    inputs: int
+    alignment: float  # mean squared distance on the unit sphere of two random shifts of an input [0]: 0 (perfect) to 4
+    uniformity: float  # log of the mean Gaussian potential on the unit sphere [0]: 0 if collapsed, lower: more uniform
+    effective_rank: float  # see `effective_rank`
+    centred_rank: float  # the same of centred features: the number of directions in which they vary, however little
+    spread: (
+        float  # mean SD per dimension on the unit sphere times sqrt(dim) [2]: 0 for a constant, 1 for all directions
+    )
+    dead: float  # share of the dimensions with less than a hundredth of the mean SD
+    inputs: int  # n
     dim: int
 
 
 @dataclass(frozen=True)
 class Conditioning:
-    """The condition of a linear regression on features.
+    """The condition of a linear regression on features, to which the time of gradient descent is proportional [4]."""
 
-    The time that gradient descent needs for a direction is inversely proportional to the variance along it [4].
-
-    Attributes:
-        number: condition number of the covariance, largest / smallest variance over the directions in which features
-            vary; 1 for white features, inf for constant ones.
-        dimensions: number of these directions; a layer norm alone removes one.
-    """
-
-    number: float
-    dimensions: int
-
-
-def alignment(first: Tensor, second: Tensor) -> float:
-    """Mean squared distance of positive pairs, both (n, dim), on the unit sphere [0]: 0 (perfect) to 4."""
-    return float((F.normalize(first, dim=1) - F.normalize(second, dim=1)).square().sum(1).mean())
-
-
-def uniformity(features: Tensor) -> float:
-    """Log of the mean Gaussian potential of (n, dim) on the unit sphere [0]: 0 if collapsed, lower is more uniform."""
-    return float(torch.pdist(F.normalize(features, dim=1).float()).square().mul(-2).exp().mean().log())
+    number: float  # largest / smallest variance over the directions in which features vary: 1 if white, inf if constant
+    dimensions: int  # number of these directions; a layer norm alone removes one
 
 
 def effective_rank(features: Tensor) -> float:
@@ -99,9 +73,9 @@ def effective_rank(features: Tensor) -> float:
     return float(torch.special.entr(share).sum().exp())
 
 
-def conditioning(features: Tensor) -> Conditioning:
+def conditioning(features: ArrayLike) -> Conditioning:
     """The conditioning of ``features`` (n, dim)."""
-    variances = torch.linalg.eigvalsh(covariance(features))
+    variances = torch.linalg.eigvalsh(covariance(torch.as_tensor(features)))
     varying = variances[variances > ROUNDING * variances[-1].clamp_min(torch.finfo(torch.float32).tiny)]
     if not len(varying):
         return Conditioning(float("inf"), 0)
@@ -109,12 +83,9 @@ def conditioning(features: Tensor) -> Conditioning:
 
 
 def health(features: Tensor, first: Tensor, second: Tensor) -> Health:
-    """Measures features.
+    """Measures features (n, dim) of different inputs before standardisation.
 
-    Args:
-        features: (n, dim), of different inputs, before standardisation.
-        first: (m, dim), of m inputs under a random shift.
-        second: (m, dim), of the same inputs under another shift.
+    ``first`` and ``second`` are features (m, dim) of the same inputs under two random shifts.
 
     Raises:
         RlpreError: for fewer than two inputs, or features that are not finite.
@@ -123,10 +94,11 @@ def health(features: Tensor, first: Tensor, second: Tensor) -> Health:
         raise RlpreError(f"health is measured over different inputs, there are {len(features)}: give at least 2")
     finite(features.cpu().numpy(), "the features to measure")
     unit = F.normalize(features.double(), dim=1)
+    pairs = F.normalize(first.float(), dim=1) - F.normalize(second.float(), dim=1)
     deviation = features.double().std(0)
     return Health(
-        alignment=alignment(first.float(), second.float()),
-        uniformity=uniformity(features),
+        alignment=float(pairs.square().sum(1).mean()),
+        uniformity=float(torch.pdist(F.normalize(features, dim=1).float()).square().mul(-2).exp().mean().log()),
         effective_rank=effective_rank(features),
         centred_rank=effective_rank(features.double() - features.double().mean(0)),
         spread=float(unit.std(0).mean()) * features.shape[1] ** 0.5,
@@ -138,11 +110,6 @@ def health(features: Tensor, first: Tensor, second: Tensor) -> Health:
 
 def encoder_health(encoder: AnyEncoder, reader: AnyReader, seed: int = 0) -> Health:
     """Measures an encoder's features; compare with the same of `rlpre.evaluation.probes.fresh`.
-
-    Args:
-        encoder: its mode is restored.
-        reader: a `rlpre.objectives.FrameReader` or ``WindowReader``.
-        seed: draws the inputs and the shifts.
 
     Raises:
         RlpreError: if the store holds fewer than two different inputs, or features are not finite.
@@ -169,14 +136,10 @@ def unstandardised(encoder: AnyEncoder, features: list[Tensor]) -> list[Tensor]:
 
 
 def collapse_cause(now: Health, control: Health) -> Cause | None:
-    """Names the collapse, or None.
+    """Names the collapse, or None: of features after training, compared with fresh weights on the same inputs.
 
     Frames of a small world differ little, so features of fresh weights are already nearly parallel and of low rank. A
     collapse is therefore a large fall below the control.
-
-    Args:
-        now: of features after training.
-        control: of the same inputs, by the same architecture with fresh weights.
 
     Returns:
         "complete collapse" if all inputs get nearly the same features; "constant and noise" if the little variation
@@ -190,13 +153,3 @@ def collapse_cause(now: Health, control: Health) -> Cause | None:
     if now.centred_rank - 1 < LOW_RANK * (control.centred_rank - 1):
         return "dimensional collapse"
     return None
-
-
-diagnose = collapse_cause  # ALIAS
-raw = unstandardised  # ALIAS
-sample = sample_features  # ALIAS
-
-
-def some_inputs(reader: AnyReader, seed: int) -> Indices:  # ALIAS
-    """Moved."""
-    return distinct_rows(reader, ROWS, seed)

@@ -46,18 +46,14 @@ Change = Callable[[Tensor], Tensor]
 class Invariance:
     """The effect of one change of frames on features.
 
-    Attributes:
-        moved: mean squared distance of features before and after the change, each feature in units of its standard
-            deviation over frames, divided by that of two different frames; 0 or more.
-        fresh: the same with fresh weights.
-        asked: by label the held-out score on changed frames after learning from plain ones.
-        relearnt: by label the held-out score on changed frames after learning from changed ones.
+    The distance moved is the mean squared distance of features before and after the change, each feature in units of
+    its standard deviation over frames, divided by that of two different frames.
     """
 
-    moved: float
-    fresh: float
-    asked: dict[str, float]
-    relearnt: dict[str, float]
+    moved: float  # distance moved, 0 or more
+    fresh: float  # the same with fresh weights
+    asked: dict[str, float]  # by label the held-out score on changed frames after learning from plain ones
+    relearnt: dict[str, float]  # by label the held-out score on changed frames after learning from changed ones
 
     @property
     def learnt(self) -> bool:
@@ -67,16 +63,10 @@ class Invariance:
 
 @dataclass(frozen=True)
 class Invariances:
-    """The effects of several changes of frames.
+    """The effects of several changes of frames."""
 
-    Attributes:
-        plain: by label the held-out score on plain frames.
-        fresh: the same with fresh weights.
-        changes: by change.
-    """
-
-    plain: dict[str, float]
-    fresh: dict[str, float]
+    plain: dict[str, float]  # by label the held-out score on plain frames
+    fresh: dict[str, float]  # the same with fresh weights
     changes: dict[str, Invariance]
 
 
@@ -121,17 +111,16 @@ def changed_frames(store: FrameStore, names: Sequence[str] | None = None) -> dic
     Raises:
         RlpreError: if a change is unknown or does not fit the frames.
     """
-    known = {name: _decode_then(store, change) for name, change in CHANGES.items()}
-    if store.space.shape[0] != 3:
-        known = {name: show for name, show in known.items() if name not in COLOUR}
+
+    def decode_then(change: Change) -> Change:
+        return lambda raw: change(store.decode(raw))
+
+    fitting = [name for name in CHANGES if name not in COLOUR or store.space.shape[0] == 3]
+    known = {name: decode_then(CHANGES[name]) for name in fitting}
     if store.atlas:
         atlas, others = store.atlas, [name for name in PALETTES if name != store.palette]
         known[PALETTE] = lambda raw: atlas.decode_torch(raw, others[0])
     return known if names is None else {name: lookup(f"change of {store.path}", name, known) for name in names}
-
-
-def _decode_then(store: FrameStore, change: Change) -> Change:
-    return lambda raw: change(store.decode(raw))
 
 
 def invariances(
@@ -144,7 +133,7 @@ def invariances(
     """Measures which changes of frames an encoder ignores, and the cost.
 
     Args:
-        encoder: of frames; its mode is restored.
+        encoder: of frames.
         reader: of frames with label columns.
         names: of the labels to probe; None: all that can be probed.
         changes: see `changed_frames`.
@@ -190,6 +179,3 @@ def _transfer_score(plain: Floats, changed: Floats, factor: Factor, seed: int) -
     for train, test in factor.folds(seed):
         predicted[test] = ridge(factor.quantity).fit(plain[train], factor.values[train]).predict(changed[test])
     return factor.score(predicted)
-
-
-shows = changed_frames  # ALIAS

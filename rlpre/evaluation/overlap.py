@@ -18,16 +18,16 @@ from itertools import zip_longest
 import numpy as np
 import numpy.typing as npt
 import torch
+from sklearn.neighbors import NearestNeighbors
 from torch.nn import functional as F
 
-from rlpre.data.store import FrameStore, digests
+from rlpre.data.store import FrameStore, Indices, digests
 from rlpre.encoders import Encoder
 from rlpre.errors import RlpreError
 from rlpre.evaluation.stats import FEWEST, Interval, mean_interval, student
 from rlpre.features import encode
 
 Floats = npt.NDArray[np.float64]
-Indices = npt.NDArray[np.int64]
 
 CELLS = 2  # near-duplicates differ in at most so many cells
 ALIKE = 0.95  # smallest cosine of frames that count as alike to an encoder
@@ -37,37 +37,25 @@ CHUNK = 4096
 
 @dataclass(frozen=True)
 class Overlap:
-    """Shares in [0, 1] of what episodes show that the frames contain: means over episodes, with Wilson's intervals.
+    """Shares in [0, 1] of what episodes show that the frames contain: means over episodes, with Wilson's intervals."""
 
-    Attributes:
-        state: share of an episode's steps in a state that the frames contain; None if states are unknown.
-        layout: share of episodes that begin in the state in which one of the frames' episodes began; None as above.
-        observation: share of steps with a frame that the frames contain.
-        near: share of steps with a frame that differs from one of them in at most 1, 2, .. cells; empty for pixels.
-        alike: share of steps with a frame whose cosine with one of them is at least `ALIKE`; None without an encoder.
-        untold: the reason why states and layouts are unknown; empty if they are known.
-        seen: number of distinct frames of the pretraining.
-        met: number of distinct frames of the target.
-    """
-
-    state: Interval | None
-    layout: Interval | None
-    observation: Interval
-    near: tuple[Interval, ...]
-    alike: Interval | None
-    untold: str
-    seen: int
-    met: int
+    state: Interval | None  # of an episode's steps in a state that the frames contain; None if states are unknown
+    layout: (
+        Interval | None
+    )  # of episodes that begin in a state in which one of the frames' episodes began; None as above
+    observation: Interval  # of steps with a frame that the frames contain
+    near: tuple[Interval, ...]  # of steps with a frame at most 1, 2, .. cells away from one of them; empty for pixels
+    alike: Interval | None  # of steps with a frame whose cosine with one is at least `ALIKE`; None without an encoder
+    untold: str  # the reason why states and layouts are unknown; empty if they are known
+    seen: int  # distinct frames of the pretraining
+    met: int  # distinct frames of the target
 
     @property
     def shares(self) -> dict[str, Interval | None]:
         """The shares by name, for tables; None where unknown. ``alike`` is left out without an encoder."""
-        near = {
-            f"{cells} cell{'s' * (cells > 1)} apart": share
-            for cells, share in zip_longest(range(1, CELLS + 1), self.near)
-        }
+        near = zip_longest(("1 cell apart", "2 cells apart"), self.near)
         alike = {f"cosine {ALIKE}": self.alike} if self.alike else {}
-        return {"state": self.state, "layout": self.layout, "observation": self.observation} | near | alike
+        return {"state": self.state, "layout": self.layout, "observation": self.observation, **dict(near), **alike}
 
 
 def overlap(
@@ -99,26 +87,22 @@ def overlap(
     begun = np.flatnonzero(met.column("episode_start"))
     steps = np.diff(np.append(begun, len(met)))
 
-    def episode_share(hit: npt.NDArray[np.bool_]) -> Interval:
-        """``hit``: (N,) rows of ``met``."""
+    def of_steps(hit: npt.NDArray[np.bool_]) -> Interval:
+        """The share of each episode's steps; ``hit``: (N,) rows of ``met``."""
         return share(np.add.reduceat(hit.astype(np.float64), begun) / steps)
-
-    def frame_share(hit: npt.NDArray[np.bool_]) -> Interval:
-        """``hit``: distinct frames of ``met``."""
-        return episode_share(hit[met.ids])
 
     alike = state = layout = None
     if encoder is not None:
-        alike = frame_share((distance == 0) | _alike(encoder, met, rows, seen, others))
+        alike = of_steps(((distance == 0) | _alike(encoder, met, rows, seen, others))[met.ids])
     if not isinstance(states, str):
         before, now = states
-        state = episode_share(np.isin(now, before))
+        state = of_steps(np.isin(now, before))
         layout = share(np.isin(now[begun], before[seen.column("episode_start")]).astype(np.float64))
     return Overlap(
         state=state,
         layout=layout,
-        observation=frame_share(distance == 0),
-        near=tuple(frame_share(distance <= cells) for cells in range(1, CELLS + 1)) if tiles else (),
+        observation=of_steps((distance == 0)[met.ids]),
+        near=tuple(of_steps((distance <= cells)[met.ids]) for cells in range(1, CELLS + 1)) if tiles else (),
         alike=alike,
         untold=states if isinstance(states, str) else "",
         seen=len(others),
@@ -137,17 +121,7 @@ def share(shares: Floats) -> Interval:
 
 
 def nearest(codes: npt.NDArray[np.uint8], others: npt.NDArray[np.uint8]) -> Indices:
-    """The number of cells in which each frame differs from the most similar of others.
-
-    Args:
-        codes: (n, rows, columns, 3) uint8.
-        others: (m, rows, columns, 3) uint8.
-
-    Returns:
-        (n,) int64.
-    """
-    from sklearn.neighbors import NearestNeighbors
-
+    """The number of cells (n,) in which each frame (n, rows, columns, 3) differs from the most similar of others."""
     # one number per cell
     mine, theirs = (each.reshape(len(each), -1, 3) @ np.array([65536, 256, 1]) for each in (codes, others))
     search = NearestNeighbors(n_neighbors=1, metric="hamming", algorithm="brute").fit(theirs)
@@ -180,24 +154,7 @@ def _alike(
     return alike
 
 
-@dataclass(frozen=True)
-class PureGain:
-    """The gain of a pretraining, in units of score; without interval ends below three seeds.
-
-    Attributes:
-        naive: as measured, including the effect of the overlap.
-        pure: without overlap.
-        leak: the effect of full overlap.
-        overlap: mean overlap behind ``naive``, in [0, 1].
-    """
-
-    naive: Interval
-    pure: Interval
-    leak: Interval
-    overlap: float
-
-
-def pure_gain(gains: Floats, overlap: Floats) -> PureGain:
+def pure_gain(gains: Floats, overlap: Floats) -> dict[str, Interval]:
     """Removes the effect of the overlap from a gain.
 
     Args:
@@ -207,7 +164,8 @@ def pure_gain(gains: Floats, overlap: Floats) -> PureGain:
             seeds. The simplest case, contaminated and clean on seen and unseen items, is [[1, 0], [0, 0]].
 
     Returns:
-        Mean gains over the points, or over the groups of the first pretraining.
+        "naive" (the gain as measured), "pure" (without overlap) and "leak" (the effect of full overlap): means over the
+        points, or over the groups of the first pretraining.
 
     Raises:
         RlpreError: if the shapes do not fit, gains are not finite, overlaps are not in [0, 1], or the overlap cannot be
@@ -233,4 +191,4 @@ def pure_gain(gains: Floats, overlap: Floats) -> PureGain:
     asked, shares = (gains[:, 0], overlap[0]) if overlap.ndim == 2 else (gains, overlap)
     naive = asked.mean(axis=1)
     pure = naive - leak * shares.mean()
-    return PureGain(mean_interval(naive), mean_interval(pure), mean_interval(leak), float(shares.mean()))
+    return {"naive": mean_interval(naive), "pure": mean_interval(pure), "leak": mean_interval(leak)}

@@ -12,7 +12,7 @@ features that mean would trust θ even in directions without data.
 **Strengths** maximise the evidence ``p(y | X, λ, μ)``, with the noise that maximises it [1]. A prior that is not given
 is 0, as in ridge regression, so the evidence of a single prior also chooses how far to shrink it towards 0.
 
-**The gate**: with a prior of strength λ at squared distance δ² from the true d weights, the estimate is better than
+**When a prior helps**: with strength λ at squared distance δ² from the true d weights, the estimate is better than
 least squares if and only if ``δ² < t² d (2 / λ + 1 / n)``; the best strength is λ* = t² d / δ² for any n. This holds
 for X'X = n I. In general it holds for prediction errors over the given rows if δ² is spread evenly over the weights,
 where n is the mean of the eigenvalues of X'X with weights (eigenvalue + λ)^-2. δ² is unknown and estimated as
@@ -33,7 +33,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from rlpre.errors import RlpreError
-from rlpre.evaluation.probes import Factor, Indices
+from rlpre.evaluation.probes import Factor
 from rlpre.evaluation.probes import Floats as Features
 from rlpre.evaluation.stats import Interval, mean_interval
 from rlpre.features import finite
@@ -44,59 +44,17 @@ Strengths = tuple[float, float]  # λ of the parent's head, μ of the pretrained
 GRID = np.logspace(-8, 6, 281)  # strengths to try, in units of the largest eigenvalue of X'X; steps of twelve per cent
 
 
-@dataclass(frozen=True)
-class Gate:
-    """Whether a prior of a given strength helps; see the top of this file.
-
-    Attributes:
-        distance: δ², squared, from the prior to the true weights.
-        noise: t², the variance of a target around its prediction.
-        weights: d, of all targets together.
-        strength: λ, above 0; of both priors together.
-        rows: n, the effective number of rows.
-    """
-
-    distance: float
-    noise: float
-    weights: int
-    strength: float
-    rows: float
-
-    @property
-    def limit(self) -> float:
-        """The squared distance up to which the prior helps."""
-        return self.noise * self.weights * (2 / self.strength + 1 / self.rows)
-
-    @property
-    def best(self) -> float:
-        """λ*, the best strength of a prior at this distance."""
-        return self.noise * self.weights / self.distance if self.distance else inf
-
-    @property
-    def helps(self) -> bool:
-        """Whether predictions are better than those of least squares."""
-        return self.distance < self.limit
-
-
 @dataclass(frozen=True, eq=False)
 class PriorHead:
-    """A fitted head; made by `fit`.
+    """A fitted head; made by `fit`."""
 
-    Attributes:
-        weights: (d,), or (d, k) for k targets; ``torch.nn.Linear`` holds their transpose.
-        bias: () or (k,).
-        strengths: λ and μ.
-        noise: t², in the target's unit squared, one for all targets.
-        evidence: log marginal likelihood of the centred targets.
-        gate: whether the priors help at these strengths; strengths chosen by evidence always pass.
-    """
-
-    weights: Floats
-    bias: Floats
-    strengths: Strengths
-    noise: float
-    evidence: float
-    gate: Gate
+    weights: Floats  # (d,), or (d, k) for k targets; `torch.nn.Linear` holds their transpose
+    bias: Floats  # () or (k,)
+    strengths: Strengths  # λ and μ
+    noise: float  # t², in the target's unit squared, one for all targets
+    evidence: float  # log marginal likelihood of the centred targets
+    distance: float  # δ², the estimated squared distance of the two priors together from the true weights
+    limit: float  # distance up to which they help at these strengths; strengths chosen by evidence always pass
     _rows: _Rows = field(repr=False)
 
     @staticmethod
@@ -126,13 +84,18 @@ class PriorHead:
         rows = _Rows(x, y.reshape(len(y), -1))
         shape = (x.shape[1], *y.shape[1:])
         before, base = _checked_prior(parent, shape, "parent"), _checked_prior(pretrained, shape, "pretrained")
-        chosen = rows.best(before, base) if strengths is None else _checked_strengths(strengths)
-        strength = sum(chosen)
+        chosen = strengths or rows.best(before, base)
+        if not (min(chosen) >= 0 and 0 < sum(chosen) < inf):
+            raise RlpreError(f"strengths are {chosen[0]:g} and {chosen[1]:g}: give numbers from 0 on, not both 0")
+        strength = float(sum(chosen))
         prior = (chosen[0] * before + chosen[1] * base) / strength
         weights = rows.solve(prior, strength).reshape(shape)
         evidence, noise = map(float, rows.evidence(rows.residual(prior), np.asarray(strength)))
         bias = np.asarray(y.mean(axis=0) - rows.centre @ weights)
-        return PriorHead(weights, bias, chosen, noise, evidence, rows.gate(prior, strength), rows)
+        best = sum(rows.best(prior, prior))
+        spread = prior.size * float(rows.evidence(rows.residual(prior), np.asarray(best))[1])
+        limit = spread * (2 / strength + 1 / rows.effective(strength))
+        return PriorHead(weights, bias, chosen, noise, evidence, spread / best, limit, rows)
 
     def predict(self, features: ArrayLike) -> tuple[Floats, Floats]:
         """Predicts the targets of ``features`` (m, d).
@@ -175,12 +138,7 @@ class _Rows:
         return np.asarray(prior + self.directions @ (gain[:, None] * self.residual(prior)))
 
     def evidence(self, residual: Floats, strength: Floats) -> tuple[Floats, Floats]:
-        """The log evidence, and the noise that maximises it, both (...).
-
-        Args:
-            residual: of the priors, (..., directions, k).
-            strength: (...).
-        """
+        """The log evidence, and the noise that maximises it, of residuals (..., directions, k) and strengths (...)."""
         freedom = (self.count - 1) * self.targets  # the bias takes one
         ratio = self.eigenvalues / strength[..., None]
         noise = ((np.square(residual).sum(axis=-1) / (1 + ratio)).sum(axis=-1) + self.unexplained) / freedom
@@ -198,13 +156,10 @@ class _Rows:
         at = self.evidence(residual - share[:, None, None] * step, strength)[0].argmax()
         return float(share[at] * strength[at]), float((1 - share[at]) * strength[at])
 
-    def gate(self, prior: Floats, strength: float) -> Gate:
-        """See the top of this file."""
-        best = sum(self.best(prior, prior))
-        noise = float(self.evidence(self.residual(prior), np.asarray(best))[1])
+    def effective(self, strength: float) -> float:
+        """The effective number of rows n, see the top of this file."""
         trust = (self.eigenvalues + strength) ** -2.0
-        rows = float(trust @ self.eigenvalues / trust.sum())
-        return Gate(prior.size * noise / best, noise, prior.size, strength, rows)
+        return float(trust @ self.eigenvalues / trust.sum())
 
     def leverage(self, features: Floats, strength: float) -> Floats:
         """Variances (m,) of predictions, in units of the noise."""
@@ -221,15 +176,15 @@ def _checked_features(features: ArrayLike) -> Floats:
     return np.asarray(finite(x, "features"))
 
 
-def _checked_targets(targets: ArrayLike, features: Floats) -> Floats:
+def _checked_targets(targets: ArrayLike, x: Floats) -> Floats:
     y = np.asarray(targets, np.float64)
-    if y.ndim not in (1, 2) or len(y) != len(features) or not y.size:
-        raise RlpreError(f"targets are of shape {y.shape} for {len(features)} rows of features: give one for each")
+    if y.ndim not in (1, 2) or len(y) != len(x) or not y.size:
+        raise RlpreError(f"targets are of shape {y.shape} for {len(x)} rows of features: give one for each")
     if len(y) < 2:
         raise RlpreError("one row is given: a head needs at least two, because the bias alone takes one")
     if not np.isfinite(y).all():
         raise RlpreError("targets hold NaN or infinity: leave out the rows without a label")
-    for values, what in ((y, "targets"), (features, "features")):
+    for values, what in ((y, "targets"), (x, "features")):
         if not np.ptp(values, axis=0).any():
             raise RlpreError(f"{what} are the same in all {len(y)} rows: there is nothing to learn from them")
     return y
@@ -245,32 +200,16 @@ def _checked_prior(weights: ArrayLike | None, shape: tuple[int, ...], name: str)
     return prior.reshape(len(prior), -1)
 
 
-def _checked_strengths(strengths: Strengths) -> Strengths:
-    parent, pretrained = map(float, strengths)
-    if not (min(parent, pretrained) >= 0 and 0 < parent + pretrained < inf):
-        raise RlpreError(f"strengths are {parent:g} and {pretrained:g}: give numbers from 0 on that are not both 0")
-    return parent, pretrained
-
-
 @dataclass(frozen=True)
 class PriorGain:
-    """The value of one world's head as the prior of another world's head for the same label; made by `prior_gain`.
+    """The value of one world's head as the prior of another world's head for the same label; made by `prior_gain`."""
 
-    Attributes:
-        rows: labels of the target that the heads were fitted to.
-        alone: score of the source's head, which saw none of them.
-        without: score of a head without a prior.
-        with_prior: score of a head with the prior, shrunk as the evidence says.
-        gain: ``with_prior`` minus ``without``, by seed.
-        trust: the factor by which the prior was shrunk, from 0 (no prior) to 1.
-    """
-
-    rows: int
-    alone: Interval
-    without: Interval
-    with_prior: Interval
-    gain: Interval
-    trust: Interval
+    rows: int  # labels of the target that the heads were fitted to
+    alone: Interval  # score of the source's head, which saw none of them
+    without: Interval  # score of a head without a prior
+    with_prior: Interval  # score of a head with the prior, shrunk as the evidence says
+    gain: Interval  # `with_prior` minus `without`, by seed
+    trust: Interval  # the factor by which the prior was shrunk, from 0 (no prior) to 1
 
 
 def prior_gain(
@@ -281,39 +220,35 @@ def prior_gain(
 ) -> PriorGain:
     """Fits heads to few labels of a target, with and without a prior: the head fitted to all labels of a source.
 
-    Inputs that occur in both worlds are kept, so the prior has seen their labels.
+    Inputs that occur in both worlds are kept, so the prior has seen their labels. Scores are those of `Factor.score`.
 
     Args:
         source: features (n, d) of one encoder and their label, as from `rlpre.evaluation.probes.labelled_features`.
         target: the same for other frames and the same label.
         rows: labels of the target to learn from.
-        seeds: each draws these labels and the test inputs, a fifth of the target. Scores are balanced accuracy, or R2
-            of a quantity. Intervals are over these draws.
+        seeds: each draws these labels and the test inputs, a fifth of the target. Intervals are over these draws.
 
     Raises:
         RlpreError: if the target has fewer than ``rows`` labels to learn from, or all labels of a draw are equal.
     """
     (x, asked), (source_x, known) = target, source
     classes = np.union1d(known.classes, asked.classes)
-    alone, found = PriorHead.fit(source_x, _columns(known, classes)), []
+
+    def columns(factor: Factor) -> Floats:
+        """Targets (n, k): one column per class, or the quantity."""
+        values = factor.values[:, None]
+        return np.asarray(values if factor.quantity else values == classes, np.float64)
+
+    alone, found = PriorHead.fit(source_x, columns(known)), []
     for seed in seeds:
         train, test = asked.folds(seed)[0]
         if rows > len(train):
             raise RlpreError(f"{rows} labels {asked.name!r} are asked for, {len(train)} are there: collect more frames")
         drawn = np.random.default_rng(seed).permutation(train)[:rows]
-        y = _columns(asked, classes)[drawn]
+        y = columns(asked)[drawn]
         heads = alone, PriorHead.fit(x[drawn], y), (tied := PriorHead.fit(x[drawn], y, pretrained=alone.weights))
-        scores = [_score(head, x[test], asked, classes, test) for head in heads]
+        answers = [head.predict(x[test])[0] for head in heads]
+        values = [mean[:, 0] if asked.quantity else classes[mean.argmax(axis=1)] for mean in answers]
+        scores = [asked.score(each, test) for each in values]
         found.append([*scores, scores[2] - scores[1], tied.strengths[1] / sum(tied.strengths)])
     return PriorGain(rows, *(mean_interval(column) for column in np.array(found).T))
-
-
-def _columns(factor: Factor, classes: NDArray[np.int64]) -> Floats:
-    """Targets (n, k): one column per class, or the quantity."""
-    values = factor.values[:, None]
-    return np.asarray(values if factor.quantity else values == classes, np.float64)
-
-
-def _score(head: PriorHead, x: Features, factor: Factor, classes: NDArray[np.int64], at: Indices) -> float:
-    predicted = head.predict(x)[0]
-    return factor.score(predicted[:, 0] if factor.quantity else classes[predicted.argmax(axis=1)], at)

@@ -2,8 +2,8 @@
 
 A probe is scikit-learn's ridge regression for a quantity (scored by R2) or ridge classifier for classes (scored by
 balanced accuracy), on standardised features and at held-out inputs. Besides the plain score there are label curves (the
-score by number of labels), sparse probes (the score by number of features) and the signal strength (the distance of
-two classes in units of the noise). All are functions of features (n, dim) and a `Factor`:
+score by number of labels), sparse probes (the score by number of features) and the separation of classes (in units of
+the noise). All are functions of features (n, dim) and a `Factor`:
 
     reader = rlpre.objectives.make_reader(frames, encoder)
     for name, (features, factor) in labelled_features(encoder, reader).items():
@@ -26,6 +26,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from rlpre.data.store import Indices
 from rlpre.encoders import AnyEncoder, SequenceEncoder
 from rlpre.errors import RlpreError, lookup
 from rlpre.features import finite
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from rlpre.evaluation.stats import Interval, StepsRatio  # imports scipy, which `import rlpre` does without
 
 Floats = npt.NDArray[np.floating[Any]]
-Indices = npt.NDArray[np.int64]
 E = TypeVar("E", bound=AnyEncoder)
 
 QUANTITIES = ("distance",)  # labels that are numbers, scored by R2; the others are classes
@@ -57,11 +57,7 @@ TINY = 1e-5  # principal components below this share of the largest singular val
 
 
 def read(encoder: AnyEncoder, reader: AnyReader, rows: Indices) -> Floats:
-    """Features (n, num_features) of ``rows`` (n,) of the reader's store.
-
-    Raises:
-        RlpreError: if the encoder was built for other frames or its features are not finite.
-    """
+    """Features (n, num_features) of ``rows`` (n,) of the reader's store; refuses those that are not finite."""
     features = reader.encode(encoder, rows)  # type: ignore[arg-type]
     return finite(features.numpy(), f"the features of {type(encoder).__name__}")
 
@@ -81,34 +77,22 @@ def fresh(encoder: E, seed: int = 0) -> E:
 
 @dataclass(frozen=True)
 class Factor:
-    """A label to predict, at the inputs where it is known; made by `from_labels`.
-
-    Attributes:
-        name: of the label.
-        places: (n,) int64, indices of these inputs among all that were given.
-        values: (n,) of the label.
-        groups: (n,) int64; inputs with the same number are on the same side of every split.
-        quantity: values are numbers, not classes.
-    """
+    """A label to predict at n inputs; made by `from_labels`."""
 
     name: str
-    places: Indices
-    values: npt.NDArray[Any]
-    groups: Indices
-    quantity: bool
+    places: Indices  # (n,), of these inputs among all that were given
+    values: npt.NDArray[Any]  # (n,) of the label
+    groups: Indices  # (n,); inputs with the same number are on the same side of every split
+    quantity: bool  # values are numbers, not classes
 
     @classmethod
     def from_labels(
         cls, name: str, labels: npt.NDArray[Any], groups: npt.NDArray[Any] | None = None, quantity: bool = False
     ) -> "Factor":
-        """Selects the inputs with a known label that is not too rare.
+        """Selects the inputs whose label is known (not negative) and not too rare.
 
-        Args:
-            name: of the label.
-            labels: (n,), negative where unknown.
-            groups: (n,), see `Factor`; None: every input is its own group.
-            quantity: labels are numbers. Otherwise, classes in fewer than ``FOLDS`` groups are left out, because some
-                training parts would miss them.
+        Without ``groups`` every input is its own group. Classes in fewer than ``FOLDS`` groups are left out, because
+        some training parts would miss them.
 
         Raises:
             RlpreError: if fewer than ``MIN_ROWS`` inputs, fewer than ``FOLDS`` groups or only one value is left.
@@ -120,17 +104,16 @@ class Factor:
             classes, counts = np.unique(pairs[0], return_counts=True)
             kept &= np.isin(labels, classes[counts >= FOLDS])
         values, groups = labels[kept], groups[kept]
-        if len(values) < MIN_ROWS:
-            raise RlpreError(
-                f"label {name!r} is known, in classes that are not rare, for {len(values)} different inputs: a probe "
-                f"needs {MIN_ROWS}, collect more frames"
-            )
-        if (episodes := len(np.unique(groups))) < FOLDS:
-            raise RlpreError(f"label {name!r} is known in {episodes} episodes: a probe needs {FOLDS} to hold some out")
-        if len(np.unique(values)) < 2:
-            raise RlpreError(
-                f"label {name!r} is {values[0]} wherever it is known and common: a probe needs at least two values"
-            )
+        for what, number, least in (
+            ("different inputs", len(values), MIN_ROWS),
+            ("episodes", len(np.unique(groups)), FOLDS),
+            ("different values", len(np.unique(values)), 2),
+        ):
+            if number < least:
+                raise RlpreError(
+                    f"label {name!r}, where it is known and not rare, has too few {what} ({number}): a probe needs "
+                    f"{least}, collect more frames"
+                )
         return cls(name, np.flatnonzero(kept), values, groups, quantity)
 
     @property
@@ -144,12 +127,7 @@ class Factor:
         return 0.0 if self.quantity else 1 / len(self.classes)
 
     def score(self, predicted: npt.NDArray[Any], at: Indices | slice = slice(None)) -> float:
-        """R2 (at most 1) of a quantity, otherwise balanced accuracy in [0, 1].
-
-        Args:
-            predicted: (m,) values, for the inputs with indices ``at``.
-            at: default: all n inputs.
-        """
+        """R2 (at most 1) of a quantity, else balanced accuracy in [0, 1], of predictions (m,) for the inputs ``at``."""
         from sklearn.metrics import r2_score, recall_score  # scikit-learn takes more than a second to import
 
         values = self.values[at]
@@ -182,7 +160,7 @@ def factors(reader: AnyReader, names: Sequence[str] | None = None, seed: int = 0
         seed: of the draw.
 
     Returns:
-        At most ``ROWS`` rows, in random order, and the factors, whose ``places`` are indices into these rows.
+        At most ``ROWS`` rows, in random order, and the factors; ``places`` are indices into the rows.
 
     Raises:
         RlpreError: if one of ``names`` is unknown or cannot be probed, or, without names, no label can.
@@ -207,10 +185,9 @@ def factors(reader: AnyReader, names: Sequence[str] | None = None, seed: int = 0
 def labelled_features(
     encoder: AnyEncoder, reader: AnyReader, names: Sequence[str] | None = None, seed: int = 0
 ) -> dict[str, tuple[Floats, Factor]]:
-    """Features (n, num_features) of the inputs where a label is known, and the label, by name.
+    """By label the features (n, num_features) of the inputs where it is known, and the label.
 
-    Equal arguments give the same inputs for different encoders of the same frames. Raises and takes arguments as
-    `factors` and `read`.
+    Arguments and errors are those of `factors`; equal ones give the same inputs for different encoders.
     """
     rows, found = factors(reader, names, seed)
     features = read(encoder, reader, rows)
@@ -233,13 +210,7 @@ def ridge_model(quantity: bool) -> Any:
 
 
 def cross_score(features: Floats, factor: Factor, seed: int = 0) -> float:
-    """The cross-validated score of a probe.
-
-    Args:
-        features: (n, dim) of the factor's n inputs.
-        factor: the label to predict.
-        seed: draws the folds.
-    """
+    """The cross-validated score of a probe on features (n, dim); ``seed`` draws the folds."""
     from sklearn.model_selection import cross_val_predict
 
     return factor.score(cross_val_predict(ridge(factor.quantity), features, factor.values, cv=factor.folds(seed)))
@@ -248,13 +219,8 @@ def cross_score(features: Floats, factor: Factor, seed: int = 0) -> float:
 def linear_probe(encoder: AnyEncoder, reader: AnyReader, seed: int = 0) -> dict[str, float]:
     """`cross_score` for every label of the store that can be probed; empty if there is none.
 
-    Args:
-        encoder: its features are read in evaluation mode; its own mode is restored.
-        reader: of frames with label columns.
-        seed: draws the inputs (each distinct one is used once) and the folds.
-
     Raises:
-        RlpreError: if the features are not finite.
+        RlpreError: if the encoder was built for other frames, or its features are not finite.
     """
     try:
         rows, found = factors(reader, None, seed)
@@ -269,20 +235,13 @@ class LabelEfficiency:
     """The held-out scores of several sources of features by number of labels.
 
     Intervals are over draws of labels and test inputs, not over encoders.
-
-    Attributes:
-        counts: (points,) int64, numbers of labels.
-        chance: the score of a constant prediction.
-        baseline: the source that the others are compared with.
-        threshold: the score at which they are compared.
-        scores: by source (seeds, points).
     """
 
-    counts: Indices
-    chance: float
-    baseline: str
-    threshold: float
-    scores: dict[str, npt.NDArray[np.float64]]
+    counts: Indices  # (points,) numbers of labels
+    chance: float  # the score of a constant prediction
+    baseline: str  # the source that the others are compared with
+    threshold: float  # the score at which they are compared
+    scores: dict[str, npt.NDArray[np.float64]]  # by source (seeds, points)
 
     def curve(self, source: str) -> "list[Interval]":
         """The mean score at each number of labels."""
@@ -297,7 +256,7 @@ class LabelEfficiency:
         baseline, own = (
             steps_to_threshold(self.counts, self.scores[name], self.threshold) for name in (self.baseline, source)
         )
-        return steps_ratio(baseline, own, float(self.counts[-1]))
+        return steps_ratio([(baseline, own, float(self.counts[-1]))])
 
 
 def label_efficiency(
@@ -313,12 +272,11 @@ def label_efficiency(
     turn, so that few labels show all classes.
 
     Args:
-        features: by source, such as "fresh" and "contrastive": (n, dim) of the factor's n inputs. The first is the
-            baseline.
+        features: by source, such as "fresh" and "contrastive": (n, dim). The first is the baseline.
         factor: the label to predict.
         threshold: the score to reach; None: ``NEARLY`` of what the baseline scores above chance with most labels.
         counts: increasing numbers of labels; those above the size of the training part are left out.
-        seeds: number of draws; fewer than three give no intervals.
+        seeds: number of draws.
 
     Raises:
         RlpreError: if ``counts`` or ``seeds`` is invalid, or there are fewer labels than the first of ``counts``.
@@ -343,12 +301,10 @@ def _draw_labels(factor: Factor, seed: int) -> tuple[Indices, Indices]:
     """Training inputs, in the order in which their labels are shown, and test inputs."""
     train, test = factor.folds(seed)[0]
     train = np.random.default_rng(seed).permutation(train)
-    if factor.quantity:
-        return train, test
-    values = factor.values[train]
-    turn = np.empty(len(train), np.int64)
-    for each in factor.classes:
-        turn[values == each] = np.arange(np.sum(values == each))
+    turn = np.zeros(len(train), np.int64)
+    for each in [] if factor.quantity else factor.classes:
+        same = factor.values[train] == each
+        turn[same] = np.arange(same.sum())
     return train[np.argsort(turn, kind="stable")], test
 
 
@@ -365,23 +321,15 @@ def _scores(features: Floats, factor: Factor, counts: Indices, pool: Indices, te
 
 @dataclass(frozen=True)
 class Sparsity:
-    """The held-out score of a factor's probe by number of features.
+    """The held-out score of a factor's probe by number of features."""
 
-    Attributes:
-        dim: number of all features.
-        chance: the score of a constant prediction.
-        dense: the score with all features.
-        sizes: numbers of features that were tried; the last is ``dim``.
-        scores: by basis ("features", "rotated", "pca") the score at each of the sizes.
-        smallest: by basis the smallest size whose score above chance is ``ENOUGH`` of the dense one; None if there is
-            none, or if the dense probe itself is no better than chance.
-    """
-
-    dim: int
-    chance: float
-    dense: float
-    sizes: tuple[int, ...]
-    scores: dict[str, tuple[float, ...]]
+    dim: int  # number of all features
+    chance: float  # the score of a constant prediction
+    dense: float  # the score with all features
+    sizes: tuple[int, ...]  # numbers of features that were tried; the last is `dim`
+    scores: dict[str, tuple[float, ...]]  # by basis ("features", "rotated", "pca") the score at each of the sizes
+    # by basis the smallest size whose score above chance is `ENOUGH` of the dense one; None if there is none, or if the
+    # dense probe is no better than chance
     smallest: dict[str, int | None]
 
 
@@ -391,7 +339,7 @@ def sparsity(features: Floats, factor: Factor, seed: int = 0) -> Sparsity:
     A group lasso, for all classes together, ranks the features by the order in which it selects them. Ridge probes are
     then fitted to the first k, so that the shrinkage of the L1 penalty does not count against small k [3]. Ranking and
     fit see only the training part of a fold. The same is done for randomly rotated features and for principal
-    components: the axes of the encoder matter only if those need more. Arguments are as for `cross_score`.
+    components: the axes of the encoder matter only if those need more.
     """
     dim = features.shape[1]
     sizes = np.unique(np.append(np.round(2 ** np.arange(0, np.log2(dim), 1 / 3)), dim)).astype(int).tolist()
@@ -446,54 +394,25 @@ def _selection_order(x: Floats, factor: Factor, train: Indices) -> Indices:
     return np.lexsort((-at_entry, selected_at))
 
 
-@dataclass(frozen=True)
-class Signal:
-    """The distance of classes in feature space, in units of the noise [4]; each class is compared with all others.
+def separation(features: Floats, factor: Factor, seed: int = 0) -> dict[int, float]:
+    """The distance d' of each class from all others (of two classes only of the second) in units of the noise [4].
 
-    The model: along one direction, features of classes y = -1 and y = 1 are a y + noise of standard deviation sigma.
-    Then d' = 2 a / sigma, and the best cut predicts y with probability Phi(a / sigma) = Phi(d' / 2).
-
-    Attributes:
-        separation: d' by class (of two classes only the second), at held-out inputs along the direction of a ridge
-            probe: the distance of the two means over the root of the mean of the two variances.
-        strength: a / sigma = d' / 2, averaged over classes.
-        predicted: Phi(d' / 2), averaged over classes.
-        observed: the balanced accuracy of the same probes at the same inputs, averaged over classes.
-    """
-
-    separation: dict[int, float]
-    strength: float
-    predicted: float
-    observed: float
-
-
-def signal(features: Floats, factor: Factor, seed: int = 0) -> Signal:
-    """The signal strength of one factor, with arguments as for `cross_score`.
+    It is measured at held-out inputs along the direction of a ridge probe: the distance of the two means over the root
+    of the mean of the two variances. If features along it are Gaussian, a probe is right with probability Phi(d' / 2).
 
     Raises:
         RlpreError: if the factor is a quantity.
     """
-    from scipy.special import ndtr
-
-    if factor.quantity:
-        raise RlpreError(f"label {factor.name!r} is a quantity, but signal strength is that of classes: bin it first")
-    classes = factor.classes[1:] if len(factor.classes) == 2 else factor.classes
-    found = [_separate(features, factor, factor.values == each, seed) for each in classes]
-    separations, observed = np.array(found).T
-    return Signal(
-        separation=dict(zip(classes.tolist(), separations.tolist(), strict=True)),
-        strength=float(separations.mean() / 2),
-        predicted=float(ndtr(separations / 2).mean()),
-        observed=float(observed.mean()),
-    )
-
-
-def _separate(features: Floats, factor: Factor, positive: npt.NDArray[np.bool_], seed: int) -> tuple[float, float]:
-    """The d' and the balanced accuracy of a probe for ``positive`` (n,)."""
     from sklearn.model_selection import cross_val_predict
 
-    along = cross_val_predict(ridge(False), features, positive, cv=factor.folds(seed), method="decision_function")
-    own, others = along[positive], along[~positive]
-    with np.errstate(divide="ignore"):  # infinite without noise
-        separation = (own.mean() - others.mean()) / np.sqrt((own.var() + others.var()) / 2)
-    return float(separation), float(((own > 0).mean() + (others <= 0).mean()) / 2)
+    if factor.quantity:
+        raise RlpreError(f"label {factor.name!r} is a quantity, but separation is that of classes: bin it first")
+    found = {}
+    for each in factor.classes[1:] if len(factor.classes) == 2 else factor.classes:
+        positive = factor.values == each
+        folds = factor.folds(seed)
+        along = cross_val_predict(ridge(False), features, positive, cv=folds, method="decision_function")
+        own, others = along[positive], along[~positive]
+        with np.errstate(divide="ignore"):  # infinite without noise
+            found[int(each)] = float((own.mean() - others.mean()) / np.sqrt((own.var() + others.var()) / 2))
+    return found
