@@ -22,27 +22,13 @@ from rlpre.compare.runner import Measurements, Run, read_study
 from rlpre.compare.summary import SECONDS, Curves, read_results
 from rlpre.compare.train import Training, make_venv, starting_encoder
 from rlpre.data.writer import MANIFEST
-from rlpre.encoders.encoder import WHITENED
-from rlpre.evaluation.health import conditioning
-from rlpre.evaluation.overlap import ALIKE, CELLS
-from rlpre.evaluation.page import (
-    COLOURS,
-    CONTROLS,
-    DASHES,
-    Figure,
-    Section,
-    Table,
-    draw_curve,
-    plain_axes,
-    short_names,
-    show_interval,
-    thousands,
-)
-from rlpre.evaluation.probes import linear_probe, read
-from rlpre.encoders.whitened import PREFIX
+from rlpre.encoders.encoder import WHITENED as PREFIX
 from rlpre.evaluation import page
 from rlpre.evaluation.page import Section, Table, show_interval
 from rlpre.evaluation.stats import FEWEST, Floats, Interval, geometric_mean_interval, mean_interval
+from rlpre.measure.conditioning import conditioning
+from rlpre.measure.overlap import ALIKE, CELLS
+from rlpre.measure.probe import linear_probe, read
 from rlpre.objectives import READERS
 from rlpre.sb3 import MODES
 from rlpre.utils import read_json, write_json
@@ -80,15 +66,9 @@ def measure(home: Path, first_seed: int | None, run: Run, training: Training) ->
     stores = [FrameStore.open(path.parent) for path in (home / "frames").glob(f"*/{MANIFEST}")]
     seen = {store.hash: store.distinct for store in stores}.get(vision.pretraining.get("frames"))
     return {
-<<<<<<< HEAD
-        "updates": vision.pretraining.get("step", 0),
-        "whitened": float(vision.architecture.startswith(WHITENED)),
-        "condition number": found.number,
-=======
         UPDATES: vision.pretraining.get("step", 0),
         WHITENED: float(vision.architecture.startswith(PREFIX)),
         CONDITION: found.number,
->>>>>>> comparison
         "dimensions": found.dimensions,
         **({} if seen is None else {FRAMES: seen}),
         **{PROBE + label: score for label, score in linear_probe(encoder, reader).items()},

@@ -181,10 +181,6 @@ def test_comparison_on_a_cluster_gives_the_figures_of_this_process(
     from functools import partial  # here, because the workers of the other tests need no environments
 
     import envs
-    from agents.compare import (  # here, because the workers of the other tests need no worlds
-        Arm,
-        compare,
-    )
     from rlpre import Arm, compare
 
     monkeypatch.chdir(tmp_path)  # not where the workers are

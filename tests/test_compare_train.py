@@ -16,11 +16,10 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import envs
-from agents import PPOConfig, TrainConfig
 from agents.presets import AGENTS, PPOConfig, TrainConfig
 from rlpre import Backbone, EncodedVecEnv, Encoder, HistoryVecEnv, InputSpec, RlpreError, SequenceEncoder
 from rlpre.compare.train import EPISODE_STEPS, EPISODES, SIDE, train
-from rlpre.files import read_json
+from rlpre.utils import read_json
 
 ROOT = Path(__file__).parents[1]
 TINY = TrainConfig(
