@@ -166,7 +166,11 @@ def moving(folder: Path) -> None:
         (bad_size, {}, r"frame7\.png is \(3, 8, 6\) .* and .*frame8\.png \(3, 5, 6\): give size="),
         (bad_channels, {}, r"frame7\.png is \(3, 8, 6\) .* and .*frame9\.png \(1, 8, 6\): give size="),
         (bad_file, {}, r"frame10\.png cannot be read as an image \(.+\): remove it"),
-        (float_pixels, {"channels": 1}, r"1\.tif has pixels of an unknown range \(Pillow's mode F\): save it with 8 b"),
+        (
+            float_pixels,
+            {"channels": 1},
+            r"1\.tif has pixels of mode F, whose range is unknown: save it as 8-bit RGB or gray",
+        ),
         (moving, {"channels": 3}, r"1\.gif holds 2 images: save each as a file of its own"),
         (film, {"size": (0, 4)}, r"cannot be resized to \(0, 4\)"),
         (film, {"channels": 2}, "cannot be converted to 2 channels"),

@@ -98,21 +98,21 @@ def natural_order(name: str) -> list[str | int]:
 
 def _find_images(folder: Path) -> dict[str, list[Path]]:
     """Image files by folder, both in natural order, without hidden ones; warns of files that are left out."""
-    found: dict[tuple[str, ...], list[Path]] = {}
+    sequences: dict[tuple[str, ...], list[Path]] = {}
     others: Counter[str] = Counter()
     for path, files in _walk(folder, ()) if folder.is_dir() else ():
         images = [file for file in files if IMAGE_NAMES.fullmatch(file.name)]
         others.update(file.suffix.lower() or file.name for file in files if not IMAGE_NAMES.fullmatch(file.name))
         if images:
-            found[path.relative_to(folder).parts] = sorted(images, key=lambda file: natural_order(file.name))
-    if not found:
+            sequences[path.relative_to(folder).parts] = sorted(images, key=lambda file: natural_order(file.name))
+    if not sequences:
         what = "holds no images" if folder.is_dir() else "is not a folder"
         raise RlpreError(f"{folder} {what}: give a folder of .png, .jpg or .webp files, or of folders with them")
     if others:
         listed = ", ".join(f"{count} {ending}" for ending, count in sorted(others.items()))
         warnings.warn(f"files of {folder} that are no images are left out: {listed}", stacklevel=3)
-    order = sorted(found, key=lambda parts: [natural_order(part) for part in parts])
-    return {"/".join(parts) or folder.absolute().name: found[parts] for parts in order}
+    order = sorted(sequences, key=lambda parts: [natural_order(part) for part in parts])
+    return {"/".join(parts) or folder.absolute().name: sequences[parts] for parts in order}
 
 
 def _walk(folder: Path, above: tuple[Path, ...]) -> Iterator[tuple[Path, list[Path]]]:
@@ -142,7 +142,9 @@ def _read_image(file: Path, size: tuple[int, int] | None, channels: int | None) 
         warnings.warn(f"of the 16-bit images in {file.parent} only the upper 8 bits are kept", stacklevel=3)
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.mode not in GRAY + COLOR:
-        raise RlpreError(f"{file} has pixels of an unknown range (Pillow's mode {image.mode}): save it with 8 bits")
+        raise RlpreError(
+            f"{file} has pixels of mode {image.mode}, whose range is unknown: save it as 8-bit RGB or gray"
+        )
     transparent = image.mode.endswith("A") or "transparency" in image.info
     mode = MODES[channels] if channels else "RGBA" if transparent else "L" if image.mode in GRAY else "RGB"
     if transparent and mode != "RGBA":
@@ -262,10 +264,10 @@ def _choose(arrays: Columns, key: str | None, name: str) -> Arrays:
     if key is None:
         raise RlpreError(f"{name} holds {', '.join(arrays) or 'no arrays'}: name the array of frames with key=...")
     frames = lookup("array", key, arrays)
-    found = {column: next((known for known in names if known in arrays), "") for column, names in NAMES.items()}
-    if others := ", ".join(sorted({*arrays} - {key, *found.values()})):
+    used = {column: next((known for known in names if known in arrays), "") for column, names in NAMES.items()}
+    if others := ", ".join(sorted({*arrays} - {key, *used.values()})):
         warnings.warn(f"arrays {others} of {name} are left out: they are no columns of a frame store", stacklevel=3)
-    columns = {column: np.asarray(arrays[known]) for column, known in found.items() if known}
+    columns = {column: np.asarray(arrays[known]) for column, known in used.items() if known}
     return f"{key!r} of {name}", frames, columns
 
 

@@ -84,10 +84,10 @@ def find_images(
 
 def parts(space: spaces.Dict, prefix: str = "") -> dict[str, spaces.Space[Any]]:
     """The spaces in a Dict, those in nested ones by names such as "outer/inner"."""
-    found: dict[str, spaces.Space[Any]] = {}
+    spaces_by_name: dict[str, spaces.Space[Any]] = {}
     for name, inner in space.spaces.items():
-        found |= parts(inner, f"{prefix}{name}/") if isinstance(inner, spaces.Dict) else {prefix + name: inner}
-    return found
+        spaces_by_name |= parts(inner, f"{prefix}{name}/") if isinstance(inner, spaces.Dict) else {prefix + name: inner}
+    return spaces_by_name
 
 
 def part(observations: Any, key: str) -> Any:
