@@ -60,7 +60,6 @@ FEW_FEATURES = (
     "The smallest number of features with which a probe reaches 95 % of what all features score above chance: of the "
     "features themselves, rotated at random, and as principal components."
 )
-UNWHITENED = "Frozen features of such a condition number often serve a policy better whitened, see rlpre.whiten."
 IGNORED = (
     "How far features move, where 1 is as far as to another frame. Then scores on changed frames of probes that "
     f"learned from plain frames, and (anew) from changed frames; marked if even the latter lose {LOST:g}."
@@ -194,9 +193,7 @@ def write_diagnosis(
     sections = [_checkpoint(encoder, path, frames, pretrained_on)]
     answer, facts, tone = "Nothing was measured: give frames of a target.", [], ""
     if found:
-        collapsed = f"Its features have collapsed: {found.cause}."
-        answer, tone = (collapsed, "bad") if found.cause else ("Its features have not collapsed.", "")
-        facts = _facts(found)
+        answer, facts, tone = _answer(found), _facts(found), "bad" if found.cause else ""
         sections += [part(found) for part in (_known, _few_features, _health, _seen, _ignored, _prior)]
     if found and found.efficiency:
         figure = draw_label_curves(found.efficiency)
@@ -217,11 +214,25 @@ def _plain(value: Any) -> Any:
     return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
 
 
+def _answer(found: Diagnosis) -> str:
+    if found.cause:
+        return f"Its features have collapsed: {found.cause}."
+    if not found.efficiency:
+        return "Its features have not collapsed; without labels nothing else is known."
+    ratios = [scores.ratio(THIS).ratio for scores in found.efficiency.values()]
+    fewer = sum(ratio.low is not None and ratio.low > 1 for ratio in ratios)
+    more = sum(ratio.high is not None and ratio.high < 1 for ratio in ratios)
+    return (
+        f"Its features have not collapsed; of {len(ratios)} labels a linear head learns {fewer} from fewer examples "
+        f"than on fresh weights, {more} from more."
+    )
+
+
 def _facts(found: Diagnosis) -> list[str]:
     facts = []
     if found.efficiency:
         ratios = ", ".join(f"{label} {show_ratio(each.ratio(THIS))}" for label, each in found.efficiency.items())
-        facts.append(f"Labels that linear heads need on fresh weights / on its features: {ratios}.")
+        facts.append(f"Examples that linear heads need on fresh weights / on its features: {ratios}.")
     if found.seen:
         share = page.percent(found.seen.observation.value)
         facts.append(f"{share} of the target's steps show a frame that it was pretrained on.")
@@ -295,8 +306,8 @@ def _health(found: Diagnosis) -> Section:
         [names.get(name, name.replace("_", " ")), *(f"{each[name]:.3g}" for each in columns)] for name in columns[0]
     ]
     text = [f"Yes: {found.cause}." if found.cause else "No."]
-    if found.conditioning[THIS].number > UNEVEN:
-        text.append(UNWHITENED)
+    if (number := found.conditioning[THIS].number) > UNEVEN:
+        text.append(f"Condition number {number:.2g}: frozen, they often serve a policy better whitened (rlpre.whiten).")
     return Section("Has it collapsed?", text, [Table(["features", THIS, FRESH], rows)])
 
 

@@ -5,6 +5,7 @@ balanced accuracy), on standardised features and at held-out inputs. Besides the
 score by number of labels), sparse probes (the score by number of features) and the signal strength (the distance of
 two classes in units of the noise). All are functions of features (n, dim) and a `Factor`:
 
+    reader = rlpre.objectives.make_reader(frames, encoder)
     for name, (features, factor) in labelled_features(encoder, reader).items():
         print(name, cross_score(features, factor), sparsity(features, factor).smallest)
 
@@ -176,7 +177,7 @@ def factors(reader: AnyReader, names: Sequence[str] | None = None, seed: int = 0
     """Draws distinct inputs of a store and the labels that can be probed on them.
 
     Args:
-        reader: of frames with label columns.
+        reader: of frames with label columns, see `rlpre.objectives.make_reader`.
         names: of the labels; None: all that can be probed, except those that only identify the episode.
         seed: of the draw.
 
