@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from rlpre.errors import RlpreError, lookup
-from rlpre.files import atomic
+from rlpre.utils import atomic
 
 HIGHLIGHT = 1 << 2
 AGENT_SHIFT = 3

@@ -5,12 +5,11 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from gymnasium import spaces
 from torch import Tensor
 
 from rlpre.data.store import FrameStore, Indices
-from rlpre.device import ship
 from rlpre.errors import RlpreError
+from rlpre.utils import to_device
 
 PADDING = -1  # a row before the first one of an episode
 NO_ACTION = -1  # before the first step of an episode, and after its last
@@ -25,11 +24,10 @@ class Windows:
         length: rows of a window.
 
     Raises:
-        RlpreError: if the store holds no discrete actions, or the window is longer than every episode.
+        RlpreError: if the window is longer than every episode.
     """
 
     def __init__(self, store: FrameStore, length: int) -> None:
-        _check_actions(store)
         starts = np.flatnonzero(store.column("episode_start"))
         ends = np.append(starts[1:], len(store)) - 1
         longest = int((ends - starts).max()) + 1
@@ -97,7 +95,6 @@ class Trajectories:
     """
 
     def __init__(self, store: FrameStore, encoder: SequenceReader, device: torch.device) -> None:
-        _check_actions(store)
         try:
             encoder.frames.input.check(store.space)
         except RlpreError as error:
@@ -115,7 +112,7 @@ class Trajectories:
                     f"{store.path} has episodes without a mission, which the sequence encoder reads: give an encoder "
                     "without a vocabulary, or trajectories with missions"
                 )
-            self._missions = ship(encoder.vocabulary.encode(store.missions), device)
+            self._missions = to_device(encoder.vocabulary.encode(store.missions), device)
 
     def features(self, rows: Indices) -> Tensor:
         """Vision features (..., F) float32 of the frames at ``rows`` (...); 0 for ``PADDING``.
@@ -123,7 +120,7 @@ class Trajectories:
         The frozen vision encoder encodes every distinct frame once, at the first call.
         """
         table, line = self._feature_table
-        return table[ship(line[rows], self.device)]
+        return table[to_device(line[rows], self.device)]
 
     @cached_property
     def _feature_table(self) -> tuple[Tensor, Indices]:
@@ -147,14 +144,8 @@ class Trajectories:
         """
         missions = None
         if self._missions is not None:
-            missions = self._missions[ship(self.store.column("mission")[rows[:, -1]].astype(np.int64), self.device)]
-        actions = ship(previous_actions(self.store, rows), self.device)
-        return self.features(rows), actions, missions, ship(rows != PADDING, self.device)
-
-
-def _check_actions(store: FrameStore) -> None:
-    if not isinstance(store.action_space, spaces.Discrete):
-        raise RlpreError(
-            f"{store.path} holds no discrete actions (its action space is {store.action_space}), which a sequence "
-            "encoder reads as tokens: use trajectories with discrete actions"
-        )
+            missions = self._missions[
+                to_device(self.store.column("mission")[rows[:, -1]].astype(np.int64), self.device)
+            ]
+        actions = to_device(previous_actions(self.store, rows), self.device)
+        return self.features(rows), actions, missions, to_device(rows != PADDING, self.device)
