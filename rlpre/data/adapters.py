@@ -113,8 +113,8 @@ class VectorVecEnv(VecEnv):
         """The observations with those of finished environments replaced by the first ones of new episodes."""
         ids = np.flatnonzero(done)
         answer = self.env.reset(ids) if self.pool else self.env.reset(options={"reset_mask": done.copy()})
-        # Gymnasium answers for all environments, ale_py and EnvPool for those that were reset
         first, infos = (
+            # Gymnasium answers for all environments, ale_py and EnvPool for those that were reset
             _map(lambda values: values[ids] if len(values) == self.num_envs else values, part)
             for part in self._sorted(*answer)
         )
@@ -238,10 +238,10 @@ def find_images(
     layout: str | None = None,
     floats: bool = False,
 ) -> Images:
-    """Finds the images in an observation space.
+    """Finds the images in an observation space, a Box or a Dict with one, nested at any depth.
 
     Args:
-        space: a Box of images, or a Dict with one, nested at any depth.
+        space: the space.
         where: where the observations come from, for messages.
         key: of the image in a Dict with several.
         layout: as in `layout_of`.
@@ -284,15 +284,9 @@ def _is_image(space: spaces.Space[Any] | None, floats: bool) -> TypeGuard[spaces
 
 
 def layout_of(shape: Sequence[int], where: str, layout: str | None = None) -> str:
-    """The layout of images: the channels are the axis that is shorter than the two others.
+    """The layout of images of a shape: the channels are the axis that is shorter than the two others.
 
-    Args:
-        shape: of one image, two or three axes.
-        where: where the images come from, for messages.
-        layout: given by the user; decides if the shape is ambiguous.
-
-    Raises:
-        RlpreError: if the shape is ambiguous and no layout is given, or the given one has another number of axes.
+    A ``layout`` given by the user decides; an `RlpreError` if it does not fit, or is missing for an ambiguous shape.
     """
     if layout is not None:
         return lookup("layout", layout, {name: name for name in LAYOUTS if len(name) == len(shape)})

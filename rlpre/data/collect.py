@@ -20,8 +20,6 @@ from rlpre.data.store import (
     Frames,
     FrameStore,
     FrameWriter,
-    action_dtype,
-    check_action_space,
     end_values,
     frame_space,
     resume_store,
@@ -75,7 +73,6 @@ def collect(
         raise RlpreError(f"cannot collect {steps} steps with seed {seed} and size {size}: use positive numbers")
     images = find_images(venv.observation_space, "the environment", image, layout)
     space: Any = venv.action_space
-    check_action_space(space)
     shape = converted(np.zeros(images.shape, np.uint8), size, gray).shape
     spec = {
         "frames": shape,
@@ -187,15 +184,10 @@ class Recorder:
             The observations after the last step.
         """
         steps = (length, venv.num_envs)
-        rows = {
-            "frames": np.empty((*steps, *self.writer.manifest["frame_shape"]), np.uint8),
-            "action": np.empty(steps, action_dtype(self.writer.action_space)),
-            "reward": np.empty(steps),
-            "terminated": np.zeros(steps, bool),
-            "truncated": np.zeros(steps, bool),
-            "mission": np.empty(steps, object),
-            **{label: np.empty(steps, np.int16) for label in player.labels},
-        }
+        stored = ("action", "reward", "terminated", "truncated", *player.labels)
+        rows: Columns = {name: np.zeros(steps, self.writer.row_dtype[name]) for name in stored}
+        rows["frames"] = np.empty((*steps, *self.writer.manifest["frame_shape"]), np.uint8)
+        rows["mission"] = np.empty(steps, object)
         ends: list[dict[int, Frames]] = [{} for _ in range(venv.num_envs)]  # the final frames, by step
         for t in range(length):
             known = player.known()

@@ -235,14 +235,12 @@ def _opened(source: Array | str | Path, key: str | None, out: Path) -> Iterator[
         try:
             if zipfile.is_zipfile(source):
                 zipfile.ZipFile(source).extractall(folder)
-                opened = _choose(_load_folder(Path(folder)), key, name)
+                arrays = _load_folder(Path(folder))
             else:
-                opened = name, np.load(source, mmap_mode="r"), {}
-        except RlpreError:
-            raise
+                arrays = {"": np.load(source, mmap_mode="r")}
         except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise RlpreError(f"{name} cannot be read as a .npy or .npz file ({error}): save it with numpy") from error
-        yield opened
+        yield (name, arrays[""], {}) if "" in arrays else _choose(arrays, key, name)
 
 
 def _load_folder(folder: Path) -> Columns:

@@ -3,7 +3,7 @@
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -22,7 +22,6 @@ from rlpre.data.store import (
     Columns,
     FrameStore,
     Indices,
-    check_action_space,
     end_values,
     fill_store,
     frame_space,
@@ -68,14 +67,20 @@ def from_minari(
             actions or its labels, or ``out`` is not empty.
     """
     dataset = _load(source)
+    from minari.dataset.minari_storage import is_image_space
+
     where, action_space = f"Minari set {dataset.id}", dataset.action_space
     images = find_images(dataset.observation_space, where, image, layout, floats=True)
-    check_action_space(action_space)
-    _warn_of_jpeg(dataset, images.key, where)
     if not len(dataset):
         raise RlpreError(f"{where} holds no episodes: record some first")
-    others = parts(dataset.observation_space) if images.key else {}
-    others.pop(images.key or "", None)
+    others = parts(dataset.observation_space) if images.key else {"": dataset.observation_space}
+    pixels = others.pop(images.key or "")
+    if dataset.storage.jpeg_encoding and is_image_space(pixels):
+        warnings.warn(
+            f"{where} keeps its frames as JPEG, so they are not the pixels that the environment showed: record it with "
+            "jpeg_encoding=False",
+            stacklevel=2,
+        )
     texts = isinstance(others.get("mission"), spaces.Text) and bool(others.pop("mission"))
     if others:
         warnings.warn(f"observations {', '.join(others)} of {where} are left out: a store holds images", stacklevel=2)
@@ -180,18 +185,6 @@ def _load(source: "MinariDataset | str | Path") -> "MinariDataset":
     return minari.load_dataset(str(source))
 
 
-def _warn_of_jpeg(dataset: "MinariDataset", key: str | None, where: str) -> None:
-    from minari.dataset.minari_storage import is_image_space
-
-    space = dataset.observation_space if key is None else parts(dataset.observation_space)[key]
-    if dataset.storage.jpeg_encoding and is_image_space(space):
-        warnings.warn(
-            f"{where} keeps its frames as JPEG, so they are not the pixels that the environment showed: record it with "
-            "jpeg_encoding=False",
-            stacklevel=3,
-        )
-
-
 def _flat(infos: Mapping[str, Any] | None, prefix: str = "") -> Columns:
     """Nested infos by names such as "outer/inner"."""
     flat: Columns = {}
@@ -254,40 +247,37 @@ def _datasets_in(path: Path) -> Iterator[None]:
 
 
 def _write(minari: Any, store: FrameStore, dataset_id: str, bounds: Indices) -> None:
+    from minari.data_collector import EpisodeBuffer
+
     spec = store.manifest["spec"]
-    layout, key = spec.get("layout", "CHW"), spec.get("image")
+    layout = spec.get("layout", "CHW")
+    keys = spec["image"].split("/")[::-1] if spec.get("image") else []  # of nested Dict observations, inside first
+    infos = [*store.labels, *_numbered(store.tasks, store.missions)]
+
+    def nested(image: Any, kind: Callable[[Any], Any]) -> Any:
+        for key in keys:
+            image = kind({key: image})
+        return image
+
+    def episodes() -> "Iterator[EpisodeBuffer]":
+        for start, end in tqdm(
+            pairwise(bounds), total=len(bounds) - 1, unit="episode", desc=store.path.name, disable=None
+        ):
+            images = np.ascontiguousarray(from_channels_first(store.frames(np.arange(start, end)), layout))
+            yield EpisodeBuffer(
+                observations=nested(images, dict),
+                **{field: store.column(name)[start : end - 1] for name, field in FIELDS.items()},
+                infos={name: store.column(name)[start:end] for name in infos} or None,
+            )
+
     shape = from_channels_first(np.empty(store.space.shape, np.uint8), layout).shape
-    space: spaces.Space[Any] = spaces.Box(0, 255, shape, np.uint8)
-    for name in _nesting(key):
-        space = spaces.Dict({name: space})
     with warnings.catch_warnings(action="ignore"):  # about missing metadata
         dataset = minari.create_dataset_from_buffers(
             dataset_id,
-            buffer=_buffers(store, bounds, layout, key),
-            observation_space=space,
+            buffer=episodes(),
+            observation_space=nested(frame_space(shape), spaces.Dict),
             action_space=store.action_space,
             jpeg_encoding=False,
         )
     about = {name: set(value) if name.startswith("author") else value for name, value in spec.get("about", {}).items()}
     dataset.storage.update_metadata({**about, "rlpre": {"tasks": store.tasks, "missions": store.missions}})
-
-
-def _nesting(key: str | None) -> list[str]:
-    """The keys of nested Dict observations around an image, from the inside."""
-    return key.split("/")[::-1] if key else []
-
-
-def _buffers(store: FrameStore, bounds: Indices, layout: str, key: str | None) -> "Iterator[EpisodeBuffer]":
-    """One episode after the other."""
-    from minari.data_collector import EpisodeBuffer
-
-    infos = [*store.labels, *_numbered(store.tasks, store.missions)]
-    for start, end in tqdm(pairwise(bounds), total=len(bounds) - 1, unit="episode", desc=store.path.name, disable=None):
-        observations: Any = np.ascontiguousarray(from_channels_first(store.frames(np.arange(start, end)), layout))
-        for name in _nesting(key):
-            observations = {name: observations}
-        yield EpisodeBuffer(
-            observations=observations,
-            **{field: store.column(name)[start : end - 1] for name, field in FIELDS.items()},
-            infos={name: store.column(name)[start:end] for name in infos} or None,
-        )

@@ -43,23 +43,23 @@ def frame_space(shape: Sequence[int]) -> spaces.Box:
     return spaces.Box(0, 255, tuple(shape), np.uint8)
 
 
-def check_action_space(space: object) -> None:
-    """Raises an `RlpreError` unless ``space`` is ``Discrete`` from 0, a ``Box`` of float vectors, or None."""
-    discrete = isinstance(space, spaces.Discrete) and space.start == 0
-    vector = isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating) and bool(space.shape)
-    if not (discrete or vector or space is None):
-        raise RlpreError(
-            f"a frame store holds discrete actions 0..n-1, vectors of floats (Box) or no actions, not {space}: wrap "
-            "the environment or convert the actions"
-        )
+def space_to_json(space: object) -> dict[str, Any] | None:
+    """The action space as JSON values.
 
-
-def space_to_json(space: ActionSpace) -> dict[str, Any] | None:
-    """The action space as JSON values."""
-    if isinstance(space, spaces.Box):
+    Raises:
+        RlpreError: unless it is ``Discrete`` from 0, a ``Box`` of float vectors, or None.
+    """
+    if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating) and space.shape:
         bounds = {"low": space.low.tolist(), "high": space.high.tolist()}
         return {"shape": list(space.shape), "dtype": str(space.dtype), **bounds}
-    return {"n": int(space.n)} if space else None
+    if isinstance(space, spaces.Discrete) and space.start == 0:
+        return {"n": int(space.n)}
+    if space is None:
+        return None
+    raise RlpreError(
+        f"a frame store holds discrete actions 0..n-1, vectors of floats (Box) or no actions, not {space}: wrap the "
+        "environment or convert the actions"
+    )
 
 
 def space_from_json(content: dict[str, Any] | None) -> ActionSpace:
@@ -89,11 +89,7 @@ def has_action(action: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
-    """Reads the manifest of the store at ``path`` and checks the size of every file that it lists.
-
-    Raises:
-        RlpreError: if the manifest is missing, damaged or of another format, or a shard is missing or truncated.
-    """
+    """The manifest of a store; refuses another format, and files that are missing or truncated."""
     content: dict[str, Any] = read_json(path / MANIFEST)
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise RlpreError(f"{path / MANIFEST} is not a frame store of format {FORMAT}: collect the frames again")
@@ -175,7 +171,7 @@ class FrameStore:
             space: the decoded frames, (C, H, W) uint8.
             action_space: ``Discrete`` from 0, ``Box`` of floats, or None for frames without actions.
             spec: how the frames are made; kept in the manifest, JSON values only.
-            atlas: given, frames are appended as tile codes (rows, columns, 3); else as pixels.
+            atlas: frames are appended as tile codes (rows, columns, 3); else as pixels.
             palette: palette of the atlas to decode with.
             tasks: names of the values of column "task".
             labels: names of integer label columns.
@@ -186,7 +182,7 @@ class FrameStore:
         path, cell = Path(path), atlas.tile_size if atlas else 1
         if (path / MANIFEST).exists():
             raise RlpreError(f"{path} already holds a frame store: extend it or choose another directory")
-        check_action_space(action_space)
+        actions = space_to_json(action_space)
         if taken := {*labels} & {"action", *COLUMNS}:
             raise RlpreError(f"label {taken.pop()!r} is the name of another column: rename it or leave it out")
         if space.dtype != np.uint8 or len(space.shape) != 3:
@@ -196,12 +192,12 @@ class FrameStore:
         if atlas:
             path.mkdir(parents=True, exist_ok=True)
             atlas.save(path / ATLAS)
-        frame_shape = (space.shape[1] // cell, space.shape[2] // cell, 3) if atlas else space.shape
+        frame_shape = [space.shape[1] // cell, space.shape[2] // cell, 3] if atlas else list(space.shape)
         content = {
             "format": FORMAT,
             "space": {"shape": list(space.shape), "dtype": "uint8", "low": 0, "high": 255},
-            "action_space": space_to_json(action_space),
-            "frame_shape": list(frame_shape),
+            "action_space": actions,
+            "frame_shape": frame_shape,
             "cell": cell,
             "palette": palette,
             "tasks": list(tasks),
@@ -238,11 +234,7 @@ class FrameStore:
         return hashlib.sha256(json.dumps([shards, decoding]).encode()).hexdigest()
 
     def verify(self) -> None:
-        """Reads every file and compares its SHA-256 with the manifest.
-
-        Raises:
-            RlpreError: naming the first file whose content changed.
-        """
+        """Reads every file; an `RlpreError` names the first one that does not match its SHA-256 in the manifest."""
         files = [file for shard in self.manifest["shards"] for file in shard["files"]]
         if self.atlas:
             files.append({"name": ATLAS, "sha256": self.manifest["atlas_sha256"]})
@@ -260,11 +252,7 @@ class FrameStore:
 
     @property
     def num_actions(self) -> int:
-        """Actions are 0 .. num_actions - 1.
-
-        Raises:
-            RlpreError: if the store holds vectors or no actions.
-        """
+        """Actions are 0 .. num_actions - 1; an `RlpreError` if the store holds vectors or no actions."""
         if not isinstance(self.action_space, spaces.Discrete):
             raise RlpreError(
                 f"{self.path} holds no discrete actions (its action space is {self.action_space}): choose an objective "
@@ -285,9 +273,8 @@ class FrameStore:
     def _gather(self, indices: npt.ArrayLike) -> npt.NDArray[np.uint8]:
         index = np.asarray(indices, np.int64).reshape(-1)
         if len(index) and (index.min() < 0 or index.max() >= len(self)):
-            raise RlpreError(
-                f"frame indices of {self.path} lie in 0..{len(self) - 1}, got {index.min()}..{index.max()}"
-            )
+            limits = f"0..{len(self) - 1}, got {index.min()}..{index.max()}"
+            raise RlpreError(f"frame indices of {self.path} lie in {limits}")
         order = np.argsort(index, kind="stable")
         bounds = np.searchsorted(index, self._starts, sorter=order)
         result = np.empty((len(index), *self.manifest["frame_shape"]), np.uint8)
@@ -297,11 +284,7 @@ class FrameStore:
         return result
 
     def codes(self, indices: npt.ArrayLike) -> npt.NDArray[np.uint8]:
-        """Tile codes (B, rows, columns, 3) uint8: type, colour, state and flags of every cell.
-
-        Raises:
-            RlpreError: if the store holds pixels.
-        """
+        """Tile codes (B, rows, columns, 3) uint8 of every cell; an `RlpreError` if the store holds pixels."""
         if not self.atlas:
             raise RlpreError(f"{self.path} holds pixels, not tile codes: use frames(), or frames of MiniGrid")
         return self._gather(indices)
@@ -350,11 +333,7 @@ class FrameStore:
         return draw(self._weights, batch, rng)
 
     def pairs(self, k: int) -> "Pairs":
-        """A sampler of two different frames at most ``k`` steps apart in one episode.
-
-        Raises:
-            RlpreError: if k < 1 or no frame of the store changes within k steps.
-        """
+        """A sampler of two different frames at most ``k`` steps apart in one episode; k must be at least 1."""
         return Pairs(self, k)
 
 
@@ -365,9 +344,9 @@ class FrameWriter:
     readable. As a context manager the writer flushes at the end, unless the block raised.
 
     Attributes:
-        path: the directory of the store.
         manifest: the content of `manifest.json`.
         action_space: of the store.
+        row_dtype: structured dtype of a row without its frame: action, the fixed columns, then one int16 per label.
         shard_rows: rows of a full shard.
     """
 
@@ -377,7 +356,7 @@ class FrameWriter:
         self.action_space = space_from_json(self.manifest["action_space"])
         self._frame_shape = tuple(self.manifest["frame_shape"])
         labels = [(name, "i2") for name in self.manifest["labels"]]
-        self._dtype = np.dtype([("action", action_dtype(self.action_space)), *COLUMNS.items(), *labels])
+        self.row_dtype = np.dtype([("action", action_dtype(self.action_space)), *COLUMNS.items(), *labels])
         self._frames: list[npt.NDArray[np.uint8]] = []
         self._rows: list[npt.NDArray[np.void]] = []
         self._missions = {text: number for number, text in enumerate([None, *self.manifest["missions"]], UNKNOWN)}
@@ -401,9 +380,9 @@ class FrameWriter:
                 f"{self.path} holds frames (n, {', '.join(map(str, self._frame_shape))}) uint8 and got "
                 f"{frames.shape} {frames.dtype}: append the shape that the store was created with"
             )
-        rows, missions = np.empty(len(frames), self._dtype), np.empty(len(frames), object)
+        rows, missions = np.empty(len(frames), self.row_dtype), np.empty(len(frames), object)
         _fill(missions, "mission", columns.pop("mission", np.array(None)))
-        names = [name for name in self._dtype.names or () if name != "mission"]
+        names = [name for name in self.row_dtype.names or () if name != "mission"]
         if set(columns) != set(names):
             wrong = ", ".join(sorted(set(columns) ^ set(names)))
             raise RlpreError(f"columns of {self.path} are {', '.join(names)}: missing or unknown: {wrong}")
@@ -436,16 +415,14 @@ class FrameWriter:
                 raise RlpreError(f"column {name!r} of {self.path} must lie in {low}..{high - 1}: check the values")
 
     def flush(self) -> None:
-        """Writes the waiting rows as one shard, then the manifest.
-
-        Raises:
-            RlpreError: if the disk is full; the shards already written stay, and the waiting rows still wait.
-        """
+        """Writes the waiting rows as one shard, then the manifest; on a full disk (`RlpreError`) they still wait."""
         if not self._rows:
             return
         shards = self.manifest["shards"]
-        parts: dict[str, Sequence[npt.NDArray[Any]]] = {"frames": self._frames, "rows": self._rows}
-        files = [_write_array(self.path / f"{name}-{len(shards):05d}.npy", arrays) for name, arrays in parts.items()]
+        files = [
+            _write_array(self.path / f"frames-{len(shards):05d}.npy", self._frames),
+            _write_array(self.path / f"rows-{len(shards):05d}.npy", self._rows),
+        ]
         shards = [*shards, {"rows": sum(map(len, self._rows)), "files": files}]
         manifest = {**self.manifest, "missions": list(self._missions)[1:], "shards": shards}
         write_json(self.path / MANIFEST, manifest)
@@ -492,8 +469,8 @@ def cumulative_weights(ids: Indices) -> npt.NDArray[np.float64]:
 
 def draw(weights: npt.NDArray[np.float64], batch: int, rng: np.random.Generator) -> Indices:
     """Places (batch,) int64 in cumulative weights (N,), drawn with replacement."""
-    places = np.searchsorted(weights, rng.random(batch) * weights[-1], side="right")
-    return np.minimum(places, len(weights) - 1, dtype=np.int64)  # rounding can give the sum itself
+    places: Indices = np.searchsorted(weights, rng.random(batch) * weights[-1], side="right")
+    return places.clip(max=len(weights) - 1)  # rounding can give the sum itself
 
 
 class Pairs:
@@ -543,7 +520,7 @@ def digests(frames: npt.NDArray[np.uint8]) -> Iterator[bytes]:
 
 
 def resume_store(out: Path, spec: Mapping[str, Any], **arguments: Any) -> FrameWriter:
-    """The writer of a new store, or of an interrupted one with the same specification, made by `FrameStore.create`.
+    """The writer of a new store, made by `FrameStore.create`, or of an interrupted one of the same ``spec``.
 
     Raises:
         RlpreError: if ``out`` holds a store of another specification; it names the first difference.
@@ -563,11 +540,7 @@ def resume_store(out: Path, spec: Mapping[str, Any], **arguments: Any) -> FrameW
 
 @contextmanager
 def new_store(out: Path, **arguments: Any) -> Iterator[FrameWriter]:
-    """Yields a writer, made by `FrameStore.create`; the store appears at ``out`` if the block ends without an error.
-
-    Raises:
-        RlpreError: if ``out`` exists and is not an empty directory.
-    """
+    """Yields the writer of a store that appears at ``out``, absent or an empty directory, when the block has ended."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RlpreError(f"{out} is there already: choose another directory for the frames")
     part = out.absolute().with_name(f".{out.absolute().name}.part")
@@ -581,14 +554,7 @@ def new_store(out: Path, **arguments: Any) -> Iterator[FrameWriter]:
 
 
 def fill_store(out: Path, rows: Iterable[Mapping[str, Any]], total: int, **arguments: Any) -> FrameStore:
-    """Makes a store that appears at ``out`` when all is written, with a progress bar.
-
-    Args:
-        out: as in `new_store`.
-        rows: the arguments of each call of `FrameWriter.append`.
-        total: number of rows.
-        **arguments: of `FrameStore.create`.
-    """
+    """A `new_store` of ``rows``, the arguments of each call of `FrameWriter.append`, ``total`` in all."""
     bar = tqdm(total=total, unit="frame", desc=out.name, disable=None)
     with new_store(out, **arguments) as writer, bar:
         for piece in rows:

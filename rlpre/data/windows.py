@@ -1,7 +1,7 @@
 """Trajectories of a frame store for sequence encoders: windows of rows, and the encoder's inputs at each row."""
 
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,12 +19,7 @@ CHUNK = 512  # frames encoded at a time
 class Windows:
     """Windows of ``length`` rows that never cross an episode; in shorter episodes they are padded on the left.
 
-    Args:
-        store: trajectories.
-        length: rows of a window.
-
-    Raises:
-        RlpreError: if the window is longer than every episode.
+    An `RlpreError` refuses a window that is longer than every episode.
     """
 
     def __init__(self, store: FrameStore, length: int) -> None:
@@ -45,11 +40,7 @@ class Windows:
         return np.flatnonzero(np.arange(len(self.store)) - self._first >= self.length - 1)
 
     def sample(self, batch: int, rng: np.random.Generator) -> Indices:
-        """Draws windows: rows as `FrameStore.sample` draws them, each at a random place of its window.
-
-        Returns:
-            Rows (batch, length) int64 in order, ``PADDING`` on the left if the whole episode is shorter.
-        """
+        """Draws windows (batch, length) int64: rows as `FrameStore.sample` draws them, at random places of windows."""
         rows = self.store.sample(batch, rng)
         last = self._last[rows]
         full = np.minimum(self._first[rows] + self.length - 1, last)  # the first row at which a window is full
@@ -67,34 +58,14 @@ def previous_actions(store: FrameStore, rows: Indices) -> Indices:
     return np.where(first, NO_ACTION, store.column("action")[rows - 1])
 
 
-class SequenceReader(Protocol):
-    """The parts of `rlpre.SequenceEncoder` that `Trajectories` needs."""
-
-    frames: Any  # the vision encoder
-    actions: int
-    vocabulary: Any
-
-    @property
-    def device(self) -> torch.device:
-        """Of the weights."""
-
-    def encode_frames(self, frames: Tensor) -> Tensor:
-        """Vision features (batch, F) of frames (batch, C, H, W)."""
-
-
 class Trajectories:
-    """The inputs of a sequence encoder at each row of a store.
-
-    Args:
-        store: trajectories.
-        encoder: a `rlpre.SequenceEncoder`.
-        device: where to put the inputs.
+    """The inputs of a `rlpre.SequenceEncoder` at each row of a store, on a device.
 
     Raises:
         RlpreError: if the store's frames, actions or missions do not fit the encoder.
     """
 
-    def __init__(self, store: FrameStore, encoder: SequenceReader, device: torch.device) -> None:
+    def __init__(self, store: FrameStore, encoder: Any, device: torch.device) -> None:
         try:
             encoder.frames.input.check(store.space)
         except RlpreError as error:
