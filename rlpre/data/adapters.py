@@ -90,11 +90,7 @@ class VectorVecEnv(VecEnv):
 
     def step_wait(self) -> VecEnvStepReturn:
         """As in SB3."""
-        observations, *outcome, infos = self.env.step(self._actions)
-        if self.pool:
-            outcome = [values[np.argsort(infos["env_id"])] for values in outcome]
-        observations, infos = self._sorted(observations, infos)
-        rewards, terminated, truncated = outcome
+        observations, rewards, terminated, truncated, infos = self._sorted(*self.env.step(self._actions))
         done = np.asarray(terminated) | np.asarray(truncated)
         last = infos.pop("final_obs") if self.same_step and done.any() else observations
         each = _split(infos, self.num_envs)
@@ -128,13 +124,12 @@ class VectorVecEnv(VecEnv):
 
         return _map(replaced, observations, first)
 
-    def _sorted(self, observations: Any, infos: dict[str, Any]) -> tuple[Any, Any]:
-        """In the order of the environments; an EnvPool may answer in another one."""
+    def _sorted(self, *answer: Any) -> Sequence[Any]:
+        """The parts of an answer, the last one infos, in the order of the environments; an EnvPool may use another."""
         if not self.pool:
-            return observations, infos
-        order = np.argsort(infos["env_id"])
-        ordered = _map(lambda values: values[order] if len(values) == len(order) else values, infos)
-        return _map(lambda values: values[order], observations), ordered
+            return answer
+        order = np.argsort(answer[-1]["env_id"])
+        return [_map(lambda values: values[order] if len(values) == len(order) else values, part) for part in answer]
 
     def close(self) -> None:
         """As in SB3."""

@@ -157,10 +157,7 @@ class Recorder:
 
     Args:
         writer: of the store.
-        steps: transitions in all, for the progress bar.
-
-    Attributes:
-        transitions: in the store at the start.
+        steps: transitions in all, for the progress bar; ``transitions`` counts those that the store held before.
     """
 
     def __init__(self, writer: FrameWriter, steps: int) -> None:
@@ -170,18 +167,9 @@ class Recorder:
         self._bar = tqdm(total=steps, initial=self.transitions, unit="step", desc=writer.path.name, disable=None)
 
     def play(self, venv: VecEnv, player: Player, observed: Any, length: int, last: bool, task: int = 0) -> Any:
-        """Plays ``length`` steps of each environment and writes the episodes that ended.
+        """Plays ``length`` steps of each environment from the observations ``observed``, and returns the next ones.
 
-        Args:
-            venv: the environments.
-            player: chooses the actions.
-            observed: the current observations.
-            length: steps.
-            last: cut every episode at the end; otherwise unfinished ones wait for the next call.
-            task: value of the column.
-
-        Returns:
-            The observations after the last step.
+        Episodes that ended are written. The last call cuts the others; before it, they wait for the next call.
         """
         steps = (length, venv.num_envs)
         stored = ("action", "reward", "terminated", "truncated", *player.labels)
@@ -231,12 +219,10 @@ class Recorder:
 
 
 def insert_ends(rows: Columns, ends: Mapping[int, Frames], values: Mapping[str, float]) -> Columns:
-    """Inserts a row with the final frame after each episode of one environment, and adds "episode_start".
+    """Inserts a row with the final frame after each step that ended an episode, and adds "episode_start".
 
-    Args:
-        rows: (T, ...) each, in which actions were taken; the last one ends an episode.
-        ends: the final frame of each episode, by the step that ended it.
-        values: of the inserted rows; missions continue, labels become unknown.
+    The last of the ``rows`` (T, ...) ends an episode. In inserted rows, with ``values``, missions continue and labels
+    are unknown.
     """
     after = np.array(list(ends)) + 1
     start = np.isin(np.arange(len(rows["frames"])), [0, *after])
