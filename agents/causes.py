@@ -21,7 +21,7 @@ from rlpre import FrameStore, RlpreError
 from rlpre.compare.runner import Measurements, Run, read_study
 from rlpre.compare.summary import SECONDS, Curves, read_results
 from rlpre.compare.train import Training, make_venv, starting_encoder
-from rlpre.data.writer import MANIFEST
+from rlpre.data.store import MANIFEST
 from rlpre.encoders.encoder import WHITENED as PREFIX
 from rlpre.evaluation import page
 from rlpre.evaluation.health import conditioning

@@ -1,7 +1,7 @@
-"""Moved to rlpre.data.writer."""
+"""Moved to rlpre.data.store."""
 
 import sys
 
-from rlpre.data import writer
+from rlpre.data import store
 
-sys.modules[__name__] = writer
+sys.modules[__name__] = store

@@ -18,8 +18,7 @@ from envs.minigrid.experts import LABELS, UNKNOWN, Expert, expert_for, labels
 from envs.minigrid.render import atlas
 from envs.minigrid.worlds import GridWorld, make, make_vec
 from rlpre.data.collect import Recorder, begin, seeds, segments
-from rlpre.data.store import FrameStore
-from rlpre.data.writer import FrameWriter
+from rlpre.data.store import FrameStore, FrameWriter
 from rlpre.errors import RlpreError
 from rlpre.utils import sha256
 

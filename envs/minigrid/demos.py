@@ -11,8 +11,7 @@ from envs.minigrid.experts import UNKNOWN
 from envs.minigrid.trials import Trial, expert, layout_seeds, noisy, play
 from envs.minigrid.worlds import make
 from rlpre.data.collect import begin, seeds
-from rlpre.data.store import FrameStore, whole
-from rlpre.data.writer import FrameWriter
+from rlpre.data.store import FrameStore, FrameWriter, whole
 from rlpre.errors import RlpreError
 
 LABELS = ("expert", "layout")  # the expert's action, and the layout of the episode

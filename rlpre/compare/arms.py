@@ -9,7 +9,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 
-from rlpre.data.layout import find_images
+from rlpre.data.adapters import find_images
 from rlpre.encoders import AnyEncoder, Encoder, InputSpec, SequenceEncoder, Vocabulary
 from rlpre.encoders.encoder import CONFIG, WHITENED
 from rlpre.errors import RlpreError, lookup

@@ -22,8 +22,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from rlpre.compare.runner import DONE, FAILED, ROWS, STUDY, Row, Run, finished_runs, flat
 from rlpre.compare.summary import ALL, Curves, Metric, Record, Results, Tasks, curves, read_results, save_rows
-from rlpre.data.store import FrameStore
-from rlpre.data.writer import MANIFEST
+from rlpre.data.store import MANIFEST, FrameStore
 from rlpre.errors import RlpreError
 from rlpre.evaluation import page
 from rlpre.evaluation.page import Answer, Cell, Figure, Gallery, Page, Section, Table, Toned, short_names, thousands

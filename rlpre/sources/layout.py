@@ -1,7 +1,7 @@
-"""Moved to rlpre.data.layout."""
+"""Moved to rlpre.data.adapters."""
 
 import sys
 
-from rlpre.data import layout
+from rlpre.data import adapters
 
-sys.modules[__name__] = layout
+sys.modules[__name__] = adapters
