@@ -383,6 +383,8 @@ def test_the_reference_of_a_kl_penalty_is_fused_too(encoder: Encoder) -> None:
     [
         ({"mode": "finetuned"}, "mode concerns a model that learns: add as_model=True"),
         ({"as_model": True, "mode": "frosen"}, "did you mean 'frozen'"),
+        ({"as_model": True, "mode": "random"}, "mode 'random' starts from fresh weights"),
+        ({"as_model": True, "net_arch": [8]}, "net_arch is no option of a fused model: give one of stages"),
         ({"as_model": True, "warmup_updates": 3}, "warmup_updates has no effect on mode 'frozen'"),
     ],
 )

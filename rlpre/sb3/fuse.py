@@ -5,7 +5,7 @@ import io
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, TypeVar, overload
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,7 +13,7 @@ from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.running_mean_std import RunningMeanStd
-from stable_baselines3.common.save_util import load_from_zip_file
+from stable_baselines3.common.save_util import load_from_zip_file, recursive_getattr
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvWrapper
@@ -21,29 +21,18 @@ from torch import Tensor, nn
 
 from rlpre.encoders import AnyEncoder, Encoder, SequenceEncoder, as_encoder
 from rlpre.encoders.encoder import check_tensors
-from rlpre.errors import RlpreError
+from rlpre.errors import RlpreError, lookup
 from rlpre.sb3.optim import EncoderOptimizer, encoder_optimizer
-from rlpre.sb3.policy import ProtectedExtractor, SequenceExtractor, policy_kwargs
+from rlpre.sb3.policy import MODES, ProtectedExtractor, SequenceExtractor, policy_kwargs
 from rlpre.sb3.ppo import KLPenalty
 from rlpre.sb3.spaces import EncoderLike, FeatureSpace, normalizes, stacked, window_length, window_space, with_image
 from rlpre.sb3.vecenv import FeaturesVecEnv
 
-Algorithm = TypeVar("Algorithm", bound=BaseAlgorithm)
+Statistics = tuple[np.ndarray, np.ndarray, float]  # mean, standard deviation, greatest absolute value
+TRAINING_OPTIONS = ("stages", "anchor", "parent", "encoder_lr_scale", "warmup_updates", "augment")  # of policy_kwargs
 
 
-@overload
-def fuse(
-    model: BaseAlgorithm, encoder: EncoderLike, as_model: Literal[False] = False, **options: Any
-) -> BasePolicy: ...
-
-
-@overload
-def fuse(model: Algorithm, encoder: EncoderLike, as_model: Literal[True], **options: Any) -> Algorithm: ...
-
-
-def fuse(
-    model: BaseAlgorithm, encoder: EncoderLike, as_model: bool = False, **options: Any
-) -> BasePolicy | BaseAlgorithm:
+def fuse(model: BaseAlgorithm, encoder: EncoderLike, as_model: bool = False, **options: Any) -> BasePolicy | Any:
     """Builds the pixel policy that acts as ``model`` does behind `EncodedVecEnv` or `HistoryVecEnv`.
 
     Statistics of a ``VecNormalize`` around `EncodedVecEnv`, and the policy's own features extractor, become part of the
@@ -97,7 +86,7 @@ class FusedExtractor(BaseFeaturesExtractor):
         feature_space: spaces.Space[Any],
         key: str | None,
         reader: tuple[type[ProtectedExtractor], dict[str, Any]],
-        normalizers: list[dict[str | None, "Statistics"]],
+        normalizers: list[dict[str | None, Statistics]],
         head: tuple[type[BaseFeaturesExtractor], dict[str, Any]],
     ) -> None:
         image = observation_space[key] if isinstance(observation_space, spaces.Dict) and key else observation_space
@@ -124,9 +113,6 @@ class FusedExtractor(BaseFeaturesExtractor):
         for normalize in self.normalizers:
             observations = normalize(observations)
         return self.head(observations)  # type: ignore[no-any-return]
-
-
-Statistics = tuple[np.ndarray, np.ndarray, float]  # mean, standard deviation, greatest absolute value
 
 
 class _Normalize(nn.Module):
@@ -179,6 +165,10 @@ class _Plan:
                 "no environment gives windows of pixels, so a SequenceEncoder has no model on them: leave out as_model "
                 "or go on learning on HistoryVecEnv"
             )
+        if not lookup("mode", mode, MODES).pretrained:
+            raise RlpreError(f"mode {mode!r} starts from fresh weights, a fused model has the encoder's: use 'frozen'")
+        if unknown := sorted(options.keys() - TRAINING_OPTIONS):
+            raise RlpreError(f"{unknown[0]} is no option of a fused model: give one of {', '.join(TRAINING_OPTIONS)}")
         model, trained = self.model, getattr(self.model.policy, "_orig_mod", self.model.policy)
         arguments = {**model.policy_kwargs, **self.arguments(trained, mode, **options)}
         saved = io.BytesIO()
@@ -197,10 +187,10 @@ class _Plan:
         self.load(fused.policy, trained)
         for name, state in states.items():
             if name.endswith("optimizer") and (mode == "frozen" or not name.endswith(".optimizer")):
-                _attribute(fused, name).load_state_dict(state)
+                recursive_getattr(fused, name).load_state_dict(state)
         for name, tensor in (variables or {}).items():
             if tensor is not None:
-                _attribute(fused, name).data = tensor.data
+                recursive_getattr(fused, name).data = tensor.data
         if env := _pixel_env(model.get_env(), self.stack, self.space):
             fused.set_env(env)
         return fused
@@ -218,7 +208,7 @@ class _Plan:
             options["stack"] = self.stack
         reader = policy_kwargs(self.encoder, mode, **options)
         given = trained.optimizer_class
-        known = issubclass(given, EncoderOptimizer) or mode in ("frozen", "random")
+        known = issubclass(given, EncoderOptimizer) or mode == "frozen"
         head = trained.features_extractor_class, dict(trained.features_extractor_kwargs)
         arguments = {
             "features_extractor_class": FusedExtractor,
@@ -335,10 +325,3 @@ def _pixel_env(env: VecEnv | None, stack: int, space: spaces.Space[Any]) -> VecE
     if isinstance(outer, VecNormalize):
         outer.norm_obs = False  # the policy does it now
     return outer
-
-
-def _attribute(model: BaseAlgorithm, name: str) -> Any:
-    found: Any = model
-    for part in name.split("."):
-        found = getattr(found, part)
-    return found
