@@ -63,7 +63,8 @@ def test_wheel_loads_what_was_saved_outside_the_checkout(wheel_python: Path, tmp
     frames = np.stack([venv_of_two.step(np.array([1, 2]))[0] for _ in range(8)]).reshape(16, 3, 56, 56)
     np.save(tmp_path / "frames.npy", frames)
 
-    answer = subprocess.run([wheel_python, "-c", ELSEWHERE], cwd=tmp_path, capture_output=True, text=True)
+    command = [wheel_python, "-c", ELSEWHERE]
+    answer = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env={"OMP_NUM_THREADS": "1"})
     assert answer.returncode == 0, answer.stderr
     found, wanted = np.load(tmp_path / "outputs.npz"), outputs(encoder, model, frames)
     for name in wanted:
