@@ -1,4 +1,4 @@
-"""The structure of the project: short files, documented names, imports in one direction without circles, a light import."""
+"""The structure of the project: few short files, documented names, imports in one direction, a light import."""
 
 import ast
 import subprocess
