@@ -1,0 +1,1 @@
+"""Compare ways to use encoders: arms, runs, and one report."""

@@ -1,0 +1,425 @@
+"""The report on a study: its page, picture, summary and TensorBoard curves.
+
+`report` does it for a comparison of agents. Other studies make a `Page` and a figure of their own and hand them to
+`write_report`.
+"""
+
+import math
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.figure
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.ticker import EngFormatter, FuncFormatter, NullFormatter
+from torch.utils.tensorboard import SummaryWriter
+
+from rlpre.compare.background import films, notices, pretraining_sections, read_provenance
+from rlpre.compare.runner import ROWS, Row
+from rlpre.compare.summary import ALL, Curves, Metric, Record, Results, Tasks, curves, read_results, save_rows
+from rlpre.evaluation.page import (
+    COLOURS,
+    CONTROLS,
+    DASHES,
+    Answer,
+    Cell,
+    Figure,
+    Gallery,
+    Page,
+    Section,
+    Table,
+    Toned,
+    as_png,
+    as_text,
+    draw_curve,
+    plain_axes,
+    sentence,
+    short_names,
+    show_interval,
+    show_ratio,
+    thousands,
+    write_html,
+)
+from rlpre.evaluation.stats import FEWEST, StepsRatio
+from rlpre.files import write_bytes, write_json
+
+SAVED, COST, UNKNOWN, NONE = "saved", "cost", "not known", "no answer"
+TONES = {SAVED: "good", COST: "bad"}
+COLUMNS = 3  # of panels in the picture, at most
+HALF, THIRD = (5.2, 3.4), (3.8, 2.4)  # inches of figures two and three in a line of the page
+
+READING = """\
+Curves, areas and final returns are interquartile means over runs; brackets are 95 % intervals. The area is the mean \
+height of the learning curve. Steps are the mean to the first evaluation of at least {0.threshold:g}; a run that never \
+gets there counts as its budget, so that its ratio is only a bound (>=, <=), or holds within the budget only (?). \
+{0.baseline} / arm is how many times the arm's steps {0.baseline} needs: above 1 the arm saves steps. Over several \
+tasks it is the geometric mean. P(better) is the probability that a run of the arm has a larger area than one of \
+{0.baseline}. Frames are the offline ones. Minutes are the wall-clock of a run. Fewer than 3 runs have no interval."""
+
+
+def report(directory: Path, sections: Sequence[Section] = ()) -> str:
+    """Compares the arms of a study, as far as it has come, and writes the files of `write_report`.
+
+    Args:
+        directory: a study, see `rlpre.compare.summary.read_results`. It may hold frame stores, ``frames/<name>``, and
+            runs of pretraining, whose task is "encoders". A run may hold ``run.json`` (versions, commit) and a GIF.
+        sections: further parts of the page, shown after the tasks.
+
+    Returns:
+        The page for a terminal.
+
+    Raises:
+        RlpreError: if the directory holds no finished run or no metric, or its runs do not fit together.
+    """
+    results = read_results(directory)
+    metric, tasks = results.metric, results.tasks
+    by_task = answers(results)
+    lead = next(iter(by_task.values()))
+    page = Page(
+        question=f"How many environment steps did {metric.cause} save?",
+        answer=f"{sentence(lead.claim)}.",
+        tone=TONES.get(lead.verdict, ""),
+        facts=[f"{sentence(lead.facts)}."] if lead.facts else [],
+        notices=[*notices(directory), *_missing(results)],
+        sections=[
+            *([_all_tasks(results, by_task)] if len(tasks) > 1 else []),
+            *(_task(results, task, by_task, films(directory, task)) for task in tasks),
+            *sections,
+            *pretraining_sections(directory),
+            Section("Reading the numbers", [READING.format(metric)]),
+        ],
+        provenance=read_provenance(directory),
+    )
+    records = [record.flat() for record in results.records]
+    return write_report(directory, page, draw_curves(tasks, metric), records, results.rows)
+
+
+def write_report(
+    directory: Path,
+    page: Page,
+    figure: matplotlib.figure.Figure,
+    summary: Sequence[Mapping[str, Any]],
+    rows: Sequence[Row] = (),
+) -> str:
+    """Writes the report of any study.
+
+    Args:
+        directory: receives ``report.html`` (the page), ``report.png`` (the figure), ``summary.json``, ``rows.json``
+            (every row of the study in one file) and TensorBoard events (``tensorboard/``, see `log_rows`).
+        page: the report.
+        figure: what the page shows, as one picture.
+        summary: the results as flat records; of numbers 6 digits are written, null for those that are not finite.
+        rows: what the study measured.
+
+    Returns:
+        The page for a terminal.
+    """
+    records = [{name: _number(value) for name, value in record.items()} for record in summary]
+    answer = {"question": page.question, "answer": page.answer, "facts": list(page.facts)}
+    write_json(directory / "summary.json", {**answer, "records": records})
+    write_bytes(directory / "report.png", as_png(figure))
+    write_html(page, directory / "report.html")
+    if rows:
+        save_rows(rows, directory / ROWS)
+        log_rows(rows, directory / "tensorboard")
+    return as_text(page)
+
+
+def log_rows(rows: Sequence[Row], directory: Path) -> None:
+    """Writes the curves of rows as TensorBoard events, which replace those of an earlier report.
+
+    Every arm is a TensorBoard run with the scalars ``compare/<task>/<metric>``, IQM over seeds, and the ends of its
+    interval, ``..._low`` and ``..._high``. The custom-scalars tab shows them as curves with bands.
+    """
+    shutil.rmtree(directory, ignore_errors=True)
+    metrics = dict.fromkeys(row.metric for row in rows if row.step is not None)
+    measured = {(task, metric): arms for metric in metrics for task, arms in curves(rows, metric).items()}
+    names = short_names(dict.fromkeys(task for task, _ in measured))
+    ends = ("", "_low", "_high")
+    layout: dict[str, dict[str, list[Any]]] = {}
+    for task, metric in measured:
+        tags = [f"compare/{task}/{metric}{end}" for end in ends]
+        layout.setdefault(names[task], {})[f"{names[task]}: {metric}, IQM and 95 % interval"] = ["Margin", tags]
+    with SummaryWriter(str(directory)) as board:
+        board.add_custom_scalars(layout)
+    for arm in dict.fromkeys(arm for arms in measured.values() for arm in arms):
+        with SummaryWriter(str(directory / arm)) as board:
+            for (task, metric), arms in measured.items():
+                for step, point in zip(arms[arm].steps, arms[arm].points, strict=True) if arm in arms else ():
+                    for end, value in zip(ends, (point.value, point.low, point.high), strict=True):
+                        if value is not None:
+                            board.add_scalar(f"compare/{task}/{metric}{end}", value, step)
+
+
+def verdict(ratio: StepsRatio) -> str:
+    """What the interval of a ratio says about 1; a bound leaves one of its ends open."""
+    if ratio.ratio.low is None or ratio.ratio.high is None:
+        return NONE
+    if ratio.ratio.low > 1 and ratio.bound != "<=":
+        return SAVED
+    if ratio.ratio.high < 1 and ratio.bound != ">=":
+        return COST
+    return UNKNOWN
+
+
+def answers(results: Results) -> dict[str, Answer]:
+    """The answers by task; with several tasks the answer over all of them comes first, as `ALL`."""
+    by_task = {task: _answer(results, task) for task in results.tasks}
+    return by_task if len(by_task) == 1 else {ALL: _overall_answer(results, by_task), **by_task}
+
+
+def _answer(results: Results, task: str) -> Answer:
+    metric, arms = results.metric, results.tasks[task]
+    baseline = results.record(task, metric.baseline, None)
+    treated = results.record(task, metric.answer, metric.baseline)
+    if baseline is None or treated is None or treated.ratio is None:
+        missing = [arm for arm in (metric.baseline, metric.answer) if arm not in arms]
+        return Answer(NONE, f"no answer, {' and '.join(missing)} has no finished run")
+    budget = thousands(arms[metric.answer].steps[-1])
+    if baseline.reached + treated.reached == 0:
+        both = f"no run of {metric.baseline} or {metric.answer}"
+        return Answer(NONE, f"no answer, {both} reached {metric.threshold:g} in {budget} steps")
+    slow, fast = (record.steps.value for record in (baseline, treated) if record.steps)
+    facts = (
+        f"to reach {metric.threshold:g}, {metric.baseline} needs {show_ratio(treated.ratio)} times the steps of "
+        f"{metric.answer} ({thousands(slow)} and {thousands(fast)}; {_reached(baseline)} and {_reached(treated)} runs "
+        f"reach it in {budget})"
+    )
+    paid = metric.arms[metric.answer] - metric.arms[metric.baseline]
+    facts += f", after {thousands(paid)} offline frames" if paid > 0 else ""
+    outcome = verdict(treated.ratio)
+    if outcome == NONE:
+        return Answer(outcome, f"no answer, fewer than {FEWEST} runs of an arm allow no interval", facts)
+    if outcome == UNKNOWN:
+        return Answer(outcome, f"it is not known whether {metric.cause} saves environment steps", facts)
+    least = "at least " if treated.ratio.bound in (">=", "<=") else ""
+    return Answer(outcome, f"{metric.cause} {outcome} {least}{thousands(abs(slow - fast))} environment steps", facts)
+
+
+def _overall_answer(results: Results, by_task: Mapping[str, Answer]) -> Answer:
+    """On how many tasks steps were saved, on which, and the ratio over all tasks."""
+    metric, names = results.metric, short_names(by_task)
+    where = {
+        kind: [names[task] for task, answer in by_task.items() if answer.verdict == kind]
+        for kind in (SAVED, COST, UNKNOWN, NONE)
+    }
+    facts = "; ".join(f"{kind} on {', '.join(on)}" for kind, on in where.items() if on)
+    overall = results.record(ALL, metric.answer, metric.baseline)
+    ratio = overall.ratio if overall else None
+    if ratio:
+        times = show_interval(ratio.ratio, bound=ratio.bound.strip("?"))
+        within = ", within the budgets," if ratio.bound == "?" else ""
+        facts += f"; to reach {metric.threshold:g} on all tasks, {metric.baseline} needs {times} times the steps"
+        facts += f"{within} of {metric.answer}"
+    if len(where[NONE]) == len(by_task):
+        return Answer(NONE, f"no answer on any of {len(by_task)} tasks", facts)
+    claim = f"{metric.cause} saved environment steps on {len(where[SAVED]) or 'none'} of {len(by_task)} tasks"
+    claim += f" and cost steps on {len(where[COST])}" if where[COST] else ""
+    return Answer(verdict(ratio) if ratio else NONE, claim, facts)
+
+
+def _all_tasks(results: Results, answers: Mapping[str, Answer]) -> Section:
+    """The answer on every task, then every arm over all tasks."""
+    metric, names = results.metric, short_names(results.tasks)
+    overs = metric.compared_with(metric.answer)
+    rows: list[list[Cell]] = []
+    verdicts: dict[str, list[str]] = {over: [] for over in overs}
+    for task in results.tasks:
+        records = {over: results.record(task, metric.answer, over) for over in overs}
+        for over, record in records.items():
+            verdicts[over] += [verdict(record.ratio)] if record and record.ratio else []
+        own = next(filter(None, records.values()), None)
+        answer = Toned(sentence(answers[task].claim), TONES.get(answers[task].verdict, ""))
+        rows.append([names[task], *map(_ratio, records.values()), _reached(own) if own else "-", answer])
+    won = [f"{each.count(SAVED)} won, {each.count(COST)} lost of {len(each)}" for each in verdicts.values()]
+    rows.append(["all", *won, "", ""])
+    head = ["task", *(f"{over} / {metric.answer}" for over in overs), "reached", "answer"]
+    note = f"{metric.answer}, to a return of {metric.threshold:g}. Won and lost: the interval excludes 1."
+    everywhere = {record.arm for record in results.arms(ALL)}
+    partial = [arm for arm in metric.arms if arm not in everywhere]
+    text = [f"Not on every task yet: {', '.join(partial)}."] if partial else []
+    return Section("Every task", text, [Table(head, rows, note=note), _arms_table(results, ALL)])
+
+
+def _task(results: Results, task: str, answers: Mapping[str, Answer], films: Mapping[str, Figure]) -> Section:
+    """One task: curves and ratios, the table of arms, each arm against the baseline, films."""
+    metric, arms = results.metric, results.tasks[task]
+    text = [f"{task}, {thousands(next(iter(arms.values())).steps[-1])} steps a run."]
+    if len(answers) > 1:
+        text.append(sentence(str(answers[task])))
+    overview = matplotlib.figure.Figure(figsize=HALF, layout="constrained")
+    _draw_overview(panel := overview.subplots(), arms, metric)
+    panel.legend(frameon=False, fontsize="small", ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
+    against = []
+    for arm in arms:
+        if arm != metric.baseline:
+            figure = matplotlib.figure.Figure(figsize=THIRD, layout="constrained")
+            _draw_against_baseline(figure.subplots(), arm, arms, metric)
+            against.append(Figure(arm, figure))
+    pair = [Figure("Learning curves: IQM over runs", overview)]
+    if ratios := draw_ratios(results, task):
+        pair.append(Figure(f"Steps of {metric.baseline} / steps of the arm: above 1 it saves steps", ratios))
+    blocks: list[Table | Figure | Gallery] = [Gallery(pair), _arms_table(results, task)]
+    if against:
+        note = "Thick: IQM over runs; thin: runs; band: 95 % interval; dotted: threshold."
+        blocks.append(Gallery(against, f"Each arm against {metric.baseline}", note))
+    if films:
+        blocks.append(Gallery([films[arm] for arm in arms if arm in films], "Final policies"))
+    return Section(short_names(results.tasks)[task], text, blocks)
+
+
+def _arms_table(results: Results, task: str) -> Table:
+    """One row per arm; columns without any content are left out."""
+    metric, records, alone = results.metric, results.arms(task), task != ALL
+    columns: dict[str, list[Cell]] = {
+        "arm": [Toned(record.arm, "strong" * (record.arm == metric.answer)) for record in records]
+    }
+    for over in (metric.baseline, *metric.controls):
+        columns[f"{over} / arm"] = [_ratio(results.record(task, record.arm, over)) for record in records]
+    columns[f"steps to {metric.threshold:g}"] = [
+        show_interval(record.steps, thousands, ">=" * (record.reached < record.n)) if record.steps else "-"
+        for record in records
+    ]
+    better = [record.better if record.over == metric.baseline else None for record in records]
+    minutes = [results.minutes(task, record.arm) for record in records]
+    if alone:
+        columns["reached"] = [Toned(_reached(record), "bad" * (record.reached < record.n)) for record in records]
+    else:
+        columns["seeds"] = [str(record.n) for record in records]
+    columns["P(better)"] = [show_interval(chance) if chance else "-" for chance in better]
+    columns["area"] = [show_interval(record.area) for record in records]
+    columns["final return"] = [show_interval(record.final) for record in records]
+    columns["frames"] = [thousands(metric.arms[record.arm]) if metric.arms[record.arm] else "-" for record in records]
+    columns["minutes"] = ["-" if duration is None else f"{duration:.1f}" for duration in minutes]
+    filled = {name: cells for name, cells in columns.items() if any(cell != "-" for cell in cells)}
+    rows = list(zip(*filled.values(), strict=True))
+    return Table(list(filled), rows, "Arms" if alone else "All arms over all tasks")
+
+
+def _ratio(record: Record | None) -> Cell:
+    return Toned(show_ratio(record.ratio), TONES.get(verdict(record.ratio), "")) if record and record.ratio else "-"
+
+
+def _reached(record: Record) -> str:
+    return f"{record.reached}/{record.n}"
+
+
+def _missing(results: Results) -> list[str]:
+    names = short_names(results.tasks)
+    lacking = {
+        names[task]: [arm for arm in results.metric.arms if arm not in arms] for task, arms in results.tasks.items()
+    }
+    missing = [f"{', '.join(arms)} on {task}" for task, arms in lacking.items() if arms]
+    return [f"Arms without a finished run: {'; '.join(missing)}."] if missing else []
+
+
+def draw_curves(tasks: Tasks, metric: Metric) -> matplotlib.figure.Figure:
+    """The learning curves as one picture.
+
+    A panel per task shows the IQM of every arm. If there is one task alone, panels of each arm against the baseline
+    follow, with every run and the 95 % bands: bands of more than two arms hide each other. Arms keep their colour from
+    study to study as long as they keep their place in ``metric.arms``.
+    """
+    names, ((_, only), *others) = short_names(tasks), tasks.items()
+    each = [] if others else [arm for arm in only if arm != metric.baseline]
+    count = len([*tasks, *each])
+    columns = min(COLUMNS, math.ceil(math.sqrt(count)))
+    rows = math.ceil(count / columns)
+    figure = matplotlib.figure.Figure(figsize=(4.4 * columns, 1.2 + 3.2 * rows), dpi=150)
+    figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.1)
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for task, arms in tasks.items():
+        panel = panels.pop(0)
+        panel.set_title(names[task], fontweight="bold")
+        _draw_overview(panel, arms, metric)
+    for arm in each:
+        panel = panels.pop(0)
+        panel.set_title(arm, color=style(arm, metric)[0])
+        _draw_against_baseline(panel, arm, only, metric)
+    for empty in panels:
+        empty.remove()
+    lines = {line.get_label(): line for panel in figure.axes for line in panel.get_lines()}
+    shown = [arm for arm in metric.arms if arm in lines]
+    title = "thick: IQM over runs; thin: runs; band: 95 % interval; dotted: threshold" if each else "IQM over runs"
+    handles = [lines[arm] for arm in shown]
+    figure.legend(handles, shown, title=title, loc="outside lower center", ncols=columns, frameon=False)
+    return figure
+
+
+def draw_ratios(results: Results, task: str) -> matplotlib.figure.Figure | None:
+    """The ratios over the baseline on a logarithmic axis, open intervals up to its end; None if no run reached."""
+    ratios = {
+        record.arm: record.ratio
+        for record in reversed(results.arms(task))
+        if record.over == results.metric.baseline and record.ratio and record.ratio.known
+    }
+    if not ratios:
+        return None
+    ends = [end for ratio in ratios.values() for end in (ratio.ratio.value, ratio.ratio.low, ratio.ratio.high) if end]
+    reach = 1.1 * float(np.clip(max(max(end, 1 / end) for end in ends), 2, 20))
+    figure = matplotlib.figure.Figure(figsize=HALF, layout="constrained")
+    panel = figure.subplots()
+    panel.axvline(1, color="#404040", linewidth=0.8)
+    for place, (arm, ratio) in enumerate(ratios.items()):
+        colour, _ = style(arm, results.metric)
+        low = 1 / reach if ratio.bound == "<=" else ratio.ratio.low or ratio.ratio.value
+        high = reach if ratio.bound == ">=" else ratio.ratio.high or ratio.ratio.value
+        panel.plot([low, high], [place, place], color=colour, linewidth=2)
+        panel.plot(ratio.ratio.value, place, "o", color=colour)
+    panel.set_yticks(range(len(ratios)), list(ratios))
+    panel.set(xscale="log", xlim=(1 / reach, reach), ylim=(-0.6, len(ratios) - 0.4), xlabel="← costs · saves →")
+    panel.set_xticks([tick for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10) if 1 / reach <= tick <= reach])
+    panel.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:g}"))
+    panel.xaxis.set_minor_formatter(NullFormatter())
+    plain_axes(panel)
+    return figure
+
+
+def style(arm: str, metric: Metric) -> tuple[str, str]:
+    """Colour and dashes of an arm, by its place among the controls or among the pretrained arms."""
+    controls = [name for name, frames in metric.arms.items() if frames == 0 or name == metric.baseline]
+    controls.sort(key=lambda name: name != metric.baseline)
+    if arm in controls:
+        place = controls.index(arm)
+        return CONTROLS[place % len(CONTROLS)], DASHES[place % len(DASHES)]
+    place = [name for name in metric.arms if name not in controls].index(arm)
+    return COLOURS[place % len(COLOURS)], DASHES[place // len(COLOURS) % len(DASHES)]
+
+
+def _draw_overview(panel: Axes, arms: Mapping[str, Curves], metric: Metric) -> None:
+    """The IQM of every arm on one task."""
+    _frame(panel, arms.values(), metric)
+    for arm, curve in arms.items():
+        colour, dashes = style(arm, metric)
+        values = [point.value for point in curve.points]
+        panel.plot(curve.steps, values, color=colour, linestyle=dashes, linewidth=2, label=arm)
+
+
+def _draw_against_baseline(panel: Axes, arm: str, arms: Mapping[str, Curves], metric: Metric) -> None:
+    """One arm and the baseline on one task, with every run and the bands."""
+    _frame(panel, arms.values(), metric)
+    for name in (metric.baseline, arm):
+        if name in arms:
+            colour, dashes = style(name, metric)
+            panel.plot(arms[name].steps, arms[name].values.T, color=colour, linewidth=0.7, alpha=0.5)
+            draw_curve(panel, arms[name].steps, arms[name].points, colour, linestyle=dashes, linewidth=2)
+
+
+def _frame(panel: Axes, every: Iterable[Curves], metric: Metric) -> None:
+    values = np.concatenate([curve.values.ravel() for curve in every])
+    low, high = min(values.min(), metric.threshold), max(values.max(), metric.threshold)
+    margin = 0.05 * (high - low) or 1.0
+    panel.set_ylim(low - margin, high + margin)  # of the runs, not of the bands, which are wide with few runs
+    panel.set_xlim(0, max(curve.steps[-1] for curve in every))
+    panel.axhline(metric.threshold, color="#404040", linewidth=0.8, linestyle=(0, (1, 2)))
+    panel.xaxis.set_major_formatter(EngFormatter(sep=""))
+    panel.set(xlabel="environment steps", ylabel="evaluation return")
+    plain_axes(panel)
+
+
+def _number(value: Any) -> Any:
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.6g}") if math.isfinite(value) else None

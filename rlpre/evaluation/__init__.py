@@ -1,0 +1,1 @@
+"""What an encoder and a study are worth: statistics, probes, and pages that show them."""
