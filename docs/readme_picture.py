@@ -36,7 +36,9 @@ def draw() -> Figure:
         left.plot(minutes, points[-1].value, "o", color=colour)
     left.set_title("In minutes: five times faster", fontweight="bold", loc="left")
     right.set_title("In environment steps: no difference is shown", fontweight="bold", loc="left")
-    left.set(xlabel="minutes of training (wall-clock)", ylabel="mean return of an evaluation", xlim=(0, None), ylim=(0, 1.02))
+    left.set(
+        xlabel="minutes of training (wall-clock)", ylabel="mean return of an evaluation", xlim=(0, None), ylim=(0, 1.02)
+    )
     right.set(xlabel="environment steps, in thousands", xlim=(0, None))
     for panel in (left, right):
         plain_axes(panel)

@@ -26,8 +26,10 @@ def test_docs_build_without_warnings(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_python_of_a_page_runs(page: Path, tmp_path: Path) -> None:
-    """All blocks of a page in order, as one program, in an empty directory."""
+    """All blocks of a page in order, as one program, in an empty directory; blocks with a title are files there."""
     blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+    for name, content in re.findall(r'^```python title="(.+?)"\n(.*?)^```', page.read_text(), re.DOTALL | re.MULTILINE):
+        (tmp_path / name).write_text(content)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", "\n".join(blocks)]
     answer = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)

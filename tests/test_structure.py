@@ -76,7 +76,8 @@ def public(tree: ast.Module | ast.ClassDef) -> Iterator[Documented]:
     """Functions and classes that users can see, the methods of those classes too."""
     for node in tree.body:
         if isinstance(node, Documented) and not node.name.startswith("_"):
-            yield node
+            if "overload" not in map(ast.unparse, node.decorator_list):  # the implementation is documented
+                yield node
             if isinstance(node, ast.ClassDef):
                 yield from public(node)
 
