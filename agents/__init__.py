@@ -1,6 +1,1 @@
-"""Agents: recipes that differ in one thing, and the run that trains one of them."""
-
-from agents.recipes import RECIPES, Recipe
-from agents.train import PPOConfig, TrainConfig, train
-
-__all__ = ["RECIPES", "PPOConfig", "Recipe", "TrainConfig", "train"]
+"""Our own studies, written as users of rlpre: comparisons, cloned policies and their errors, transfer, benchmarks."""

@@ -1,15 +1,22 @@
 """Pretrained encoders for Stable-Baselines3: pretrain on offline frames, plug into any policy, measure the gain."""
 
+from rlpre.compare.arms import Arm, Backbone
+from rlpre.compare.compare import ComparisonResult, compare
+from rlpre.data.collect import collect
+from rlpre.data.files import from_arrays, from_images
+from rlpre.data.minari import from_minari, to_minari
+from rlpre.data.store import FrameStore
 from rlpre.encoders import Encoder, InputSpec, SequenceEncoder, Vocabulary, register_encoder
 from rlpre.errors import RlpreError
-from rlpre.frames import FrameStore
-from rlpre.loop import PretrainConfig
-from rlpre.pretrain import PretrainResult, pretrain
+from rlpre.features import whiten
+from rlpre.hub import push_to_hub
+from rlpre.pretrain import PretrainConfig, PretrainResult, pretrain
 from rlpre.sb3 import EncodedVecEnv, HistoryVecEnv, fuse, policy_kwargs
-from rlpre.sources import collect, from_arrays, from_images, from_minari, to_minari
-from rlpre.whiten import whiten
 
 __all__ = [
+    "Arm",
+    "Backbone",
+    "ComparisonResult",
     "EncodedVecEnv",
     "Encoder",
     "FrameStore",
@@ -21,12 +28,14 @@ __all__ = [
     "SequenceEncoder",
     "Vocabulary",
     "collect",
+    "compare",
     "from_arrays",
     "from_images",
     "from_minari",
     "fuse",
     "policy_kwargs",
     "pretrain",
+    "push_to_hub",
     "register_encoder",
     "to_minari",
     "whiten",

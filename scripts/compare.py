@@ -1,32 +1,98 @@
 """Compare agents: ``python scripts/compare.py quick`` collects, pretrains, trains every arm, and reports."""
 
+import json
+import sys
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
-from agents.compare import compare
+import envs
+import rlpre
 from agents.presets import PRESETS
 from cli import Where, run
+from rlpre import PretrainConfig, RlpreError
+from rlpre.compare.arms import Arm
+from rlpre.compare.compare import COLLECTED, ComparisonResult
+from rlpre.compare.train import MakeEnv, find_algorithm
 
-Preset = tyro.extras.subcommand_type_from_defaults(PRESETS)
+
+@dataclass(frozen=True)
+class Own:
+    """A comparison on your own environment; "scratch" and "fresh" (fresh weights, whitened) are added as controls."""
+
+    env: str  # Gymnasium id, or package:function of a function (n_envs, seed) -> VecEnv
+    arm: tyro.conf.UseAppendAction[list[str]]  # NAME=MODE[:ENCODER][,whiten]; ENCODER: a directory or an objective
+    steps: int  # environment steps of a run
+    seeds: int = 3  # runs of every arm
+    algo: str = "ppo"  # an algorithm of SB3 or sb3-contrib
+    algo_kwargs: str = "{}"  # its arguments as JSON
+    n_envs: int = 8  # environments of a run that are stepped together
+    frames: int | Path = COLLECTED  # store of frames, or number of transitions to collect with random actions
+    threshold: float = 0.8  # return to reach
+    answer: str | None = None  # the arm that the headline is about; default the first
+    eval_every: int | None = None  # environment steps between evaluations; default a twentieth of a run
+    eval_episodes: int = 16  # episodes per evaluation
+    deterministic: bool = False  # whether evaluations take the most likely actions
+    pretrain: PretrainConfig = field(default_factory=PretrainConfig)
+
+    def run(self, out: Path, workers: int | None, executor: Executor | None) -> ComparisonResult:
+        """Runs the comparison in ``out``, or goes on with one that was interrupted."""
+        sys.path.insert(0, "")  # functions of the current directory
+        settings = {**vars(self), "make_env": _environment(self.env), "arms": dict(map(_arm, self.arm))}
+        settings |= {"algorithm": find_algorithm(self.algo), "algorithm_kwargs": _json(self.algo_kwargs)}
+        for name in ("env", "arm", "algo", "algo_kwargs"):
+            del settings[name]
+        return rlpre.compare(**settings, out=out, workers=workers, executor=executor)
+
+
+def _environment(name: str) -> str | MakeEnv:
+    """MiniGrid's own observations are no images: its levels are drawn by `envs`."""
+    return partial(envs.make_vec, name) if name.startswith(("MiniGrid-", "BabyAI-")) else name
+
+
+def _arm(text: str) -> tuple[str, Arm]:
+    name, given, rest = text.partition("=")
+    if not given:
+        raise RlpreError(f"arm {text!r} has no mode: give NAME=MODE, such as mine=frozen:runs/encoders/a")
+    rest, *options = rest.split(",")
+    if options not in ([], ["whiten"]):
+        raise RlpreError(f"arm {name!r} has unknown options {', '.join(options)}: the only one is whiten")
+    mode, _, encoder = rest.partition(":")
+    return name, Arm(mode, encoder or None, whiten=bool(options))
+
+
+def _json(text: str) -> dict[str, Any]:
+    try:
+        return dict(json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise RlpreError(f"--algo-kwargs is no JSON object ({error}): write '{{\"n_steps\": 128}}'") from error
+
+
+Comparison = tyro.extras.subcommand_type_from_defaults(
+    {**PRESETS, "own": Own(env=tyro.MISSING, arm=tyro.MISSING, steps=tyro.MISSING)}
+)
 
 
 def main(
-    comparison: Annotated[Preset, tyro.conf.arg(name="")],
+    comparison: Annotated[Comparison, tyro.conf.arg(name="")],
     out: Path = Path("runs/compare"),
     where: tyro.conf.OmitArgPrefixes[Where] = Where(),  # noqa: B008 (frozen)
 ) -> None:
-    """Answers how many environment steps pretraining saves.
+    """Measures how many environment steps pretraining saves.
 
     Args:
-        comparison: a preset, any part of which can be set.
+        comparison: a preset whose settings can be changed, or your own environment.
         out: results directory; an interrupted comparison there goes on.
         where: processes of this machine, or a cluster.
     """
     with where.executor() as executor:
-        print(compare(comparison, out, where.workers, executor))
-    print(f"page: {out}/runs/report.html   figures: {out}/runs/results.json   tensorboard --logdir {out}")
+        result = comparison.run(out, where.workers, executor)
+    print(result.text)
+    print(f"page: {out}/report.html   numbers: {out}/summary.json   tensorboard --logdir {out}")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
 """Train one agent: ``python scripts/train.py --agent frozen --encoder runs/encoders/a``."""
 
+from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import tyro
 from tqdm import tqdm
 
-from agents import TrainConfig, train
-from agents.film import film
+from agents.presets import TrainConfig
 from cli import run
+from rlpre.compare.train import train
 
 
 def main(config: tyro.conf.OmitArgPrefixes[TrainConfig], out: Path | None = None) -> None:
@@ -19,12 +19,12 @@ def main(config: tyro.conf.OmitArgPrefixes[TrainConfig], out: Path | None = None
         out: run directory, default runs/train/ENV/AGENT/seed-SEED.
     """
     out = out or Path("runs/train", config.env, config.agent, f"seed-{config.seed}")
+    training = replace(config.training(), film=True)
     with tqdm(total=config.steps, unit="step", desc=f"{config.agent} on {config.env}", disable=None) as bar:
-        policy = train(config, out, lambda steps: bar.update(steps - bar.n))
-    film(policy, config, out / "policy.gif")
-    results = np.load(out / "evaluations.npz")["results"]
-    returns = results.mean(axis=1)
-    print(f"{out}: return {returns[-1]:.2f} at the end, {returns.max():.2f} at best, {results.shape[1]} episodes each")
+        measured = train(training, out, lambda steps: bar.update(steps - bar.n))
+    returns = [value for _, value in measured["return"]]
+    episodes = f"{config.eval_episodes} episodes each"
+    print(f"{out}: return {returns[-1]:.2f} at the end, {max(returns):.2f} at best, {episodes}")
 
 
 if __name__ == "__main__":

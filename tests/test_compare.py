@@ -1,137 +1,264 @@
-"""Comparisons whose arms start from variants of one pretraining, and from exactly so many frames."""
+"""`rlpre.compare` on environments without MiniGrid."""
 
+import json
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from pixel_world import FRAME, worlds
+from stable_baselines3 import DQN
+from stable_baselines3.common.vec_env import VecEnv
 
-from agents.compare import collect, compare
-from agents.comparison import Arm, Offline, check, configuration, encoder_path
-from agents.presets import PRESETS
-from agents.train import PPOConfig, TrainConfig
-from rlpre import Encoder, FrameStore, PretrainConfig, RlpreError
-from rlpre.files import read_json
+import rlpre
+from rlpre import Arm, Backbone, Encoder, PretrainConfig, RlpreError, SequenceEncoder
+from rlpre.utils import read_json
 
-WORLD = "MiniGrid-DoorKey-5x5-v0"
-TINY = {
-    "environments": (WORLD,),
-    "steps": (64,),
-    "seeds": 1,
-    "first_seed": 3,
-    "probe": 400,
-    "pretrain": PretrainConfig(steps=4, batch=16, features=16, checkpoint_every=4, seed=1),
-    "train": TrainConfig(
-        features=16, eval_every=64, eval_episodes=2, ppo=PPOConfig(n_envs=2, n_steps=32, batch_size=32, n_epochs=1)
-    ),
-}
-WHY = replace(
-    PRESETS["why"],
-    data={"mixed": Offline((WORLD,), 400)},
-    arms={**PRESETS["why"].arms, "random": Arm("random-frozen")},
-    **TINY,
-)
-SIZES = {"1k": 10, "3k": 20, "10k": 30, "30k": 40, "100k": 50}
-SCALING = replace(
-    PRESETS["scaling"],
-    data={name: Offline((WORLD,), 800, distinct=SIZES[name]) for name in PRESETS["scaling"].data},
-    **TINY,
-)
+ROOT = Path(__file__).parents[1]
+PPO = {"n_steps": 16, "batch_size": 32, "n_epochs": 1, "device": "cpu", "policy_kwargs": {"net_arch": [8]}}
+PRETRAIN = PretrainConfig(steps=2, batch=8, features=8, checkpoint_every=2, seed=5, device="cpu")
+MEMORY = PretrainConfig(steps=1, batch=4, device="cpu")
+SMALL = {"steps": 64, "seeds": 1, "n_envs": 2, "frames": 100, "pretrain": PRETRAIN, "eval_every": 32}
+SMALL |= {"pretrain_memory": MEMORY, "eval_episodes": 2, "algorithm_kwargs": PPO, "threshold": 1.5}
+
+ENVIRONMENT = """
+import gymnasium as gym, numpy as np
+from stable_baselines3.common.env_util import make_vec_env
+
+class Side(gym.Env):
+    observation_space, action_space = gym.spaces.Box(0, 255, (36, 36, 3), np.uint8), gym.spaces.Discrete(2)
+    render_mode, metadata = "rgb_array", {"render_modes": ["rgb_array"]}
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        self.side, self.time = int(self.np_random.integers(2)), 0
+        return self.render(), {}
+    def step(self, action):
+        reward, self.side, self.time = float(action == self.side), int(self.np_random.integers(2)), self.time + 1
+        return self.render(), reward, self.time == 8, False, {}
+    def render(self):
+        frame = np.zeros((36, 36, 3), np.uint8)
+        frame[12:24, 18 * self.side : 18 * self.side + 18] = 200
+        return frame
+
+def make(n_envs, seed):
+    return make_vec_env(Side, n_envs, seed)
+"""
+PROGRAM = """
+import rlpre
+from side import make
+if __name__ == "__main__":
+    arms = {"mine": rlpre.Arm("frozen", "inverse", whiten=True)}
+    settings = {"frames": 100, "pretrain": rlpre.PretrainConfig(steps=2, batch=8), "eval_episodes": 2, "n_envs": 2}
+    result = rlpre.compare(make, arms, steps=64, seeds=1, out="runs", algorithm_kwargs={"n_steps": 16}, **settings)
+    print(result.ratio("mine", over="fresh")["n"])
+"""
+COMMAND = "--out runs own --env side:make --arm mine=frozen:inverse,whiten --steps 64 --frames 100 --eval-episodes 2"
+COMMAND += " --n-envs 2 --pretrain.steps 2 --pretrain.batch 8 --seeds 2"
+
+
+def make(n_envs: int, seed: int) -> VecEnv:
+    return worlds(n_envs, seed)
+
+
+def compare(out: Path, arms: dict[str, Arm], make_env: Any = make, **settings: Any) -> rlpre.ComparisonResult:
+    """In this process."""
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(1) as here:
+        patch.setenv("OMP_NUM_THREADS", "1")  # a study in this process sets it
+        return rlpre.compare(make_env, arms, out=out, **{**SMALL, "executor": here, "workers": 99, **settings})
+
+
+def test_own_environment_outside_the_checkout(tmp_path: Path) -> None:
+    (tmp_path / "side.py").write_text(ENVIRONMENT)
+    (tmp_path / "program.py").write_text(PROGRAM)
+    assert len(PROGRAM.splitlines()) <= 10
+
+    def call(*command: Any) -> str:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        command = (sys.executable, *map(str, command))
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert call("program.py") == "1\n"
+    arms = {path.name for path in (tmp_path / "runs" / "comparison").iterdir()}
+    assert arms == {"mine", "scratch", "fresh"}
+    assert len(list((tmp_path / "runs").rglob("policy.gif"))) == 3
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("done.json")}
+    shown = call(ROOT / "scripts" / "compare.py", *COMMAND.split(), "--algo-kwargs", '{"n_steps": 16}')
+    assert "mine" in shown
+    assert {path: path.stat().st_mtime_ns for path in before} == before, "the command adds a seed to the program's"
+    records = read_json(tmp_path / "runs" / "summary.json")["records"]
+    assert {record["n"] for record in records} == {2}
 
 
 @pytest.fixture(scope="module")
-def why(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("why")
-    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(1) as here:
-        patch.setenv("OMP_NUM_THREADS", "1")  # a study in this process sets it
-        compare(WHY, out, 99, here)
-    return out
+def encoder() -> Encoder:
+    torch.manual_seed(0)
+    return Encoder("impala", FRAME, features=8)
 
 
-def test_one_pretraining_leaves_every_variant(why: Path) -> None:
-    home = why / "encoders" / "temporal+inverse@mixed" / "seed-1"
-    plain, start = Encoder.load(home), Encoder.load(home / "step-0")
-    torch.manual_seed(plain.pretraining["seed"])
-    drawn, fresh = Encoder("cnn", plain.input, features=16).state_dict(), start.state_dict()
-    assert all(tensor.equal(fresh[name]) for name, tensor in drawn.items() if not name.startswith("feature_"))
-    prints = {plain.fingerprint(), start.fingerprint()}
-    for path, before in ((home / "whitened", plain), (home / "step-0" / "whitened", start)):
-        white = Encoder.load(path)
-        assert white.architecture == "whitened:cnn"
-        assert white.stages[0][0].weight.equal(before.stages[0][0].weight)
-        prints.add(white.fingerprint())
-    assert len(prints) == 4
+@pytest.fixture(scope="module")
+def arms(encoder: Encoder, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Arm]:
+    memory = Backbone(width=8, layers=1, heads=2, window=3)
+    path = encoder.save(tmp_path_factory.mktemp("encoders") / "a")
+    return {
+        "pretrained": Arm("finetuned", "inverse", policy_kwargs={"warmup_updates": 1}),
+        "given": Arm("frozen", encoder),
+        "whitened": Arm("frozen", str(path), whiten=True),
+        "like given": Arm("random", path),
+        "remembers": Arm("frozen", "inverse", whiten=True, memory=memory, memory_objective="cpc"),
+        "fresh memory": Arm("scratch", "inverse", memory=memory),
+    }
 
 
-def test_runs_start_from_their_variant(why: Path) -> None:
-    for arm, of in WHY.arms.items():
-        said = read_json(why / "runs" / WORLD / arm / "seed-3" / "run.json")
-        assert (said["encoder"]["architecture"] == "whitened:cnn") == of.whitened
-        if of.objective:
-            assert Encoder.load(said["configuration"]["encoder"]).pretraining["step"] == (4 if of.step is None else 0)
+@pytest.fixture(scope="module")
+def result(arms: dict[str, Arm], tmp_path_factory: pytest.TempPathFactory) -> rlpre.ComparisonResult:
+    return compare(tmp_path_factory.mktemp("runs"), arms, seeds=[4, 5])
 
 
-def test_every_seed_may_have_encoders_of_its_own() -> None:
-    for each, expected in ((True, [1, 2, 3]), (False, [1, 1, 1])):
-        comparison = replace(WHY, seeds=3, each_seed=each)
-        paths = [encoder_path(comparison, WHY.arms["fresh-whitened"], seed) for seed in (3, 4, 5)]
-        assert paths == [Path(f"encoders/temporal+inverse@mixed/seed-{seed}/step-0/whitened") for seed in expected]
+def start(result: rlpre.ComparisonResult, arm: str, seed: int = 4) -> Any:
+    """Where a run's encoder was loaded from."""
+    return read_json(result.path / "comparison" / arm / f"seed-{seed}" / "run.json")["configuration"]["encoder"]
 
 
-def test_features_are_measured_where_the_agents_act(why: Path) -> None:
-    found = {arm: read_json(why / "features" / WORLD / arm / "seed-3" / "features.json") for arm in WHY.arms}
-    frames, target = (FrameStore.open(why / path) for path in ("frames/mixed", f"targets/{WORLD}"))
-    for arm, known in found.items():
-        assert known["whitened"] == arm.endswith("whitened")
-        assert known["updates"] == (4 if arm.startswith("pretrained") else 0)
-        assert known["distinct"] == (None if arm == "random" else frames.distinct)
-        assert 1 <= known["dimensions"] <= 16
-        assert "front" in known["probes"]
-    for arm in ("fresh", "pretrained"):
-        assert found[f"{arm}-whitened"]["condition"] < found[arm]["condition"] / 3
-        assert found[f"{arm}-whitened"]["probes"]["front"] == pytest.approx(found[arm]["probes"]["front"], abs=0.2)
-    assert target.manifest["spec"]["seed"] != frames.manifest["spec"]["seed"]
+def test_arms_start_where_they_should(result: rlpre.ComparisonResult, encoder: Encoder) -> None:
+    home = result.path / "encoders"
+    own = home / "inverse@comparison" / "seed-5"
+    assert start(result, "pretrained") == str(own)
+    assert start(result, "pretrained", seed=5) == str(own.with_name("seed-6")), "every seed pretrains its own"
+    assert Encoder.load(start(result, "given")).fingerprint() == encoder.fingerprint()
+    assert start(result, "whitened") == str(home / "whitened@comparison" / "seed-5" / "whitened")
+    white = Encoder.load(start(result, "whitened"))
+    assert (white.architecture, white.num_features) == ("whitened:impala", 8)
+    assert white.stages[0].state_dict().keys() == encoder.stages[0].state_dict().keys()
+    assert start(result, "remembers") == str(own / "whitened" / "cpc-transformer-8-1-2-3" / "causal")
+    assert SequenceEncoder.load(start(result, "remembers")).pretraining["objective"] == "cpc"
+    assert start(result, "scratch") is None
+    said = {arm: read_json(result.path / "comparison" / arm / "seed-4" / "run.json")["encoder"] for arm in ARMS}
+    assert {arm: of.get("architecture", "memory") for arm, of in said.items()} == ARMS
 
 
-def test_encoders_of_exactly_so_many_frames(tmp_path: Path) -> None:
-    stores = [collect(SCALING, name, tmp_path) for name in SCALING.data]
-    assert [store.distinct for store in stores] == list(SIZES.values())
-    assert [path.name for path in (tmp_path / "pools").iterdir()] == ["1k"], "they are cut from one"
-    assert collect(SCALING, "3k", tmp_path).hash == stores[1].hash
+ARMS = {
+    "scratch": "cnn",
+    "fresh": "whitened:cnn",
+    "pretrained": "cnn",
+    "given": "impala",
+    "whitened": "whitened:impala",
+    "like given": "impala",
+    "remembers": "memory",
+    "fresh memory": "memory",
+}
 
 
-@pytest.mark.parametrize("name", PRESETS)
-def test_every_preset_can_run(name: str) -> None:
-    check(PRESETS[name])
+def test_result(result: rlpre.ComparisonResult) -> None:
+    assert result.page.exists()
+    assert list(dict.fromkeys(record["arm"] for record in result.table())) == list(ARMS)
+    curve = [row for row in result.rows if (row["arm"], row["seed"], row["metric"]) == ("given", 5, "return")]
+    assert [row["step"] for row in curve] == [32, 64]
+    evaluated = np.load(result.path / "comparison" / "given" / "seed-5" / "evaluations.npz")["results"]
+    assert [row["value"] for row in curve] == evaluated.mean(axis=1).tolist()
+    assert result.ratio("given", over="like given")["n"] == 2
+    metric = read_json(result.path / "study.json")["metric"]
+    assert metric["answer"] == "pretrained"
+    assert metric["controls"] == ["fresh", "like given"]
+    assert [arm for arm, frames in metric["arms"].items() if not frames] == ["scratch", "given", "like given"]
+    with pytest.raises(RlpreError, match="compares no arm 'given' with 'whitened'"):
+        result.ratio("given", over="whitened")
 
 
-def test_settings_that_change_nothing_are_not_told() -> None:
-    """Directories of studies that were begun before a setting was there still belong to their comparison."""
-    told = configuration(PRESETS["quick"])
-    assert told["arms"]["scratch"] == {"agent": "scratch", "objective": "", "data": ""}
-    assert list(told["data"]["mixed"]) == ["sources", "steps", "behaviour"]
-    assert list(told) == ["environments", "steps", "data", "arms", "answer", "threshold", "pretrain", "train"]
-    assert "collapse" not in told["pretrain"]
-    why = configuration(WHY)
-    assert why["arms"]["fresh"] == {"agent": "frozen", "objective": "temporal+inverse", "data": "", "step": 0}
-    assert why["arms"]["pretrained-whitened"]["whitened"]
-    assert (why["each_seed"], why["probe"]) == (True, 400)
-    assert configuration(SCALING)["data"]["1k"]["distinct"] == 10
+def test_a_comparison_goes_on_and_repeats_itself(
+    result: rlpre.ComparisonResult, arms: dict[str, Arm], tmp_path: Path
+) -> None:
+    written = {path: path.stat().st_mtime_ns for path in result.path.rglob("done.json")}
+    assert compare(result.path, arms, seeds=[4, 5]).text == result.text
+    assert {path: path.stat().st_mtime_ns for path in result.path.rglob("done.json")} == written
+    again = compare(tmp_path, {"given": arms["given"]}, seeds=[5], controls=False, baseline="given").rows
+    assert again == [row for row in result.rows if (row["arm"], row["seed"]) == ("given", 5)]
+    with pytest.raises(RlpreError, match=r"belongs to another study: metric\.threshold is 1\.5 there and 2 here"):
+        compare(result.path, arms, seeds=[4, 5], threshold=2)
+
+
+def test_every_task_has_frames_of_its_own_and_any_algorithm(tmp_path: Path) -> None:
+    settings = {"learning_starts": 4, "buffer_size": 64, "device": "cpu"}
+    tasks = {"one": make, "two": "test_compare:make"}
+    arms = {"frozen": Arm("frozen", "contrastive", algorithm_kwargs={"learning_rate": 1e-3})}
+    result = compare(tmp_path, arms, tasks, steps={"one": 64, "two": 32}, algorithm="dqn", algorithm_kwargs=settings)
+    model = DQN.load(tmp_path / "two" / "frozen" / "seed-0" / "last_model.zip")
+    assert (model.num_timesteps, model.learning_rate) == (32, 1e-3)
+    assert {path.name for path in (tmp_path / "encoders").iterdir()} >= {"contrastive@one", "contrastive@two"}
+    assert {record["task"] for record in result.table()} == {"one", "two", "all tasks"}
+
+
+def test_frames_that_are_given(tmp_path: Path) -> None:
+    store = rlpre.collect(make(2, 0), tmp_path / "frames", steps=60)
+    arms = {name: Arm("frozen", "jigsaw", data=name) for name in ("a", "b")}
+    frames = {"a": store, "b": lambda: store}
+    out = tmp_path / "out"
+    compare(out, arms, frames=frames, controls=False, baseline="a", pretrain_each_seed=False, seeds=2)
+    assert [str(path.relative_to(out / "encoders")) for path in sorted(out.glob("encoders/*/*"))] == [
+        "jigsaw@a/seed-5",
+        "jigsaw@b/seed-5",
+    ]
+    assert json.loads((out / "study.json").read_text())["frames"] == {"a": store.hash, "b": store.hash}
+
+
+MEMORY_ARM = Arm("frozen", "inverse", memory=Backbone(width=8))
 
 
 @pytest.mark.parametrize(
-    ("changes", "sentence"),
+    ("arm", "sentence"),
     [
-        ({"arms": {"a": Arm("frozen", "inverse", step=5)}}, "arm 'a' starts from step 5, but pretraining has 4"),
-        ({"arms": {"a": Arm("frozen", "inverse", step=-1)}}, "arm 'a' starts from step -1"),
-        ({"arms": {"a": Arm("random-frozen", whitened=True)}}, "arm 'a' has no pretraining to take step"),
-        ({"arms": {"a": Arm("scratch", step=0)}}, "arm 'a' has no pretraining to take step"),
-        ({"data": {"mixed": Offline((WORLD,), 400, distinct=0)}}, "data 'mixed' would hold 0 different frames"),
-        ({"probe": -1}, "probe is -1: it must be at least 0"),
+        (Arm("frosen"), "unknown mode 'frosen': did you mean 'frozen'"),
+        (Arm("frozen"), "arm 'a': mode 'frozen' starts from pretrained weights: give encoder"),
+        (Arm("frozen", "jigsow"), "unknown objective 'jigsow': did you mean 'jigsaw'"),
+        (Arm("frozen", "cpc"), "objective 'cpc' pretrains a sequence encoder"),
+        (Arm("frozen", "nowhere/a"), r"nowhere/a/config\.json is missing"),
+        (Arm("frozen", Encoder("cnn", rlpre.InputSpec((3, 40, 40)))), r"\(3, 40, 40\)"),
+        (Arm("scratch", "jigsaw"), "mode 'scratch' starts from fresh weights: leave out encoder 'jigsaw'"),
+        (Arm("scratch", whiten=True), "mode 'scratch' starts from fresh weights: leave out whiten"),
+        (Arm("frozen", "jigsaw", step=3), "arm 'a': pretraining has no step 3: choose one from 0 to 2"),
+        (Arm("frozen", "jigsaw", step=-1), "pretraining has no step -1"),
+        (Arm("random", step=0), "there is no pretraining to take step 0 of"),
+        (Arm("frozen", "jigsaw", data="b"), "unknown data 'b'"),
+        (Arm("partial", "jigsaw"), "mode 'partial' with stages=None"),
+        (Arm("frozen", "jigsaw", policy_kwargs={"augment": True}), "augment has no effect on mode 'frozen'"),
+        (MEMORY_ARM, "mode 'frozen' starts from pretrained weights: give memory_objective"),
+        (Arm("scratch", "inverse", memory=Backbone(), memory_objective="cpc"), "leave out memory_objective"),
+        (Arm("scratch", memory=Backbone()), "memory needs an encoder of frames"),
+        (Arm("frozen", "inverse", memory_objective="cpc"), "there is a memory_objective, but no memory"),
+        (Arm("frozen", "inverse", memory=Backbone(), memory_objective="cp"), "unknown objective 'cp': did you mean"),
     ],
 )
-def test_bad_input(changes: dict[str, object], sentence: str) -> None:
-    arms = changes.get("arms", WHY.arms)
+def test_bad_arms(arm: Arm, sentence: str, tmp_path: Path) -> None:
     with pytest.raises(RlpreError, match=sentence):
-        check(replace(WHY, **{**changes, "answer": next(iter(arms)), "baseline": next(iter(arms))}))
+        compare(tmp_path / "new", {"a": arm})
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"answer": "b"}, "unknown arm 'b'"),
+        ({"baseline": "b"}, "unknown arm 'b'"),
+        ({"seeds": 0}, "seed is -1"),
+        ({"steps": 16}, "steps=16 end before the first evaluation: lower eval_every=32"),
+        ({"steps": {"b": 16}}, "unknown task 'comparison'"),
+        ({"n_envs": 0}, "n_envs is 0"),
+        ({"algorithm": "ppoo"}, "unknown algorithm 'ppoo': did you mean 'ppo'"),
+        ({"make_env": "CarRacing-v33"}, "unknown environment 'CarRacing-v33': did you mean 'CarRacing-v3'"),
+        ({"make_env": "CartPole-v1"}, "the observations of the environment are Box.*: frames are uint8 images"),
+        ({"make_env": "test_compare:nothing"}, "'test_compare:nothing' cannot be imported"),
+        ({"make_env": lambda n_envs, seed: None}, r"make_env\(1, 0\) gave None: return a VecEnv of 1 environments"),
+        ({"make_env": lambda n_envs, seed: make(n_envs, seed), "executor": None}, "cannot import a function"),
+        ({"algorithm_kwargs": {"device": "abacus"}}, "device 'abacus' cannot be used here"),
+    ],
+)
+def test_bad_settings(settings: dict[str, Any], sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(RlpreError, match=sentence):
+        compare(tmp_path / "new", {"a": Arm("random")}, **settings)
+    assert not (tmp_path / "new").exists()

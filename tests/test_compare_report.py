@@ -17,7 +17,7 @@ from rlpre.compare.runner import Run
 from rlpre.compare.summary import ALL, Metric, load_rows, read_results
 from rlpre.errors import RlpreError
 from rlpre.evaluation.page import Section
-from rlpre.files import write_json
+from rlpre.utils import write_json
 
 FAST, SLOW = [2000, 3000, 4000], [8000, 9000, 10_000]
 
@@ -41,7 +41,7 @@ def test_figures_by_hand(tmp_path):
     # Of nine pairs, best wins all but 8000 against 6000, and ties 8000 against 8000.
     assert best.better.value == pytest.approx(7.5 / 9)
     assert (scratch.over, scratch.ratio, scratch.better) == (None, None, None)
-    assert results.minutes("Door", "best") == 1.5
+    assert results.minutes("Door", "best") == "1.5"
 
 
 def test_figures_over_tasks_by_hand(tmp_path):
@@ -69,8 +69,9 @@ def test_figures_over_tasks_by_hand(tmp_path):
         ({"scratch": [10_000] * 5, "best": [3000, 3000, 2000, 2000, NEVER]}, "it is not known"),
         ({"scratch": [NEVER] * 3, "best": [NEVER] * 3}, "no answer, no run of scratch or best reached 0.8 in 10k"),
         ({"scratch": SLOW[:2], "best": FAST[:2]}, "no answer, fewer than 3 runs"),
-        ({"scratch": SLOW}, "no answer, best has no finished run"),
-        ({"best": SLOW, "random": [1000]}, "no answer, scratch has no finished run"),
+        ({"scratch": [5000] * 3, "best": [4000] * 3}, "it is not known"),
+        ({"scratch": SLOW}, "no answer, there is no finished run of best"),
+        ({"best": SLOW, "random": [1000]}, "no answer, there is no finished run of scratch"),
     ],
 )
 def test_answers(tmp_path, arms, sentence):
@@ -203,7 +204,7 @@ def test_bad_studies_are_refused(tmp_path):
     write_run(tmp_path, Run("Other", "scratch", 0), 300, STEPS // 10)  # another task may have other steps
     assert len(read_results(tmp_path).tasks) == 2
     path = write_run(tmp_path, Run("Door", "scratch", 1), 5000, STEPS[:-1])
-    with refused(r"scratch/seed-1 was measured at 9 points up to 9000 steps, .*seed-0 at 10"):
+    with refused(r"scratch/seed-1 was measured at 9 points up to step 9000, .*seed-0 at 10"):
         report(tmp_path)
     write_json(path / "rows.json", [["return", float("nan"), 1000]])
     with refused("scratch/seed-1: return is not finite at step 1000"):
@@ -218,9 +219,11 @@ def test_metric_names_its_arms(names):
 
 def test_what_saved_is_pretraining_or_else_the_arm_which_pays_for_its_own_frames(tmp_path):
     runs = {"scratch": SLOW, "random": SLOW, "best": FAST}
-    for baseline, cause in (("scratch", "pretraining"), ("random", "best")):
-        study = write_study(tmp_path / baseline, runs, replace(METRIC, baseline=baseline))
+    for names, cause in (({}, "pretraining"), ({"baseline": "random"}, "the arm 'best'")):
+        study = write_study(tmp_path / cause, runs, replace(METRIC, **names))
         assert answers(read_results(study))["Door"].claim == f"{cause} saved 6k environment steps"
+    study = write_study(tmp_path / "control", runs, replace(METRIC, answer="random"))
+    assert answers(read_results(study))["Door"].claim.startswith("it is not known whether the arm 'random' saves")
     metric = Metric({"best": 60_000, "past": 60_000}, answer="past", baseline="best")
     study = write_study(tmp_path / "both", {"best": SLOW, "past": FAST}, metric)
     assert "offline frames" not in answers(read_results(study))["Door"].facts

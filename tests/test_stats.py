@@ -72,7 +72,7 @@ def test_too_few_runs_give_no_interval(runs):
         stats.geometric_mean_interval(scores[:, 0]),
         stats.iqm_interval(scores),
         stats.probability_of_improvement(scores, column(1, 2, 3)),
-        stats.steps_ratio(reach(1, 2, 3), (scores[:, 0], np.ones(runs, bool)), 10).ratio,
+        stats.steps_ratio([(reach(1, 2, 3), (scores[:, 0], np.ones(runs, bool)), 10)]).ratio,
     ):
         assert (estimate.low, estimate.high, estimate.n) == (None, None, runs)
 
@@ -91,7 +91,7 @@ def test_intervals_cover_the_truth_where_percentiles_do_not(runs):
     def ratio(rng, spread=0.8):
         shape = 1 / spread**2
         slow, fast = rng.gamma(shape, 3 / shape, runs), rng.gamma(shape, 1 / shape, runs)
-        return stats.steps_ratio(reach(*(1e4 * slow)), reach(*(1e4 * fast)), 1e9).ratio
+        return stats.steps_ratio([(reach(*(1e4 * slow)), reach(*(1e4 * fast)), 1e9)]).ratio
 
     def improvement(rng):  # normal scores a distance d apart: P = Phi(d / sqrt(2)), z(0.97) = 1.881
         return stats.probability_of_improvement(
@@ -146,7 +146,7 @@ def test_steps_to_threshold():
     ],
 )
 def test_steps_ratio_counts_censored_runs_at_the_budget(baseline, treated, value, bound):
-    ratio = stats.steps_ratio(baseline, treated, 100)
+    ratio = stats.steps_ratio([(baseline, treated, 100)])
     assert (ratio.ratio.value, ratio.bound) == (pytest.approx(value), bound)
     reached = [(ok & (steps <= 100)).sum() for steps, ok in (baseline, treated)]
     assert [ratio.baseline_reached, ratio.treated_reached] == reached
@@ -155,23 +155,27 @@ def test_steps_ratio_counts_censored_runs_at_the_budget(baseline, treated, value
 def test_steps_ratio_interval_is_welch_on_logarithms():
     # Delta method: standard error of log mean = sd / (mean sqrt(n)) = 0.1 / sqrt(3) for both; Welch: 4 degrees,
     # t = 2.776; margin exp(2.776 * 0.1 * sqrt(2 / 3)) = 1.2544.
-    ratio = stats.steps_ratio(reach(270, 300, 330, budget=900), reach(90, 100, 110), 900).ratio
+    ratio = stats.steps_ratio([(reach(270, 300, 330, budget=900), reach(90, 100, 110), 900)]).ratio
     assert (ratio.low, ratio.high) == pytest.approx((3 / 1.2544, 3 * 1.2544), rel=1e-3)
-    equal = stats.steps_ratio(reach(never=3), reach(never=3), 100)
-    assert (equal.ratio.low, equal.ratio.value, equal.ratio.high, equal.bound, equal.known) == (1, 1, 1, "?", False)
+    equal = stats.steps_ratio([(reach(never=3), reach(never=3), 100)])
+    assert (equal.ratio, equal.bound, equal.known) == (stats.Interval(1, None, None, 3), "?", False)
+    equal = stats.steps_ratio([(reach(50, 50, 50), reach(40, 40, 40), 100)])
+    assert equal.ratio == stats.Interval(1.25, None, None, 3)  # what other runs would give is not known
+    one = stats.steps_ratio([(reach(50, 50, 50), reach(20, 40, 60), 100)]).ratio
+    assert one.low < one.value == 1.25 < one.high
 
 
-def test_overall_ratio_is_the_geometric_mean_over_tasks():
+def test_over_tasks_it_is_the_geometric_mean_over_tasks():
     # 300 / 100 and 80 / 60: sqrt(3 x 4/3) = 2, whatever the budgets.
     tasks = [(reach(300, 300, 300), reach(100, 100, 100), 900), (reach(70, 80, 90), reach(50, 60, 70), 100)]
-    ratio = stats.overall_ratio(tasks)
+    ratio = stats.steps_ratio(tasks)
     assert (ratio.bound, ratio.baseline_reached, ratio.treated_reached) == ("", 6, 6)
     # Of the second task alone: log standard errors 10/80 and 10/60 over sqrt(3), halved by the mean over two tasks;
     # Welch: 3.71 degrees of freedom, t = 2.86, so that the factor is exp(2.86 x 0.1203 / 2).
     assert (ratio.ratio.value, ratio.ratio.high) == pytest.approx((2, 2 * np.exp(2.86 * 0.1203 / 2)), rel=1e-2)
     solved, unsolved = (reach(30, 30, 30), reach(10, 10, 10), 100), (reach(never=3), reach(50, 50, 50), 100)
-    assert stats.overall_ratio([solved, unsolved]).bound == ">="
-    assert stats.overall_ratio([unsolved, (solved[1], reach(never=3), 100)]).bound == "?"
+    assert stats.steps_ratio([solved, unsolved]).bound == ">="
+    assert stats.steps_ratio([unsolved, (solved[1], reach(never=3), 100)]).bound == "?"
 
 
 def test_holm_by_hand():

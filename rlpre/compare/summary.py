@@ -19,7 +19,7 @@ from rlpre.compare.runner import DONE, ROWS, STUDY, Row, Run, finished_runs, rea
 from rlpre.errors import RlpreError, lookup
 from rlpre.evaluation import stats
 from rlpre.evaluation.stats import Floats, Interval, StepsRatio, Times
-from rlpre.files import read_json, write_bytes
+from rlpre.utils import read_json, write_bytes
 
 RETURN, SECONDS = "return", "seconds"  # metrics: the learning curve, the wall-clock of a run
 ALL = "all tasks"
@@ -27,21 +27,13 @@ ALL = "all tasks"
 
 @dataclass(frozen=True)
 class Metric:
-    """What a study asks. It is part of the study's configuration (``study.json``), so that no result can choose it.
+    """What a study asks. It is part of the study's configuration (``study.json``), so that no result can choose it."""
 
-    Attributes:
-        arms: every arm, in reading order, and the number of offline frames its encoder was pretrained on (0: none).
-        answer: the arm that the report's answer is about; the best of several would be optimistic.
-        baseline: the arm that all others are compared with.
-        threshold: the return to reach.
-        controls: further arms that the others are compared with, such as frozen fresh weights.
-    """
-
-    arms: Mapping[str, int]
-    answer: str
-    baseline: str = "scratch"
-    threshold: float = 0.8
-    controls: Sequence[str] = ()
+    arms: Mapping[str, int]  # every arm, in reading order, and how many offline frames its encoder was pretrained on
+    answer: str  # the arm that the report's answer is about; the best of several would be optimistic
+    baseline: str = "scratch"  # the arm that all others are compared with
+    threshold: float = 0.8  # the return to reach
+    controls: Sequence[str] = ()  # further arms that the others are compared with, such as frozen fresh weights
 
     def __post_init__(self) -> None:
         for arm in (self.answer, self.baseline, *self.controls):
@@ -49,8 +41,9 @@ class Metric:
 
     @property
     def cause(self) -> str:
-        """What saved steps, or did not: pretraining if the baseline is scratch, else the arm."""
-        return "pretraining" if self.baseline == "scratch" else self.answer
+        """What saved steps, or did not, as the subject of a sentence."""
+        pretraining = self.baseline == "scratch" and self.arms[self.answer] > 0
+        return "pretraining" if pretraining else f"the arm '{self.answer}'"
 
     def compared_with(self, arm: str) -> list[str]:
         """The arms that an arm is compared with; controls are compared with the baseline only."""
@@ -61,22 +54,11 @@ class Metric:
 
 @dataclass(frozen=True)
 class Curves:
-    """The curves of one arm on one task.
+    """The curves of one arm on one task."""
 
-    Attributes:
-        seeds: (runs,).
-        steps: (points,) environment steps, increasing.
-        values: (runs, points) what was measured there, such as the mean return of an evaluation.
-    """
-
-    seeds: tuple[int, ...]
-    steps: NDArray[np.int64]
-    values: Floats
-
-    @property
-    def finals(self) -> Floats:
-        """(runs,) the last values."""
-        return self.values[:, -1]
+    seeds: tuple[int, ...]  # (runs,)
+    steps: NDArray[np.int64]  # (points,) environment steps, increasing
+    values: Floats  # (runs, points) what was measured there, such as the mean return of an evaluation
 
     @property
     def areas(self) -> Floats:
@@ -102,35 +84,24 @@ Tasks = dict[str, dict[str, Curves]]  # task -> arm
 
 @dataclass(frozen=True)
 class Record:
-    """What one arm reached on one task, or on `ALL`, and how it compares with one other arm.
-
-    Attributes:
-        over: the arm it is compared with; None if there is none, as for the baseline.
-        n: number of runs; over all tasks the number of seeds that have finished all of them.
-        reached: number of runs that reached the threshold.
-        steps: mean steps to the threshold; runs that never reached it count as the budget. None over all tasks.
-        final: IQM of the last evaluation's return.
-        area: IQM of the mean height of the learning curve.
-        ratio: steps of ``over`` / steps of ``arm``; over all tasks the geometric mean of the tasks' ratios.
-        better: the probability that a run of ``arm`` has a larger area than one of ``over``.
-    """
+    """What one arm reached on one task, or on `ALL`, and how it compares with one other arm."""
 
     task: str
     arm: str
-    over: str | None
-    n: int
-    reached: int
-    steps: Interval | None
-    final: Interval
-    area: Interval
-    ratio: StepsRatio | None
-    better: Interval | None
+    over: str | None  # the arm it is compared with; None if there is none, as for the baseline
+    n: int  # runs; over all tasks the seeds that have finished all of them
+    reached: int  # runs that reached the threshold
+    steps: Interval | None  # mean steps to it; runs that never reached it count as the budget. None over all tasks
+    final: Interval  # IQM of the last evaluation's return
+    area: Interval  # IQM of the mean height of the learning curve
+    ratio: StepsRatio | None  # steps of `over` / steps of `arm`; over all tasks the geometric mean of the tasks' ratios
+    better: Interval | None  # the probability that a run of `arm` has a larger area than one of `over`
 
     def flat(self) -> dict[str, Any]:
         """Numbers by name, for JSON and data frames: None for what is not known, an open end, or no number."""
         bound = self.ratio.bound if self.ratio else None
         ratio = self.ratio.ratio if self.ratio and self.ratio.known else Interval(math.nan, None, None, 0)
-        return {
+        numbers = {
             "task": self.task,
             "arm": self.arm,
             "over": self.over,
@@ -140,43 +111,36 @@ class Record:
             "bound": bound,
             "reached": self.reached,
             "n": self.n,
-            **_flat("steps_to_threshold", self.steps),
-            **_flat("final", self.final),
-            **_flat("area", self.area),
-            **_flat("p_better", self.better),
         }
+        others = {"steps_to_threshold": self.steps, "final": self.final, "area": self.area, "p_better": self.better}
+        for name, found in others.items():
+            ends = (found.value, found.low, found.high) if found else (None, None, None)
+            numbers |= zip((name, f"{name}_low", f"{name}_high"), ends, strict=True)
+        return numbers
 
 
 @dataclass(frozen=True)
 class Results:
-    """Everything that is known of a study.
-
-    Attributes:
-        metric: what the study asks.
-        rows: what its finished runs measured.
-        tasks: the learning curves by task and arm, arms in the metric's order.
-        records: see `summarise`.
-    """
+    """Everything that is known of a study."""
 
     metric: Metric
-    rows: Sequence[Row]
-    tasks: Tasks
-    records: Sequence[Record]
+    rows: Sequence[Row]  # what its finished runs measured
+    tasks: Tasks  # the learning curves, arms in the metric's order
+    records: Sequence[Record]  # see `summarise`
 
     def record(self, task: str, arm: str, over: str | None) -> Record | None:
         """One record; None if an arm has no finished run."""
-        return next(
-            (record for record in self.records if (record.task, record.arm, record.over) == (task, arm, over)), None
-        )
+        wanted = (task, arm, over)
+        return next((each for each in self.records if (each.task, each.arm, each.over) == wanted), None)
 
     def arms(self, task: str) -> list[Record]:
         """One record of every arm on a task: that over the baseline, if there is one."""
         return list({record.arm: record for record in reversed(self.records) if record.task == task}.values())[::-1]
 
-    def minutes(self, task: str, arm: str) -> float | None:
-        """The mean wall-clock of a run."""
+    def minutes(self, task: str, arm: str) -> str:
+        """The mean wall-clock of a run; "-" if it is not known."""
         seconds = [row.value for row in self.rows if (row.task, row.arm, row.metric) == (task, arm, SECONDS)]
-        return float(np.mean(seconds)) / 60 if seconds else None
+        return f"{np.mean(seconds) / 60:.1f}" if seconds else "-"
 
 
 def read_results(directory: Path) -> Results:
@@ -211,14 +175,14 @@ def read_results(directory: Path) -> Results:
 
 
 def save_rows(rows: Sequence[Row], path: Path) -> None:
-    """Writes rows as JSON, one line per run: a value or a list of (step, value) per metric."""
+    """Writes rows as JSON, one line per run: a value or a list of (step, value) per metric, with 9 digits."""
     runs: dict[Run, dict[str, Any]] = {}
     for row in rows:
-        measured = runs.setdefault(Run(row.task, row.arm, row.seed), {})
+        measured, value = runs.setdefault(Run(row.task, row.arm, row.seed), {}), float(f"{row.value:.9g}")
         if row.step is None:
-            measured[row.metric] = _short(row.value)
+            measured[row.metric] = value
         else:
-            measured.setdefault(row.metric, []).append((row.step, _short(row.value)))
+            measured.setdefault(row.metric, []).append((row.step, value))
     lines = [json.dumps({**asdict(run), "measured": measured}) for run, measured in sorted(runs.items())]
     study, body = json.dumps(rows[0].study), ",\n".join(lines)
     write_bytes(path, f'{{"study": {study}, "runs": [\n{body}\n]}}\n'.encode())
@@ -263,16 +227,15 @@ def curves(rows: Iterable[Row], metric: str = RETURN) -> Tasks:
         reference, expected = first.setdefault(task, (name, steps))
         if not np.array_equal(steps, expected):
             raise RlpreError(
-                f"{name} was measured at {_schedule(steps)}, {reference} at {_schedule(expected)}: give all runs of "
-                f"{task} the same evaluation steps"
+                f"{name} was measured at {len(steps)} points up to step {steps[-1]}, {reference} at {len(expected)} up "
+                f"to {expected[-1]}: give all runs of {task} the same evaluation steps"
             )
         grouped.setdefault(task, {}).setdefault(arm, {})[seed] = values
-    return {
-        task: {
-            arm: Curves(tuple(values), first[task][1], np.stack(list(values.values()))) for arm, values in arms.items()
-        }
-        for task, arms in grouped.items()
-    }
+
+    def stack(task: str, values: dict[int, Floats]) -> Curves:
+        return Curves(tuple(values), first[task][1], np.stack(list(values.values())))
+
+    return {task: {arm: stack(task, values) for arm, values in arms.items()} for task, arms in grouped.items()}
 
 
 def summarise(tasks: Tasks, metric: Metric) -> list[Record]:
@@ -297,7 +260,7 @@ def _compare(task: str, arms: dict[str, list[Curves]], metric: Metric) -> list[R
     times = {arm: [curve.times(metric.threshold) for curve in arms[arm]] for arm in common}
     records = []
     for arm, every in common.items():
-        final = stats.iqm_interval(np.stack([curve.finals for curve in every], axis=1))
+        final = stats.iqm_interval(np.stack([curve.values[:, -1] for curve in every], axis=1))
         area = stats.iqm_interval(areas[arm])
         steps = None if task == ALL else stats.mean_interval(np.maximum(times[arm][0][0], 1), logarithmic=True)
         reached = int(sum(reached.sum() for _, reached in times[arm]))
@@ -306,21 +269,7 @@ def _compare(task: str, arms: dict[str, list[Curves]], metric: Metric) -> list[R
             ratio = better = None
             if over is not None:
                 budgets = [float(curve.steps[-1]) for curve in every]
-                ratio = stats.overall_ratio(list(zip(times[over], times[arm], budgets, strict=True)))
+                ratio = stats.steps_ratio(list(zip(times[over], times[arm], budgets, strict=True)))
                 better = stats.probability_of_improvement(areas[arm], areas[over])
             records.append(Record(task, arm, over, len(seeds[arm]), reached, steps, final, area, ratio, better))
     return records
-
-
-def _flat(name: str, estimate: Interval | None) -> dict[str, float | None]:
-    ends = (estimate.value, estimate.low, estimate.high) if estimate else (None, None, None)
-    return dict(zip((name, f"{name}_low", f"{name}_high"), ends, strict=True))
-
-
-def _short(value: float) -> float:
-    """The value with 9 significant digits, to keep files small."""
-    return float(f"{value:.9g}")
-
-
-def _schedule(steps: NDArray[np.int64]) -> str:
-    return f"{len(steps)} points up to {steps[-1]} steps"

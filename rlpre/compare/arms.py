@@ -1,0 +1,235 @@
+"""Arms of a comparison: ways to use an encoder in an agent."""
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.vec_env import VecEnv
+
+from rlpre.data.layout import find_images
+from rlpre.encoders import AnyEncoder, Encoder, InputSpec, SequenceEncoder, Vocabulary
+from rlpre.encoders.encoder import CONFIG, WHITENED
+from rlpre.errors import RlpreError, lookup
+from rlpre.objectives import parse_objective
+from rlpre.pretrain import PretrainConfig, kept
+from rlpre.sb3 import MODES, policy_kwargs
+from rlpre.sb3.spaces import check_actions, find_image
+from rlpre.utils import read_json
+
+KINDS: dict[str, type[AnyEncoder]] = {of.kind: of for of in (Encoder, SequenceEncoder)}
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """The part of a sequence encoder that mixes the steps, see `rlpre.SequenceEncoder`.
+
+    Attributes:
+        name: "transformer" or "gru".
+        width: length of a token and of the features.
+        layers: number of layers.
+        heads: attention heads of a transformer.
+        window: steps that the features depend on.
+    """
+
+    name: str = "transformer"
+    width: int = 64
+    layers: int = 2
+    heads: int = 4
+    window: int = 32
+
+    def build(
+        self,
+        vision: Encoder,
+        actions: int,
+        vocabulary: Vocabulary | None = None,
+        objective: str = "",
+        previous_action: bool = True,
+    ) -> SequenceEncoder:
+        """A sequence encoder with fresh weights over ``vision``.
+
+        Encoders for the objectives "masked" and "autoregressive" share the architecture and differ in the attention
+        mask only.
+        """
+        settings = {**asdict(self), "causal": objective != "masked", "previous_action": previous_action}
+        return SequenceEncoder(settings.pop("name"), vision, actions, vocabulary, **settings)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to use an encoder; everything else is the same for all arms of a comparison.
+
+    Attributes:
+        mode: how the policy uses the encoder, see `rlpre.policy_kwargs`: "scratch" and "random" (frozen) start from
+            fresh weights; "frozen", "finetuned", "anchored" and "partial" start from ``encoder``.
+        encoder: an encoder, its checkpoint directory, or an objective such as "temporal+inverse", by which one is
+            pretrained on the comparison's frames. "scratch" and "random" take only the architecture of an encoder, by
+            default that of the other arms.
+        whiten: whether the encoder's features are whitened over the frames, see `rlpre.whiten`.
+        data: name of the frames to pretrain on and to whiten over, if the comparison has several; default the first.
+        step: start from the encoder after so many pretraining steps (0: untrained); default the last.
+        memory: puts a sequence encoder on top of ``encoder``, which stays frozen; ``mode`` then concerns the sequence
+            encoder.
+        memory_objective: objective by which the sequence encoder is pretrained, unless ``mode`` starts from fresh
+            weights.
+        policy_kwargs: further arguments of `rlpre.policy_kwargs`, such as ``{"stages": 2}`` for "partial",
+            ``{"augment": True}``, or ``{"warmup_updates": 200}`` for LP-FT.
+        algorithm_kwargs: replaces arguments in the comparison's ``algorithm_kwargs``, such as the learning rate.
+    """
+
+    mode: str
+    encoder: str | Path | AnyEncoder | None = None
+    whiten: bool = False
+    data: str = ""
+    step: int | None = None
+    memory: Backbone | None = None
+    memory_objective: str = ""
+    policy_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    algorithm_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def objective(self) -> str:
+        """The objective by which the arm's encoder is pretrained; empty if it is given or fresh."""
+        if not isinstance(self.encoder, str) or "/" in self.encoder or (Path(self.encoder) / CONFIG).exists():
+            return ""
+        return self.encoder
+
+    @property
+    def given(self) -> AnyEncoder | None:
+        """The encoder that the arm was given, loaded if it is a directory.
+
+        Raises:
+            RlpreError: if the directory holds no intact checkpoint.
+        """
+        if self.encoder is None or self.objective:
+            return None
+        return load_encoder(self.encoder) if isinstance(self.encoder, str | Path) else self.encoder
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the encoder never changes while the agent learns."""
+        return not MODES[self.mode].trainable
+
+    @property
+    def fresh(self) -> bool:
+        """Whether the encoder of frames starts from fresh weights."""
+        return not MODES[self.mode].pretrained and self.memory is None
+
+    @property
+    def reads_frames(self) -> bool:
+        """Whether the comparison's frames form the arm's encoder."""
+        return bool(self.objective or self.whiten or self.memory_objective)
+
+
+def fresh_config(arm: Arm, arms: Iterable[Arm], pretrain: PretrainConfig, space: spaces.Space[Any]) -> dict[str, Any]:
+    """The configuration (see `rlpre.Encoder.config`) of an arm's encoder of frames with fresh weights.
+
+    Args:
+        arm: decides, if it was given an encoder; else the objectives among ``arms``, else the first encoder given.
+        arms: all arms of the comparison.
+        pretrain: names the architecture that is pretrained.
+        space: the observation space.
+    """
+    others = () if any(other.objective for other in arms) else arms
+    given = next((of for other in (arm, *others) if (of := other.given) is not None), None)
+    if given is None:
+        shape = cast(tuple[int, int, int], find_images(space, "the environment", layout="CHW").shape)
+        arguments: dict[str, Any] = {} if pretrain.features is None else {"features": pretrain.features}
+        return Encoder(pretrain.encoder, InputSpec(shape), **arguments).config
+    config = (given if isinstance(given, Encoder) else given.frames).config
+    return {**config, "architecture": config["architecture"].removeprefix(WHITENED), "pretraining": {}}
+
+
+def fresh_encoder(config: Mapping[str, Any], seed: int) -> Encoder:
+    """An encoder of that configuration; the seed draws its weights."""
+    torch.manual_seed(seed)
+    return Encoder.from_config(dict(config))
+
+
+def variant(home: Path, arm: Arm) -> Path:
+    """The checkpoint that an arm's runs start from, below the directory ``home`` of its pretraining."""
+    path = home if arm.step is None else kept(home, arm.step)
+    path = path / "whitened" if arm.whiten else path
+    if not arm.memory_objective:
+        return path
+    shape = "-".join(map(str, asdict(arm.memory or Backbone()).values()))
+    return path / f"{arm.memory_objective}-{shape}" / "causal"
+
+
+def load_encoder(path: str | Path) -> AnyEncoder:
+    """Loads an encoder of frames or of sequences from its checkpoint directory.
+
+    Raises:
+        RlpreError: if a file is missing or damaged.
+    """
+    kind = read_json(Path(path) / CONFIG).get("kind", Encoder.kind)
+    return lookup("kind of encoder", kind, KINDS).load(path)
+
+
+def in_front(mode: str, encoder: AnyEncoder) -> bool:
+    """Whether the encoder runs in front of the policy (`rlpre.EncodedVecEnv`), which encodes each frame only once.
+
+    This needs a mode that does not train it. A GRU would remember the whole episode there, but no policy on windows of
+    pixels could act alike, so it stays in the policy.
+    """
+    return not MODES[mode].trainable and not (isinstance(encoder, SequenceEncoder) and encoder.recurrent)
+
+
+def check_arm(name: str, arm: Arm, data: Collection[str], steps: int, venv: VecEnv, fresh: AnyEncoder) -> None:
+    """Refuses an arm whose runs would fail.
+
+    Args:
+        name: of the arm.
+        arm: what to check.
+        data: names of the frames.
+        steps: of pretraining.
+        venv: the environment.
+        fresh: an encoder of the architecture that is pretrained.
+
+    Raises:
+        RlpreError: for unknown names, numbers out of range, or an encoder that does not fit the environment.
+    """
+    pretrained, given = lookup("mode", arm.mode, MODES).pretrained, arm.given
+    starts = f"mode {arm.mode!r} starts from {'pretrained' if pretrained else 'fresh'} weights"
+    faults = {
+        "memory needs an encoder of frames: give encoder": (
+            arm.memory and (arm.encoder is None or isinstance(given, SequenceEncoder))
+        ),
+        "there is a memory_objective, but no memory: give memory=Backbone(...)": arm.memory_objective
+        and not arm.memory,
+        f"{starts}: give memory_objective": arm.memory and pretrained and not arm.memory_objective,
+        f"{starts}: leave out memory_objective": arm.memory_objective and not pretrained,
+        f"{starts}: give encoder, or use mode 'scratch'": pretrained and arm.encoder is None,
+        f"{starts}: leave out encoder {arm.objective!r}, or use mode 'frozen'": arm.fresh and arm.objective,
+        f"{starts}: leave out whiten, or use mode 'random'": arm.fresh and not arm.frozen and arm.whiten,
+        f"there is no pretraining to take step {arm.step} of: give an objective as encoder": (
+            arm.step is not None and not arm.objective
+        ),
+        f"pretraining has no step {arm.step}: choose one from 0 to {steps}": not 0 <= (arm.step or 0) <= steps,
+    }
+    for fault, found in faults.items():
+        if found:
+            raise RlpreError(f"arm {name!r}: {fault}")
+    if arm.objective:
+        parse_objective(arm.objective, Encoder.kind)
+    if arm.memory_objective:
+        parse_objective(arm.memory_objective, SequenceEncoder.kind)
+    if arm.data:
+        lookup("data", arm.data, dict.fromkeys(data))
+    _check_encoder(arm, venv, given or fresh)
+
+
+def _check_encoder(arm: Arm, venv: VecEnv, encoder: AnyEncoder) -> None:
+    """Refuses an encoder that does not fit the environment, or options that do not fit the encoder."""
+    vision = encoder if isinstance(encoder, Encoder) else encoder.frames
+    find_image(venv.observation_space, vision.input)
+    if isinstance(encoder, SequenceEncoder):
+        check_actions(venv.action_space, encoder)
+    if arm.memory:
+        if not isinstance(venv.action_space, spaces.Discrete):
+            raise RlpreError(f"a SequenceEncoder reads discrete actions, the environment takes {venv.action_space}")
+        encoder = arm.memory.build(vision, int(venv.action_space.n))
+    if arm.policy_kwargs or not in_front(arm.mode, encoder):
+        policy_kwargs(encoder, arm.mode, **arm.policy_kwargs)

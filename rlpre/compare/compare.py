@@ -1,0 +1,288 @@
+"""`compare`: how many environment steps does an encoder save, on any environment?"""
+
+import pickle
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from stable_baselines3 import PPO
+from stable_baselines3.common.base_class import BaseAlgorithm
+
+from rlpre.compare import train as runs
+from rlpre.compare.arms import Arm, check_arm, fresh_config, fresh_encoder, variant
+from rlpre.compare.runner import Measurements, Run, read_rows, run_study, succeed
+from rlpre.compare.train import MakeEnv, Preparation, Training, described
+from rlpre.data.collect import collect
+from rlpre.data.store import FrameStore
+from rlpre.encoders import Encoder, SequenceEncoder
+from rlpre.errors import RlpreError, lookup
+from rlpre.pretrain import PretrainConfig
+from rlpre.utils import read_json, resolve_device
+
+Frames = FrameStore | str | Path | Callable[[], FrameStore]
+Measure = Callable[[Run, Training], Measurements]
+
+ENCODERS, FRAMES, GIVEN = "encoders", "frames", "given"  # below a comparison's directory; the first is a task of rows
+CONTROLS = {"scratch": Arm("scratch"), "fresh": Arm("random", whiten=True)}
+COLLECTED = 20_000  # transitions in each task, if no frames are given
+SHARED = ("algorithm", "algorithm_kwargs", "n_envs", "eval_every", "eval_episodes", "deterministic")  # by all runs
+MEMORY = PretrainConfig(batch=32, steps=500)
+
+
+@dataclass(frozen=True)
+class ComparisonResult:
+    """A finished comparison.
+
+    Attributes:
+        path: its directory.
+        text: the report for a terminal.
+    """
+
+    path: Path
+    text: str
+
+    @property
+    def page(self) -> Path:
+        """The report as one HTML file."""
+        return self.path / "report.html"
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """Every measured value: study, task, arm, seed, metric, value, and step for points of a curve."""
+        return [asdict(row) for row in read_rows(self.path)]
+
+    def table(self) -> list[dict[str, Any]]:
+        """The results as flat records, as in ``summary.json``: one for each task, arm, and arm it is compared with."""
+        return list(read_json(self.path / "summary.json")["records"])
+
+    def ratio(self, arm: str, over: str = "scratch", task: str | None = None) -> dict[str, Any]:
+        """The record of one arm compared with another: how many times fewer steps, with its interval.
+
+        Args:
+            arm: name.
+            over: the baseline, or a control.
+            task: name; default all tasks together.
+
+        Raises:
+            RlpreError: if there is no such record.
+        """
+        names = list(dict.fromkeys(record["task"] for record in self.table()))
+        wanted = (task or names[-1], arm, over)
+        for record in self.table():
+            if (record["task"], record["arm"], record["over"]) == wanted:
+                return record
+        raise RlpreError(f"{self.path} compares no arm {arm!r} with {over!r} on {wanted[0]!r}: see table()")
+
+
+def compare(
+    make_env: str | MakeEnv | Mapping[str, str | MakeEnv],
+    arms: Mapping[str, Arm],
+    steps: int | Mapping[str, int],
+    seeds: int | Sequence[int] = 3,
+    out: str | Path = "runs/compare",
+    *,
+    algorithm: str | type[BaseAlgorithm] = PPO,
+    algorithm_kwargs: Mapping[str, Any] | None = None,
+    n_envs: int = 8,
+    frames: int | Frames | Mapping[str, Frames] = COLLECTED,
+    pretrain: PretrainConfig | None = None,
+    pretrain_memory: PretrainConfig = MEMORY,
+    pretrain_each_seed: bool = True,
+    controls: bool = True,
+    answer: str | None = None,
+    baseline: str = "scratch",
+    threshold: float = 0.8,
+    eval_every: int | None = None,
+    eval_episodes: int = 16,
+    deterministic: bool = False,
+    measure: Measure | None = None,
+    sections: Callable[[Path], Sequence[Any]] | None = None,
+    executor: Executor | None = None,
+    workers: int | None = None,
+) -> ComparisonResult:
+    """Trains agents that differ only in their encoder, and reports how many environment steps each of them needs.
+
+    An interrupted comparison goes on where it stopped; more seeds may be added later. Each run is deterministic.
+
+    Args:
+        make_env: a function ``(n_envs, seed) -> VecEnv``, "module:function", or a Gymnasium id; or several by task
+            name. Observations are uint8 images, or a Dict with one. Worker processes must be able to import a function.
+        arms: by name, in reading order.
+        steps: environment steps of each run, for all tasks or by task.
+        seeds: number of runs of each arm on each task, or the seeds themselves.
+        out: receives the report (``report.html``, ``report.png``, ``summary.json``, ``tensorboard/``), ``frames/``,
+            ``encoders/`` and a directory for each run, ``<task>/<arm>/seed-<seed>``, see `rlpre.compare.train.train`.
+        algorithm: of SB3 or sb3-contrib, or its name.
+        algorithm_kwargs: its arguments; ``policy_kwargs`` among them are SB3's own, such as ``{"net_arch": [64, 64]}``.
+        n_envs: environments that a run steps together.
+        frames: to pretrain on and to whiten over: a store, its directory, or a function that makes it, or several by
+            name; or the number of transitions to collect with random actions in each task, for encoders of that task.
+        pretrain: settings of pretraining by an objective; its encoder and features are those of fresh weights too.
+        pretrain_memory: settings of pretraining sequence encoders.
+        pretrain_each_seed: whether every seed pretrains encoders of its own, or all seeds share one.
+        controls: adds the arms "scratch" and "fresh" (fresh weights, frozen and whitened), unless there are such names.
+        answer: the arm that the headline is about; default the first.
+        baseline: the arm that all others are compared with.
+        threshold: the return to reach.
+        eval_every: environment steps between evaluations; default a twentieth of the shortest run.
+        eval_episodes: episodes of an evaluation.
+        deterministic: whether evaluations take the most likely action instead of sampling one.
+        measure: called at the start of each run as ``measure(run, training)``; adds measurements to the rows. Worker
+            processes must be able to import it.
+        sections: called as ``sections(out)`` after the runs; returns further sections of the page.
+        executor: where runs are executed, such as `rlpre.compare.executors.cluster`; default processes of this
+            machine. Workers on other machines must see ``out`` under the same path.
+        workers: runs at a time on one machine; default one per core.
+
+    Raises:
+        RlpreError: for unknown names or settings that do not fit, a directory of another comparison, or a failed run.
+
+    Example:
+        >>> arms = {"pretrained": Arm("frozen", "temporal+inverse", whiten=True)}
+        >>> compare("CarRacing-v3", arms, 200_000, seeds=5, out="runs/cars", threshold=800)  # doctest: +SKIP
+    """
+    from rlpre.compare.report import report  # imports matplotlib and scipy
+
+    out, pretrain = Path(out).resolve(), pretrain or PretrainConfig()
+    tasks = {name: runs.find_env(each) for name, each in _named(make_env, "comparison").items()}
+    budgets = {task: steps if isinstance(steps, int) else lookup("task", task, steps) for task in tasks}
+    seeds = range(seeds) if isinstance(seeds, int) else seeds
+    shortest = min(budgets.values())
+    shared = Training(
+        next(iter(tasks.values())),
+        seed=min(seeds, default=-1),
+        steps=shortest,
+        algorithm=runs.find_algorithm(algorithm) if isinstance(algorithm, str) else algorithm,
+        algorithm_kwargs=algorithm_kwargs or {},
+        n_envs=n_envs,
+        eval_every=max(n_envs, shortest // 20) if eval_every is None else eval_every,
+        eval_episodes=eval_episodes,
+        deterministic=deterministic,
+    )
+    shared.check()
+    resolve_device(pretrain.device)
+    asked = {"answer": answer or next(iter(arms), ""), "baseline": baseline}
+    arms = {**(CONTROLS if controls else {}), **arms}
+    for name in asked.values():
+        lookup("arm", name, arms)
+    names = tasks if isinstance(frames, int) else _named(frames, FRAMES)
+    fresh = {task: _check_arms(tasks[task], arms, names, pretrain) for task in tasks}
+    _check_importable(executor, tasks, algorithm_kwargs, measure)
+    stores = _open(frames, tasks, out / FRAMES, pretrain.seed) if any(arm.reads_frames for arm in arms.values()) else {}
+    offline = {name: len(stores[_data(arm, tasks, stores)]) if arm.reads_frames else 0 for name, arm in arms.items()}
+    untrained = [name for name, arm in arms.items() if (arm.fresh or arm.step == 0) and name != baseline]
+    configuration = {
+        "study": "comparison",
+        "tasks": {task: {"make_env": described(tasks[task]), "steps": budgets[task]} for task in tasks},
+        "arms": {name: described(replace(arm, encoder=arm.given or arm.encoder)) for name, arm in arms.items()},
+        "frames": {name: store.hash for name, store in stores.items()},
+        "pretrain": {**asdict(pretrain), "memory": asdict(pretrain_memory), "each_seed": pretrain_each_seed},
+        "train": {name: described(getattr(shared, name)) for name in SHARED},
+        "metric": {"arms": offline, "controls": untrained, **asked, "threshold": threshold},
+    }
+    preparations: dict[Run, Preparation] = {}
+    trainings: dict[Run, Training] = {}
+    saved = {name: _saved(arm, out / GIVEN / name) for name, arm in arms.items()}
+    ordered = sorted(saved, key=lambda name: saved[name].frozen)  # encoders that learn take longest: they start first
+    for task, name, seed in product(tasks, ordered, seeds):
+        arm, start = saved[name], _directory(saved[name])
+        if arm.reads_frames:
+            data = _data(arm, [task], stores)
+            number = seed - min(seeds) if pretrain_each_seed or arm.fresh else 0
+            source = Run(ENCODERS, f"{arm.objective or name}@{data}", pretrain.seed + number)
+            config, memory = (replace(each, seed=source.seed) for each in (pretrain, pretrain_memory))
+            users = {**preparations[source].arms, name: arm} if source in preparations else {name: arm}
+            made = (config, memory, arm.objective, start, fresh[task][name], users)
+            preparations[source] = Preparation(stores[data].path.resolve(), *made)
+            start = variant(out / source.path, arm)
+        trainings[Run(task, name, seed)] = replace(
+            shared,
+            make_env=tasks[task],
+            seed=seed,
+            steps=budgets[task],
+            mode="frozen" if arm.fresh and arm.whiten else arm.mode,
+            encoder=start,
+            fresh=fresh[task][name],
+            memory=None if arm.memory_objective else arm.memory,
+            policy_kwargs=arm.policy_kwargs,
+            algorithm_kwargs={**shared.algorithm_kwargs, **arm.algorithm_kwargs},
+            film=seed == min(seeds),
+        )
+    lengths = {**budgets, ENCODERS: pretrain.steps + pretrain_memory.steps}
+    study = partial(run_study, out, configuration=configuration, steps=lengths, executor=executor, workers=workers)
+    if preparations:
+        succeed(study(list(preparations), partial(runs.prepare, preparations), keep=True))
+    result = study(list(trainings), partial(_run, trainings, measure))
+    text = report(out, sections(out) if sections else ()) if result.done else ""
+    succeed(result)
+    return ComparisonResult(out, text)
+
+
+def _run(
+    trainings: Mapping[Run, Training], measure: Measure | None, run: Run, out: Path, report: Callable[[int], None]
+) -> Measurements:
+    measured = measure(run, trainings[run]) if measure else {}
+    return {**measured, **runs.train(trainings[run], out, report)}
+
+
+def _named(given: Any, name: str) -> Mapping[str, Any]:
+    """What was given by name; a single thing gets ``name``, or its own if it is a Gymnasium id."""
+    if isinstance(given, Mapping):
+        return given
+    return {given if isinstance(given, str) and "/" not in given and ":" not in given else name: given}
+
+
+def _check_arms(
+    make_env: MakeEnv, arms: Mapping[str, Arm], data: Collection[str], pretrain: PretrainConfig
+) -> dict[str, dict[str, Any]]:
+    """Refuses arms whose runs would fail; returns the configuration of a fresh encoder for each arm."""
+    venv = runs.make_venv(make_env, 1, 0)
+    configs = {name: fresh_config(arm, arms.values(), pretrain, venv.observation_space) for name, arm in arms.items()}
+    for name, arm in arms.items():
+        check_arm(name, arm, data, pretrain.steps, venv, fresh_encoder(configs[name], 0))
+    venv.close()
+    return configs
+
+
+def _check_importable(executor: Executor | None, *parts: Any) -> None:
+    """Refuses functions that worker processes of this machine cannot import."""
+    try:
+        pickle.dumps(None if executor else parts)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise RlpreError(f"worker processes cannot import a function ({error}): define it in a module") from error
+
+
+def _open(frames: Any, tasks: Mapping[str, MakeEnv], home: Path, seed: int) -> dict[str, FrameStore]:
+    """The frames by name, or those collected in each task."""
+    stores = {}
+    if isinstance(frames, int):
+        for task, make_env in tasks.items():
+            venv = runs.make_venv(make_env, 8, seed)
+            stores[task] = collect(venv, home / task, frames, seed=seed)
+            venv.close()
+        return stores
+    for name, each in _named(frames, FRAMES).items():
+        stores[name] = each() if callable(each) else each if isinstance(each, FrameStore) else FrameStore.open(each)
+    return stores
+
+
+def _data(arm: Arm, tasks: Iterable[str], stores: Mapping[str, FrameStore]) -> str:
+    """The name of an arm's frames: those of the first task, if they were collected there."""
+    task = next(iter(tasks))
+    return arm.data or (task if task in stores else next(iter(stores)))
+
+
+def _saved(arm: Arm, path: Path) -> Arm:
+    """The arm; an encoder that it was given as an object is saved to ``path``."""
+    if not isinstance(arm.encoder, Encoder | SequenceEncoder):
+        return arm
+    return replace(arm, encoder=path if path.exists() else arm.encoder.save(path))
+
+
+def _directory(arm: Arm) -> Path | None:
+    """The checkpoint directory that an arm was given to start from."""
+    return None if arm.encoder is None or arm.objective or arm.fresh else Path(str(arm.encoder)).resolve()

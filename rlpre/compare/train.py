@@ -1,0 +1,357 @@
+"""The runs of a comparison: one makes the encoders that arms start from, one trains an agent."""
+
+import importlib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, cast
+
+import gymnasium as gym
+import numpy as np
+import stable_baselines3
+import torch
+from gymnasium import spaces
+from PIL import Image
+from stable_baselines3 import PPO
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
+from stable_baselines3.common.vec_env import VecEnv, VecMonitor, VecTransposeImage, is_vecenv_wrapped
+from torch import nn
+
+from rlpre.compare.arms import Arm, Backbone, fresh_encoder, in_front, load_encoder, variant
+from rlpre.compare.runner import Measurements, Run
+from rlpre.data.store import FrameStore
+from rlpre.encoders import AnyEncoder, Encoder, SequenceEncoder
+from rlpre.errors import RlpreError, at_least, lookup
+from rlpre.features import whiten
+from rlpre.pretrain import PretrainConfig, pretrain
+from rlpre.sb3 import EncodedVecEnv, HistoryVecEnv, fuse, policy_kwargs
+from rlpre.sb3.vecenv import FeaturesVecEnv
+from rlpre.utils import atomic, provenance, resolve_device, write_json
+
+MakeEnv = Callable[[int, int], VecEnv]  # (number of environments, seed) -> seeded environments
+Report = Callable[[int], None]  # called with the number of steps so far
+
+EVALUATIONS, FILM = "evaluations.npz", "policy.gif"
+EVALUATION_SEED = 1_000_000  # evaluation shares no seed with training
+FILM_SEED = 2_000_000
+EPISODES, EPISODE_STEPS = 3, 50  # of a film
+SIDE = 160  # most pixels of a film's width and height
+MILLISECONDS, LAST_MILLISECONDS = 120, 800  # that a picture is shown; the last one of an episode
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """Encoders to make before agents are trained.
+
+    Attributes:
+        frames: directory of the frames.
+        pretrain: settings, with the seed.
+        memory: settings for sequence encoders.
+        objective: to pretrain by; empty: not at all.
+        start: checkpoint directory of a given encoder; None: fresh weights.
+        fresh: configuration of an encoder with fresh weights.
+        arms: by name; decide the variants: after a pretraining step, whitened, with a sequence encoder on top.
+    """
+
+    frames: Path
+    pretrain: PretrainConfig
+    memory: PretrainConfig
+    objective: str
+    start: Path | None
+    fresh: Mapping[str, Any]
+    arms: Mapping[str, Arm]
+
+
+@dataclass(frozen=True)
+class Training:
+    """Everything that decides one run.
+
+    Attributes:
+        make_env: makes the environments.
+        seed: of weights, environments and actions.
+        steps: environment steps, over all environments.
+        mode: of `rlpre.policy_kwargs`.
+        encoder: checkpoint directory; None: fresh weights.
+        fresh: configuration of an encoder with fresh weights, see `rlpre.Encoder.config`.
+        memory: a fresh sequence encoder to put on ``encoder``.
+        policy_kwargs: further arguments of `rlpre.policy_kwargs`.
+        algorithm: of SB3 or sb3-contrib.
+        algorithm_kwargs: its arguments.
+        n_envs: environments that are stepped together.
+        eval_every: environment steps between evaluations.
+        eval_episodes: episodes of an evaluation, in environments with seeds of their own.
+        deterministic: whether evaluations take the most likely actions instead of sampling.
+        film: whether to film the final policy, if the environment renders.
+    """
+
+    make_env: MakeEnv
+    seed: int
+    steps: int
+    mode: str = "scratch"
+    encoder: Path | None = None
+    fresh: Mapping[str, Any] = field(default_factory=dict)
+    memory: Backbone | None = None
+    policy_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    algorithm: type[BaseAlgorithm] = PPO
+    algorithm_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    n_envs: int = 8
+    eval_every: int = 2048
+    eval_episodes: int = 16
+    deterministic: bool = False
+    film: bool = False
+
+    def check(self) -> None:
+        """Refuses numbers that are too small, or a device that is not there.
+
+        Raises:
+            RlpreError: naming the setting.
+        """
+        at_least(self, seed=0, steps=1, n_envs=1, eval_every=1, eval_episodes=1)
+        if self.steps < self.eval_every:
+            raise RlpreError(f"steps={self.steps} end before the first evaluation: lower eval_every={self.eval_every}")
+        resolve_device(self.algorithm_kwargs.get("device", "auto"))
+
+
+def prepare(preparations: Mapping[Run, Preparation], run: Run, out: Path, report: Report) -> Measurements:
+    """Makes the encoders of one run of `compare`, and returns the scores of probes on the pretrained one."""
+    task = preparations[run]
+    frames, config, arms = FrameStore.open(task.frames), task.pretrain, task.arms.values()
+    measured: dict[str, float] = {}
+    if task.objective:
+        keep = {arm.step for arm in arms if arm.step is not None}
+        result = pretrain(frames, out=out, config=config, report=report, keep=keep, objective=task.objective)
+        measured = {f"probe {label}": score for label, score in result.probes.items()}
+        measured |= {f"probe {label}, fresh weights": score for label, score in result.control.items()}
+    else:
+        (load_encoder(task.start) if task.start else fresh_encoder(task.fresh, config.seed)).save(out)
+    whitened = {variant(out, replace(arm, memory_objective="")): arm for arm in arms if arm.whiten}
+    for path, arm in whitened.items():
+        plain = load_encoder(variant(out, replace(arm, whiten=False, memory_objective="")))
+        whiten(plain, frames, config.seed).save(path)
+    for path, arm in {variant(out, arm): arm for arm in arms if arm.memory_objective}.items():
+        vision = Encoder.load(variant(out, replace(arm, memory_objective="")))
+        _pretrain_memory(arm, vision, frames, path, task.memory, lambda steps: report(config.steps + steps))
+    return measured
+
+
+def _pretrain_memory(
+    arm: Arm, vision: Encoder, frames: FrameStore, path: Path, config: PretrainConfig, report: Report
+) -> None:
+    """Pretrains a sequence encoder on ``vision``; its causal copy, which can act, is saved to ``path``."""
+    assert arm.memory is not None
+    torch.manual_seed(config.seed)
+    start = arm.memory.build(vision, frames.num_actions, objective=arm.memory_objective)
+    config = replace(config, objective=arm.memory_objective)
+    result = pretrain(frames, encoder=start, out=path.parent, config=config, report=report)
+    cast(SequenceEncoder, result.encoder).causal_copy().save(path)
+
+
+def train(spec: Training, out: Path, report: Report = lambda steps: None) -> Measurements:
+    """Trains an agent.
+
+    Args:
+        spec: the settings.
+        out: receives ``run.json``, ``evaluations.npz`` (of SB3's ``EvalCallback``), TensorBoard events, the SB3 models
+            ``best_model.zip`` and ``last_model.zip``, their policies on pixels ``best_policy.zip`` and
+            ``last_policy.zip``, and the film ``policy.gif``.
+        report: called with the number of environment steps so far.
+
+    Returns:
+        The curve "return": steps, and the mean over the episodes of an evaluation.
+
+    Raises:
+        RlpreError: for unknown names, or an encoder that does not fit the environment.
+    """
+    device = resolve_device(spec.algorithm_kwargs.get("device", "auto"))
+    venvs = [make_venv(spec.make_env, spec.n_envs, seed) for seed in (spec.seed, EVALUATION_SEED + spec.seed)]
+    encoder = starting_encoder(spec, venvs[0])
+    venv, evaluation = (observed(spec, each, encoder, device) for each in venvs)
+    model = make_model(spec, venv, encoder, device, out)
+    write_json(out / "run.json", {"configuration": described(spec), **provenance(), "encoder": encoder.config})
+    evaluate = EvalCallback(
+        evaluation,
+        n_eval_episodes=spec.eval_episodes,
+        eval_freq=max(1, spec.eval_every // spec.n_envs),
+        log_path=str(out),
+        best_model_save_path=str(out),
+        deterministic=spec.deterministic,
+        verbose=0,
+    )
+    model.learn(spec.steps, callback=CallbackList([evaluate, ReportSteps(report)]), tb_log_name="tensorboard")
+    model.save(str(out / "last_model"))
+    for name, trained in (("best", spec.algorithm.load(out / "best_model", device=device)), ("last", model)):
+        policy = fuse(trained, encoder) if isinstance(venv, FeaturesVecEnv) else trained.policy
+        policy.save(str(out / f"{name}_policy.zip"))
+    if spec.film:
+        torch.manual_seed(spec.seed)
+        stage = observed(spec, make_venv(spec.make_env, 1, FILM_SEED), encoder, device)
+        film(model, stage, out / FILM)
+        stage.close()
+    for each in (venv, evaluation):
+        each.close()
+    with np.load(out / EVALUATIONS) as file:
+        curve = zip(file["timesteps"].tolist(), file["results"].mean(axis=1).tolist(), strict=True)
+        return {"return": list(curve)}
+
+
+def find_env(make_env: str | MakeEnv) -> MakeEnv:
+    """The function that makes environments.
+
+    Args:
+        make_env: that function, "module:function", or a Gymnasium id.
+
+    Raises:
+        RlpreError: if there is no such function or id.
+    """
+    if not isinstance(make_env, str):
+        return make_env
+    module, _, name = make_env.rpartition(":")
+    if not module or re.search(r"-v\d+$", name):  # Gymnasium knows ids such as "ale_py:ALE/Pong-v5"
+        try:
+            gym.spec(make_env)
+        except (gym.error.Error, ImportError):
+            lookup("environment", make_env, gym.registry)
+        return partial(_gymnasium, make_env)
+    try:
+        return cast(MakeEnv, getattr(importlib.import_module(module), name))
+    except (ImportError, AttributeError) as error:
+        raise RlpreError(
+            f"{make_env!r} cannot be imported ({error}): give module:function, or a Gymnasium id"
+        ) from error
+
+
+def find_algorithm(name: str) -> type[BaseAlgorithm]:
+    """The algorithm of SB3, or of sb3-contrib if that is installed, by its name in any case.
+
+    Raises:
+        RlpreError: if there is none.
+    """
+    contrib = vars(importlib.import_module("sb3_contrib")) if find_spec("sb3_contrib") else {}
+    known = {key.lower(): value for key, value in (vars(stable_baselines3) | contrib).items()}
+    algorithms = {key: value for key, value in known.items() if hasattr(value, "policy_aliases")}
+    return cast(type[BaseAlgorithm], lookup("algorithm", name.lower(), algorithms))
+
+
+def _gymnasium(name: str, n_envs: int, seed: int) -> VecEnv:
+    return make_vec_env(name, n_envs, seed, env_kwargs={"render_mode": "rgb_array"})
+
+
+def make_venv(make: MakeEnv, n_envs: int, seed: int) -> VecEnv:
+    """Makes environments whose images have their channels first, with SB3's monitor of episodes.
+
+    Raises:
+        RlpreError: if the function does not give a ``VecEnv`` of that many environments.
+    """
+    venv = make(n_envs, seed)
+    if not isinstance(venv, VecEnv) or venv.num_envs != n_envs:
+        raise RlpreError(f"make_env({n_envs}, {seed}) gave {venv!r}: return a VecEnv of {n_envs} environments")
+    if not (is_vecenv_wrapped(venv, VecMonitor) or all(venv.env_is_wrapped(Monitor))):
+        venv = VecMonitor(venv)
+    space = venv.observation_space
+    parts = space.values() if isinstance(space, spaces.Dict) else [space]
+    images = [part for part in parts if isinstance(part, spaces.Box) and is_image_space(part)]
+    last = images and not any(map(is_image_space_channels_first, images))
+    return VecTransposeImage(venv) if last else venv
+
+
+def starting_encoder(spec: Training, venv: VecEnv) -> AnyEncoder:
+    """The encoder at the start of a run: pretrained, with fresh weights, or fresh memory on a pretrained one.
+
+    Raises:
+        RlpreError: if the checkpoint is missing or damaged.
+    """
+    if spec.encoder is None:
+        return fresh_encoder(spec.fresh, spec.seed)
+    if spec.memory is None:
+        return load_encoder(spec.encoder)
+    torch.manual_seed(spec.seed)
+    return spec.memory.build(Encoder.load(spec.encoder), int(cast(spaces.Discrete, venv.action_space).n))
+
+
+def observed(spec: Training, venv: VecEnv, encoder: AnyEncoder, device: torch.device) -> VecEnv:
+    """What the agent observes: features, windows of features, or pixels."""
+    if in_front(spec.mode, encoder):
+        return EncodedVecEnv(venv, encoder, device=device)
+    return venv if isinstance(encoder, Encoder) else HistoryVecEnv(venv, encoder, device=device)
+
+
+def make_model(spec: Training, venv: VecEnv, encoder: AnyEncoder, device: torch.device, out: Path) -> BaseAlgorithm:
+    """The algorithm, with the encoder in its policy unless that is in front."""
+    settings = dict(spec.algorithm_kwargs)
+    arguments = dict(settings.pop("policy_kwargs", {}))
+    base = "Mlp"
+    if not isinstance(venv, EncodedVecEnv):
+        base, arguments = "Cnn", policy_kwargs(encoder, spec.mode, **{**arguments, **spec.policy_kwargs})
+    if isinstance(venv.observation_space, spaces.Dict):
+        base = "MultiInput"
+    recurrent = f"{base}LstmPolicy"
+    policy = recurrent if recurrent in spec.algorithm.policy_aliases else f"{base}Policy"
+    common = {"policy_kwargs": arguments, "seed": spec.seed, "tensorboard_log": str(out)}
+    return spec.algorithm(policy, venv, **{**settings, **common, "device": device})
+
+
+def film(model: BaseAlgorithm, venv: VecEnv, path: Path) -> None:
+    """Plays a few episodes with sampled actions and writes them as GIF, if the environment renders RGB arrays.
+
+    Args:
+        model: acts.
+        venv: one environment.
+        path: of the GIF.
+    """
+    if venv.render_mode != "rgb_array":
+        return
+    pictures: list[Image.Image] = []
+    durations: list[int] = []
+    for _ in range(EPISODES):
+        observations, memory, starts = venv.reset(), None, np.ones(1, bool)
+        shots: list[Image.Image] = []
+        done = False
+        while not done and len(shots) < EPISODE_STEPS:
+            picture = Image.fromarray(np.asarray(venv.get_images()[0]))
+            picture.thumbnail((SIDE, SIDE))
+            shots.append(picture)
+            actions, memory = model.predict(observations, memory, starts, deterministic=False)  # type: ignore[arg-type]
+            observations, _, (done,), _ = venv.step(actions)
+            starts = np.zeros(1, bool)
+        pictures += shots
+        durations += [MILLISECONDS] * (len(shots) - 1) + [LAST_MILLISECONDS]
+    first, *others = pictures
+    with atomic(path) as temporary:
+        first.save(temporary, format="GIF", save_all=True, append_images=others, duration=durations, loop=0)
+
+
+def described(value: Any) -> Any:
+    """A setting as JSON: functions and classes by name, encoders by their fingerprint."""
+    if isinstance(value, partial):
+        return {"function": described(value.func), "args": described(value.args), "kwargs": described(value.keywords)}
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: described(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): described(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [described(part) for part in value]
+    if isinstance(value, nn.Module):
+        return f"encoder {value.fingerprint()[:12]}" if isinstance(value, AnyEncoder) else type(value).__name__
+    if value is None or isinstance(value, str | int | float):
+        return value
+    name = value if hasattr(value, "__qualname__") else type(value)
+    return str(value) if isinstance(value, Path) else f"{name.__module__}:{name.__qualname__}"
+
+
+class ReportSteps(BaseCallback):
+    """Calls ``report`` with the number of environment steps so far."""
+
+    def __init__(self, report: Report) -> None:
+        super().__init__()
+        self.report = report
+
+    def _on_step(self) -> bool:
+        self.report(self.num_timesteps)
+        return True
