@@ -1,7 +1,7 @@
-"""Why a comparison came out as it did: features of the encoders, two causes taken apart, frames, and overlap.
+"""Why a comparison came out as it did: features of frozen encoders, two causes taken apart, frames, and overlap.
 
-Its runs measure their encoders on frames of the environments (`measure`); `sections` turns the rows into parts of the
-report.
+The runs of a comparison measure their encoders on frames of the environments (`measure`); `sections` turns the rows
+into parts of the report.
 """
 
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure as Picture
+from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 from numpy.typing import NDArray
 
@@ -22,19 +22,8 @@ from rlpre.compare.runner import Measurements, Run, read_study
 from rlpre.compare.summary import SECONDS, Curves, read_results
 from rlpre.compare.train import Training, make_venv, starting_encoder
 from rlpre.encoders.whitened import PREFIX
-from rlpre.evaluation.page import (
-    COLOURS,
-    CONTROLS,
-    DASHES,
-    Figure,
-    Section,
-    Table,
-    draw_curve,
-    plain_axes,
-    short_names,
-    show_interval,
-    thousands,
-)
+from rlpre.evaluation import page
+from rlpre.evaluation.page import Section, Table, show_interval
 from rlpre.evaluation.stats import FEWEST, Floats, Interval, geometric_mean_interval, mean_interval
 from rlpre.files import read_json, write_json
 from rlpre.framewriter import MANIFEST
@@ -47,9 +36,10 @@ from rlpre.sb3 import MODES
 TARGETS, OVERLAP = "targets", "overlap.json"  # below a comparison's directory
 ROWS = 2048  # frames over which features are measured
 FEWEST_SIZES = 3  # numbers of frames that make a curve
+UPDATES, WHITENED, FRAMES, CONDITION = "updates", "whitened", "different frames", "condition number"
 PROBE = "probe "  # before a label, in the names of measurements
 
-Known = dict[str, dict[str, list[float]]]  # arm -> metric -> values of its runs
+Known = Mapping[str, Mapping[str, Sequence[float]]]  # arm -> measurement -> values of its runs
 
 
 def measure(home: Path, first_seed: int | None, run: Run, training: Training) -> Measurements:
@@ -76,32 +66,31 @@ def measure(home: Path, first_seed: int | None, run: Run, training: Training) ->
     stores = [FrameStore.open(path.parent) for path in (home / "frames").glob(f"*/{MANIFEST}")]
     seen = {store.hash: store.distinct for store in stores}.get(vision.pretraining.get("frames"))
     return {
-        "updates": vision.pretraining.get("step", 0),
-        "whitened": float(vision.architecture.startswith(PREFIX)),
-        "condition number": found.number,
+        UPDATES: vision.pretraining.get("step", 0),
+        WHITENED: float(vision.architecture.startswith(PREFIX)),
+        CONDITION: found.number,
         "dimensions": found.dimensions,
-        **({} if seen is None else {"different frames": seen}),
+        **({} if seen is None else {FRAMES: seen}),
         **{PROBE + label: score for label, score in linear_probe(encoder, reader).items()},
     }
 
 
 def sections(environments: Sequence[str], home: Path) -> list[Section]:
-    """What the rows and the frames of a comparison say about its causes; a part that was not asked for is left out."""
+    """What the rows and the frames of a comparison say about its causes; what was not measured is left out."""
     results = read_results(home)
-    tasks, threshold = results.tasks, results.metric.threshold
-    known: dict[str, Known] = {}
+    known: dict[str, dict[str, dict[str, list[float]]]] = {}
     for row in results.rows:
-        if row.metric != SECONDS and row.task in tasks and row.step is None:
+        if row.task in results.tasks and row.step is None and row.metric != SECONDS:
             known.setdefault(row.task, {}).setdefault(row.arm, {}).setdefault(row.metric, []).append(row.value)
     text, blocks = [], []
-    for task, name in short_names(known).items():
+    for task, name in page.short_names(known).items():
         arms = {arm: known[task][arm] for arm in results.metric.arms if arm in known[task]}
-        found = take_apart(tasks[task], arms, threshold)
+        found = take_apart(results.tasks[task], arms, results.metric.threshold)
         text += [f"{name}: {cause_sentence(found)}."] if found else []
         sizes = arms_by_size(arms)
         if len(sizes) >= FEWEST_SIZES:
-            picture = draw_sizes(tasks[task], arms, sizes, threshold)
-            blocks.append(Figure(f"More different frames: {name}", picture, "Dotted: an encoder that has seen none."))
+            picture = draw_sizes(results.tasks[task], arms, sizes, results.metric.threshold)
+            blocks.append(page.Figure(f"More frames: {name}", picture, "Dotted: an encoder that has seen none."))
         blocks.append(feature_table(name, arms))
     return ([Section("Causes", text, blocks)] if blocks else []) + overlap_section(environments, home)
 
@@ -145,33 +134,25 @@ def two_way(steps: Floats, reached: NDArray[np.bool_]) -> TwoWay:
     if not (np.isfinite(steps) & (steps > 0)).all():
         raise RlpreError("steps are positive numbers: give the budget for runs that never reach the threshold")
     logs = np.log(steps)
-    ratios = (
-        (logs[0] - logs[1]).mean(0),
-        (logs[:, 0] - logs[:, 1]).mean(0),
-        logs[0, 0] - logs[1, 0] - logs[0, 1] + logs[1, 1],
-    )
-    difference = mean_interval(steps[0, 0] - steps[1, 0] - steps[0, 1] + steps[1, 1])
-    return TwoWay(*(geometric_mean_interval(np.exp(ratio)) for ratio in ratios), difference, int((~reached).sum()))
+    first, second = (logs[0] - logs[1]).mean(0), (logs[:, 0] - logs[:, 1]).mean(0)
+    interaction = logs[0, 0] - logs[1, 0] - logs[0, 1] + logs[1, 1]
+    difference = steps[0, 0] - steps[1, 0] - steps[0, 1] + steps[1, 1]
+    ratios = (geometric_mean_interval(np.exp(of)) for of in (first, second, interaction))
+    return TwoWay(*ratios, mean_interval(difference), int((~reached).sum()))
 
 
 def take_apart(arms: Mapping[str, Curves], known: Known, threshold: float) -> TwoWay | None:
     """Pretraining (first) and whitening (second), if one arm has neither, one has each, and one has both."""
-    corners: dict[tuple[bool, bool], list[Curves]] = {}
-    for arm, of in known.items():
-        if "different frames" in of:
-            corners.setdefault((of["updates"][0] > 0, of["whitened"][0] > 0), []).append(arms[arm])
-    if len(corners) < 4 or any(len(of) > 1 for of in corners.values()):
+    seen = {arm: of for arm, of in known.items() if FRAMES in of}
+    corners = {(of[UPDATES][0] > 0, of[WHITENED][0] > 0): arms[arm] for arm, of in seen.items()}
+    if len(corners) < 4 or len(seen) > 4:
         return None
-    runs = [corners[trained, white][0] for trained in (False, True) for white in (False, True)]
+    runs = [corners[trained, white] for trained in (False, True) for white in (False, True)]
     seeds = sorted(set.intersection(*(set(of.seeds) for of in runs)))
     if not seeds:
         return None
-    times = [of.times(threshold) for of in runs]
-    places = [[of.seeds.index(seed) for seed in seeds] for of in runs]
-    steps, reached = (
-        np.stack([part[at] for part, at in zip(parts, places, strict=True)]).reshape(2, 2, -1)
-        for parts in zip(*times, strict=True)
-    )
+    times = [[part[[of.seeds.index(seed) for seed in seeds]] for part in of.times(threshold)] for of in runs]
+    steps, reached = (np.stack(parts).reshape(2, 2, -1) for parts in zip(*times, strict=True))
     return two_way(np.maximum(steps, 1), reached)
 
 
@@ -189,88 +170,79 @@ def cause_sentence(found: TwoWay) -> str:
 def _together(found: TwoWay) -> str:
     if found.interaction.low is None:
         return f"fewer than {FEWEST} seeds do not tell how they act together"
-    multiply, add = _holds(found.interaction, 1), _holds(found.difference, 0)
-    if multiply and add:
-        return "whether their effects multiply or add up is not known"
-    if multiply:
-        return "their effects multiply and do not add up"
-    return "their effects add up and do not multiply" if add else "their effects neither multiply nor add up"
-
-
-def _holds(interval: Interval, value: float) -> bool:
-    assert interval.low is not None
-    assert interval.high is not None
-    return interval.low <= value <= interval.high
+    multiply = found.interaction.low <= 1 <= found.interaction.high
+    add = found.difference.low <= 0 <= found.difference.high
+    return {
+        (True, True): "whether their effects multiply or add up is not known",
+        (True, False): "their effects multiply and do not add up",
+        (False, True): "their effects add up and do not multiply",
+        (False, False): "their effects neither multiply nor add up",
+    }[multiply, add]
 
 
 def feature_table(name: str, known: Known) -> Table:
     """The measured encoders of one environment."""
     labels = list(dict.fromkeys(metric for of in known.values() for metric in of if metric.startswith(PROBE)))
+    head = ["arm", UPDATES, FRAMES, WHITENED, CONDITION, "dimensions", *(of.removeprefix(PROBE) for of in labels)]
     rows = [
         [
             arm,
-            f"{of['updates'][0]:.0f}",
-            f"{of['different frames'][0]:,.0f}" if "different frames" in of else "-",
-            "yes" if of["whitened"][0] else "no",
-            show_interval(geometric_mean_interval(of["condition number"]), thousands),
+            f"{of[UPDATES][0]:.0f}",
+            f"{of[FRAMES][0]:,.0f}" if FRAMES in of else "-",
+            "yes" if of[WHITENED][0] else "no",
+            show_interval(geometric_mean_interval(of[CONDITION]), page.thousands),
             f"{np.mean(of['dimensions']):.0f}",
             *(f"{np.mean(of[label]):.2f}" if label in of else "-" for label in labels),
         ]
         for arm, of in known.items()
     ]
-    head = ["arm", "updates", "different frames", "whitened", "condition number", "dimensions"]
     note = (
         "On frames of levels that no encoder was pretrained in. Condition number: largest variance of the features / "
         "smallest, over the directions in which they vary. The other columns are scores of linear probes."
     )
-    return Table([*head, *(label.removeprefix(PROBE) for label in labels)], rows, f"Frozen encoders on {name}", note)
+    return Table(head, rows, f"Frozen encoders on {name}", note)
 
 
 def arms_by_size(known: Known) -> dict[int, str]:
     """Arms that differ only in the number of different frames of one pretraining, by that number."""
-    trained = {arm: of for arm, of in known.items() if of["updates"][0] > 0 and not of["whitened"][0]}
-    return dict(sorted((int(of["different frames"][0]), arm) for arm, of in trained.items()))
+    trained = {arm: of for arm, of in known.items() if of[UPDATES][0] > 0 and not of[WHITENED][0]}
+    return dict(sorted((int(of[FRAMES][0]), arm) for arm, of in trained.items()))
 
 
-def draw_sizes(arms: Mapping[str, Curves], known: Known, sizes: Mapping[int, str], threshold: float) -> Picture:
+def draw_sizes(arms: Mapping[str, Curves], known: Known, sizes: Mapping[int, str], threshold: float) -> Figure:
     """Probes, and steps to the threshold, against the number of different frames."""
-    picture = Picture(figsize=(10, 4), layout="constrained")
-    probes, times = picture.subplots(1, 2)
-    unseen = next((of for of in known.values() if "different frames" not in of), {})
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    probes, times = figure.subplots(1, 2)
+    unseen: Mapping[str, Sequence[float]] = next((of for of in known.values() if FRAMES not in of), {})
     labels = [metric for metric in known[sizes[min(sizes)]] if metric.startswith(PROBE)]
-    for label, colour in zip(labels, COLOURS, strict=False):
-        points = {size: mean_interval(known[arm][label]) for size, arm in sizes.items() if label in known[arm]}
-        draw_curve(probes, list(points), list(points.values()), colour, marker="o", label=label.removeprefix(PROBE))
+    for label, colour in zip(labels, page.COLOURS, strict=False):
+        points = [mean_interval(known[arm][label]) for arm in sizes.values()]
+        page.draw_curve(probes, list(sizes), points, colour, marker="o", label=label.removeprefix(PROBE))
         if label in unseen:
             probes.axhline(np.mean(unseen[label]), color=colour, linestyle=":", linewidth=1)
-
-    def steps(arm: str) -> Interval:
-        return mean_interval(np.maximum(arms[arm].times(threshold)[0], 1), logarithmic=True)
-
-    draw_curve(times, list(sizes), [steps(arm) for arm in sizes.values()], COLOURS[0], marker="o", label="pretrained")
-    others = [arm for arm in arms if arm not in sizes.values()]
-    for arm, colour, dashes in zip(others, CONTROLS, DASHES, strict=False):
-        found = steps(arm)
-        times.axhline(found.value, color=colour, linestyle=dashes, label=arm)
-        if found.low is not None and found.high is not None:
-            times.axhspan(found.low, found.high, color=colour, alpha=0.1, linewidth=0)
+    steps = {arm: mean_interval(np.maximum(of.times(threshold)[0], 1), logarithmic=True) for arm, of in arms.items()}
+    pretrained = [steps.pop(arm) for arm in sizes.values()]
+    page.draw_curve(times, list(sizes), pretrained, page.COLOURS[0], marker="o", label="pretrained")
+    for (arm, of), colour, dashes in zip(steps.items(), page.CONTROLS, page.DASHES, strict=False):
+        times.axhline(of.value, color=colour, linestyle=dashes, label=arm)
+        if of.low is not None and of.high is not None:
+            times.axhspan(of.low, of.high, color=colour, alpha=0.1, linewidth=0)
     times.yaxis.set_major_formatter(EngFormatter(sep=""))
     times.set_ylim(0, 1.1 * max(of.steps[-1] for of in arms.values()))
     for panel, what in ((probes, "probe score"), (times, f"steps to {threshold:g}")):
-        panel.set(xscale="log", xlabel="different frames", ylabel=what)
+        panel.set(xscale="log", xlabel=FRAMES, ylabel=what)
         panel.xaxis.set_major_formatter(EngFormatter(sep=""))
-        plain_axes(panel)
+        page.plain_axes(panel)
         panel.legend(frameon=False, fontsize="small")
-    return picture
+    return figure
 
 
 def overlap_section(environments: Sequence[str], home: Path) -> list[Section]:
     """How much of what agents meet the frames of a comparison hold; measured once."""
     stores = {name: home / "frames" / name for name in read_study(home)["frames"]}
     if not (home / OVERLAP).exists():
-        write_json(
-            home / OVERLAP, {name: _overlap(FrameStore.open(path), environments) for name, path in stores.items()}
-        )
+        found = {name: _overlap(FrameStore.open(path), environments) for name, path in stores.items()}
+        write_json(home / OVERLAP, found)
     text = [
         "How much of what an agent meets do the offline frames hold already? Shares of the steps (layouts: of the "
         "episodes) of fresh episodes, half at random and half by a noisy expert where there is one. Where they are "
@@ -282,15 +254,15 @@ def overlap_section(environments: Sequence[str], home: Path) -> list[Section]:
             text.append(f"{name}: not measured, {tasks}.")
             continue
         rows = {task: shares(of) for task, of in tasks.items()}
-        head = ["task", *next(iter(rows.values()))]
         untold = next((of["untold"] for of in tasks.values() if of["untold"]), "")
         note = f"States and layouts are not known: {untold}." if untold else ""
-        blocks.append(Table(head, [[task, *cells.values()] for task, cells in rows.items()], name, note))
+        cells = [[task, *of.values()] for task, of in rows.items()]
+        blocks.append(Table(["task", *next(iter(rows.values()))], cells, name, note))
     return [Section("Seen before", text, blocks)] if stores else []
 
 
 def shares(overlap: Mapping[str, Any]) -> dict[str, str]:
-    """The shares of an `Overlap`, as JSON holds it, by heading; likeness only if an encoder judged it."""
+    """The shares of an `Overlap` (as JSON) by heading; likeness only if an encoder judged it."""
     found = {name: overlap[name] for name in ("state", "layout", "observation")}
     for cells, share in zip_longest(range(1, CELLS + 1), overlap["near"]):
         found[f"{cells} cell{'s' * (cells > 1)} apart"] = share

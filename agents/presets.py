@@ -237,27 +237,17 @@ def suited(arm: Arm, ppo: PPOConfig) -> Arm:
 
 
 EMPTY, DOORKEY = "MiniGrid-Empty-Random-6x6-v0", "MiniGrid-DoorKey-5x5-v0"
+NO_DISTRACTORS = "BabyAI-GoToRedBallNoDists-v0"
 TASKS = {  # and environment steps of a run
     DOORKEY: 80_000,
     "MiniGrid-DoorKey-6x6-v0": 120_000,
     "MiniGrid-MultiRoom-N2-S4-v0": 100_000,
     "MiniGrid-KeyCorridorS3R1-v0": 160_000,  # no encoder has seen it
 }
-SOURCES = (
-    DOORKEY,
-    "MiniGrid-DoorKey-6x6-v0",
-    "MiniGrid-Unlock-v0",
-    "MiniGrid-MultiRoom-N2-S4-v0",
-    "MiniGrid-LavaCrossingS9N1-v0",
-)
-BALLS = (  # rooms full of things: nearly every layout is different
-    "BabyAI-GoToRedBall-v0",
-    "BabyAI-GoToRedBallGrey-v0",
-    "BabyAI-GoToLocal-v0",
-    "BabyAI-PickupLoc-v0",
-    "BabyAI-PutNextLocal-v0",
-)
-NO_DISTRACTORS = "BabyAI-GoToRedBallNoDists-v0"
+ROOMS = ("DoorKey-5x5", "DoorKey-6x6", "Unlock", "MultiRoom-N2-S4", "LavaCrossingS9N1")
+SOURCES = tuple(f"MiniGrid-{name}-v0" for name in ROOMS)
+CROWDED = ("GoToRedBall", "GoToRedBallGrey", "GoToLocal", "PickupLoc", "PutNextLocal")  # layouts hardly ever repeat
+BALLS = tuple(f"BabyAI-{name}-v0" for name in CROWDED)
 MANY = {  # and environment steps of a run; in pilots scratch reached 0.78 or more where it was tried
     "MiniGrid-Empty-Random-5x5-v0": 20_480,
     "MiniGrid-Empty-Random-6x6-v0": 32_768,
@@ -273,6 +263,7 @@ LONG = {
     "pretrain": PretrainConfig(steps=1000, checkpoint_every=500),
     "train": AgentConfig(eval_every=4096, eval_episodes=16),
 }
+MEMORY = Backbone(width=256, window=16)
 WARMUP_UPDATES = round(WARMUP * PPOConfig().suited("finetuned").updates(60_000))  # of lp-ft in "ablation"
 
 
@@ -389,10 +380,8 @@ PRESETS = {
         data={"memory": Data((NARROW_MEMORY,), 60_000, "random")},
         arms={
             "single-frame": Arm("frozen", BEST, whiten=True),
-            "history-random": Arm("random", BEST, whiten=True, memory=Backbone(width=256, window=16)),
-            "history-cpc": Arm(
-                "frozen", BEST, whiten=True, memory=Backbone(width=256, window=16), memory_objective="cpc"
-            ),
+            "history-random": Arm("random", BEST, whiten=True, memory=MEMORY),
+            "history-cpc": Arm("frozen", BEST, whiten=True, memory=MEMORY, memory_objective="cpc"),
         },
         answer="history-cpc",
         baseline="single-frame",

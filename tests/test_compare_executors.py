@@ -19,6 +19,7 @@ from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 
 from rlpre import PretrainConfig
+from rlpre.compare import executors
 from rlpre.compare.executors import cluster
 from rlpre.compare.runner import Run, run_study
 from rlpre.errors import RlpreError
@@ -151,7 +152,7 @@ def beats(study: Path) -> bool:
 def test_cell_that_loses_every_worker_fails_and_the_cluster_goes_on(
     dask: Dask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("rlpre.compare.executors.WATCH_SECONDS", 0.3)
+    monkeypatch.setattr(executors, "WATCH_SECONDS", 0.3)
     said = ""
 
     def says(words: str) -> bool:
@@ -177,34 +178,27 @@ def test_cell_that_loses_every_worker_fails_and_the_cluster_goes_on(
 def test_comparison_on_a_cluster_gives_the_figures_of_this_process(
     dask: Dask, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from agents.compare import (  # here, because the workers of the other tests need no worlds
-        Arm,
-        Comparison,
-        Offline,
-        compare,
-    )
-    from agents.train import PPOConfig, TrainConfig
+    from functools import partial  # here, because the workers of the other tests need no environments
+
+    import envs
+    from rlpre import Arm, compare
 
     monkeypatch.chdir(tmp_path)  # not where the workers are
-    ppo = PPOConfig(n_envs=4, n_steps=32, batch_size=32, n_epochs=1)
-    comparison = Comparison(
-        environments=(WORLD,),
-        steps=(256,),
-        data={"mixed": Offline((WORLD,), 400)},
-        arms={"scratch": Arm("scratch"), "frozen": Arm("frozen", "inverse")},
-        answer="frozen",
-        seeds=1,
-        pretrain=PretrainConfig(steps=4, batch=16, features=16, checkpoint_every=2),
-        train=TrainConfig(features=16, eval_every=128, eval_episodes=2, ppo=ppo),
-    )
-    with ThreadPoolExecutor(1) as here:
-        compare(comparison, Path("here"), 99, here)
-    with cluster(dask.address) as executor:
-        compare(comparison, Path("there"), 99, executor)
-    name = "encoders/inverse@mixed/seed-0/model.safetensors"
+    frames = envs.collect(WORLD, "frames", 400, seed=0)
+    settings = {
+        "frames": frames,
+        "pretrain": PretrainConfig(steps=4, batch=16, features=16, checkpoint_every=2),
+        "algorithm_kwargs": {"n_steps": 32, "batch_size": 32, "n_epochs": 1},
+    }
+    arms = {"scratch": Arm("scratch"), "frozen": Arm("frozen", "inverse")}
+    world = partial(envs.make_vec, WORLD)
+    with ThreadPoolExecutor(1) as here, cluster(dask.address) as there:
+        for name, executor in (("here", here), ("there", there)):
+            compare(world, arms, 256, 1, name, n_envs=4, eval_episodes=2, executor=executor, workers=99, **settings)
+    name = "encoders/inverse@frames/seed-0/model.safetensors"
     assert Path("here", name).read_bytes() == Path("there", name).read_bytes()
-    for arm in comparison.arms:
-        one, other = (Path(side, "runs", WORLD, arm, "seed-0") for side in ("here", "there"))
+    for arm in arms:
+        one, other = (Path(side, "comparison", arm, "seed-0") for side in ("here", "there"))
         assert all(np.array_equal(evaluations(one)[name], values) for name, values in evaluations(other).items())
 
 
@@ -227,7 +221,7 @@ def silent() -> Iterator[str]:
     ],
 )
 def test_address_that_does_not_answer(address: str, reason: str, silent: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rlpre.compare.executors.ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(executors, "ANSWER_SECONDS", 0.5)
     address = silent if address == "silent" else address
     start = time.monotonic()
     with pytest.raises(RlpreError, match=rf"no dask scheduler can be reached at '{address}' \(.*({reason})"):

@@ -18,6 +18,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 
+from rlpre.compare import runner
 from rlpre.compare.runner import Row, Run, finished_runs, read_rows, run_study
 from rlpre.errors import RlpreError
 from rlpre.files import read_json
@@ -195,7 +196,7 @@ def test_failed_cell_is_tried_again_in_an_empty_directory(tmp_path):
 @pytest.mark.parametrize(("workers", "threads"), [(None, 1), (2, 3), (4, 1), (7, 1)])
 def test_cells_share_the_cores_of_the_machine_that_they_run_on(tmp_path, monkeypatch, workers, threads):
     (run,) = runs_of("quick")
-    monkeypatch.setattr("rlpre.compare.runner._cores", lambda: 6)
+    monkeypatch.setattr(runner, "_cores", lambda: 6)
     with ThreadPoolExecutor(1) as executor:
         run_study(tmp_path, [run], work, {}, STEPS, executor=executor, workers=workers)
     assert (tmp_path / run.path / "threads").read_text() == str(threads)

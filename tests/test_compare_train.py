@@ -1,21 +1,25 @@
-"""Recipes: each trains, leaves a run directory that says everything, and repeats itself; one must learn."""
+"""One run: every kind of agent trains, leaves a run directory with everything in it, and repeats itself."""
 
 import json
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from stable_baselines3 import PPO
 from stable_baselines3.common.policies import ActorCriticPolicy
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import envs
-from agents import RECIPES, PPOConfig, TrainConfig, train
-from rlpre import Encoder, InputSpec, RlpreError
+from agents.presets import AGENTS, PPOConfig, TrainConfig
+from rlpre import Backbone, EncodedVecEnv, Encoder, HistoryVecEnv, InputSpec, RlpreError, SequenceEncoder
+from rlpre.compare.train import EPISODE_STEPS, EPISODES, SIDE, train
+from rlpre.files import read_json
 
 ROOT = Path(__file__).parents[1]
 TINY = TrainConfig(
@@ -28,127 +32,185 @@ TINY = TrainConfig(
     ppo=PPOConfig(n_envs=4, n_steps=64, batch_size=64, n_epochs=1),
 )
 FRAMES = InputSpec((3, 56, 56))
-FORGETFUL = [name for name, recipe in RECIPES.items() if not recipe.history]
+MEMORY = {  # agents that remember, and what they start from
+    "history": ("history", "frames"),
+    "history-random": ("history-random", "frames"),
+    "frozen sequence": ("frozen", "sequence"),
+    "finetuned sequence": ("finetuned", "sequence"),
+}
+FORGETFUL = {name: (name, "" if AGENTS[name].fresh else "frames") for name in AGENTS if not AGENTS[name].memory}
 
-# Each of them in a process of its own, as a user would run it: arguments are the home of the runs and of the encoder.
+# All of them in another process; arguments are the directories of the runs and of the encoders.
 ELSEWHERE = """
 import sys
 from pathlib import Path
 import torch
 sys.path.append("tests")
-from test_agents import FORGETFUL, tiny, train
+from test_compare_train import FORGETFUL, tiny, train
 
 torch.set_num_threads(1)
-for agent in FORGETFUL:
-    train(tiny(agent, Path(sys.argv[2])), Path(sys.argv[1]) / agent)
+for name in FORGETFUL:
+    train(tiny(name, Path(sys.argv[2])).training(), Path(sys.argv[1]) / name)
 """
 
 
-def tiny(agent: str, encoder: Path, **changes: object) -> TrainConfig:
-    return replace(TINY, agent=agent, encoder=str(encoder) if RECIPES[agent].pretrained else "", **changes)
+def tiny(name: str, home: Path, **changes: Any) -> TrainConfig:
+    agent, start = (FORGETFUL | MEMORY)[name]
+    if name in MEMORY:
+        changes = {"env": "MiniGrid-MemoryS7-v0", "features": None, "steps": 256, "eval_episodes": 2, **changes}
+    return replace(TINY, **{"agent": agent, "encoder": str(home / start) if start else "", **changes})
 
 
 @pytest.fixture(scope="module")
-def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of frames, and one of a sequence encoder."""
+    home = tmp_path_factory.mktemp("encoders")
     torch.manual_seed(0)
-    return Encoder("cnn", FRAMES, features=32).save(tmp_path_factory.mktemp("encoders") / "cnn")
+    frames = Encoder("cnn", FRAMES, features=32)
+    frames.save(home / "frames")
+    SequenceEncoder("transformer", frames, actions=7, width=16, heads=2, window=5).save(home / "sequence")
+    return home
 
 
 @pytest.fixture(scope="module")
-def elsewhere(encoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Run directories of all recipes, made by another process."""
-    home = tmp_path_factory.mktemp("elsewhere")
-    subprocess.run([sys.executable, "-c", ELSEWHERE, home, encoder], check=True, cwd=ROOT)
-    return home
+def elsewhere(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("elsewhere")
+    subprocess.run([sys.executable, "-c", ELSEWHERE, out, home], check=True, cwd=ROOT)
+    return out
+
+
+@pytest.fixture(scope="module")
+def remembering(home: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    out = tmp_path_factory.mktemp("remembering")
+    for name in MEMORY:
+        train(replace(tiny(name, home).training(), film=name == "history"), out / name)
+    return out
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
     return ActorCriticPolicy.load(run / "last_policy.zip", device="cpu").state_dict()
 
 
-def same_weights(run: Path, other: Path) -> bool:
-    ours, theirs = weights(run), weights(other)
-    return ours.keys() == theirs.keys() and all(ours[name].equal(theirs[name]) for name in ours)
+def inside(run: Path) -> dict[str, torch.Tensor]:
+    prefix = "features_extractor.encoder."
+    return {name.removeprefix(prefix): tensor for name, tensor in weights(run).items() if name.startswith(prefix)}
 
 
-def same_evaluations(run: Path, other: Path) -> bool:
-    ours, theirs = np.load(run / "evaluations.npz"), np.load(other / "evaluations.npz")
-    return all(np.array_equal(ours[name], theirs[name]) for name in ("timesteps", "results", "ep_lengths"))
+def same(run: Path, other: Path) -> bool:
+    """Whether two runs have the same evaluations and the same final weights."""
+    ours, theirs = (np.load(each / "evaluations.npz") for each in (run, other))
+    left, right = weights(run), weights(other)
+    return all(np.array_equal(ours[name], theirs[name]) for name in ("timesteps", "results", "ep_lengths")) and (
+        left.keys() == right.keys() and all(left[name].equal(right[name]) for name in left)
+    )
 
 
-@pytest.mark.parametrize("agent", FORGETFUL)
-def test_recipe_trains_and_repeats_itself(agent: str, encoder: Path, elsewhere: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", FORGETFUL)
+def test_an_agent_trains_and_repeats_itself(name: str, home: Path, elsewhere: Path, tmp_path: Path) -> None:
     reported: list[int] = []
-    policy = train(tiny(agent, encoder), tmp_path / "a", reported.append)
-    train(tiny(agent, encoder), tmp_path / "b")
-    train(tiny(agent, encoder, seed=1), tmp_path / "c")
-    for other in (tmp_path / "b", elsewhere / agent):
-        assert same_evaluations(tmp_path / "a", other)
-        assert same_weights(tmp_path / "a", other)
-    assert not same_evaluations(tmp_path / "a", tmp_path / "c")
-    assert not same_weights(tmp_path / "a", tmp_path / "c")
-    assert reported[-1] == 512
+    measured = train(tiny(name, home).training(), tmp_path / "a", reported.append)
+    assert same(tmp_path / "a", elsewhere / name)
+    train(tiny(name, home, seed=1).training(), tmp_path / "c")
+    assert not same(tmp_path / "a", tmp_path / "c")
     assert reported == sorted(reported)
-    acts_on_pixels(policy, tmp_path / "a")
-    says_everything(tmp_path / "a", tiny(agent, encoder))
+    assert reported[-1] == 512
+    results = np.load(tmp_path / "a" / "evaluations.npz")["results"]
+    assert measured == {"return": list(zip([256, 512], results.mean(axis=1).tolist(), strict=True))}
+    acts_on_pixels(tmp_path / "a")
+    holds_everything(tmp_path / "a", name)
 
 
-def acts_on_pixels(policy: ActorCriticPolicy, run: Path) -> None:
-    """The saved policy acts in a plain environment as the one that ``train`` returned."""
-    env, again = envs.make(TINY.env), ActorCriticPolicy.load(run / "last_policy.zip", device="cpu")
-    observation, _ = env.reset(seed=0)
-    for step in range(20):
-        actions = []
-        for actor in (policy, again):
-            torch.manual_seed(step)
-            actions.append(int(actor.predict(observation)[0]))
-        assert actions[0] == actions[1]
-        observation, *_ = env.step(actions[0])
+def acts_on_pixels(run: Path) -> None:
+    """The saved policy acts as the trained model does on what it observed."""
+    policy, model = ActorCriticPolicy.load(run / "last_policy.zip", device="cpu"), PPO.load(run / "last_model.zip")
+    venv = envs.make_vec(TINY.env, 3, seed=5)
+    if model.observation_space != venv.observation_space:
+        venv = EncodedVecEnv(venv, policy.features_extractor.encoder, device="cpu")
+    agree(model, policy, venv, 20)
 
 
-def says_everything(run: Path, config: TrainConfig) -> None:
-    """A run directory repeats its configuration and holds curves, models and TensorBoard events."""
+def agree(model: PPO, policy: ActorCriticPolicy, venv: Any, steps: int) -> None:
+    for each in (model.policy, policy):
+        each.set_training_mode(False)  # no random shifts
+    observations = venv.reset()
+    for step in range(steps):
+        shown = venv.frames if hasattr(venv, "frames") else observations
+        wanted, given = (
+            each.get_distribution(each.obs_to_tensor(seen)[0]).distribution.probs
+            for each, seen in ((model.policy.cpu(), observations), (policy, shown))
+        )
+        torch.testing.assert_close(given, wanted, rtol=1e-4, atol=1e-5)
+        observations, *_ = venv.step(np.full(3, step % 3))
+
+
+def holds_everything(run: Path, name: str) -> None:
+    """A run directory holds its settings, curves, models and TensorBoard events."""
     said = json.loads((run / "run.json").read_text())
-    suited = replace(config, ppo=config.ppo.suited(RECIPES[config.agent]))
-    assert said["configuration"] == asdict(suited)
-    assert suited.ppo.learning_rate == RECIPES[config.agent].learning_rate
+    fresh = AGENTS[name].fresh and not AGENTS[name].frozen
+    assert said["configuration"]["algorithm_kwargs"]["learning_rate"] == (5e-4 if fresh else 2e-3)
+    assert said["configuration"]["make_env"]["args"] == [TINY.env]
     assert said["versions"]["stable-baselines3"]
     assert said["commit"] is None or len(said["commit"]) == 40
     assert said["encoder"]["num_features"] == 32
-    evaluations = np.load(run / "evaluations.npz")
-    assert evaluations["timesteps"].tolist() == [256, 512]
-    assert evaluations["results"].shape == (2, 4)
-    assert json.loads((run / "time.json").read_text())["steps"] == 512
     assert PPO.load(run / "best_model.zip", device="cpu").num_timesteps in (256, 512)
-    assert PPO.load(run / "last_model.zip", device="cpu").num_timesteps == 512
     assert ActorCriticPolicy.load(run / "best_policy.zip").observation_space == FRAMES.space
     (events,) = run.glob("tensorboard*")
     scalars = EventAccumulator(str(events)).Reload().Tags()["scalars"]
     assert {"eval/mean_reward", "train/loss", "time/fps"} <= set(scalars)
 
 
-@pytest.mark.parametrize("agent", [name for name in FORGETFUL if RECIPES[name].pretrained])
-def test_pretrained_recipes_start_from_the_encoder(agent: str, encoder: Path, elsewhere: Path) -> None:
-    """The frozen one still has its weights at the end, the fine-tuned one is near them but has moved."""
-    before = Encoder.load(encoder).state_dict()
-    after = weights(elsewhere / agent)
-    distances = [(after[f"features_extractor.encoder.{name}"] - tensor).abs().max() for name, tensor in before.items()]
-    assert (max(distances) == 0) == (agent == "frozen")
-    assert max(distances) < 0.1
+@pytest.mark.parametrize("name", [name for name, (_, start) in FORGETFUL.items() if start])
+def test_pretrained_agents_start_from_the_encoder(name: str, home: Path, elsewhere: Path) -> None:
+    """The frozen one has the same weights at the end, the others are near but have moved."""
+    before, after = Encoder.load(home / "frames").state_dict(), inside(elsewhere / name)
+    moved = max(float((after[part] - tensor).abs().max()) for part, tensor in before.items())
+    assert (moved == 0) == (name == "frozen")
+    assert moved < 0.1
 
 
-def test_a_share_of_the_run_in_gradient_steps() -> None:
+@pytest.mark.parametrize("name", MEMORY)
+def test_agents_that_remember(name: str, home: Path, remembering: Path) -> None:
+    """The frozen part keeps its weights; the policy acts on windows of pixels as the model does on features."""
+    run = remembering / name
+    after, vision = inside(run), Encoder.load(home / "frames").state_dict()
+    assert all(after[f"frames.{part}"].equal(tensor) for part, tensor in vision.items())
+    if MEMORY[name][1] == "sequence":
+        before = SequenceEncoder.load(home / "sequence").state_dict()
+        moved = max(float((after[part] - tensor).abs().max()) for part, tensor in before.items())
+        assert (moved == 0) == (name == "frozen sequence")
+        assert moved < 0.1
+    else:
+        built = read_json(run / "run.json")["encoder"]
+        assert (built["backbone"], built["window"]) == ("gru", Backbone.window)
+    policy = ActorCriticPolicy.load(run / "last_policy.zip", device="cpu")
+    wrapper = EncodedVecEnv if name == "frozen sequence" else HistoryVecEnv
+    venv = wrapper(envs.make_vec("MiniGrid-MemoryS7-v0", 3, seed=5), policy.features_extractor.encoder, device="cpu")
+    agree(PPO.load(run / "last_model.zip", device="cpu"), policy, venv, Backbone.window + 8)
+
+
+def test_a_run_with_memory_repeats_itself_and_its_film(home: Path, remembering: Path, tmp_path: Path) -> None:
+    train(replace(tiny("history", home).training(), film=True), tmp_path)
+    assert same(remembering / "history", tmp_path)
+    assert (remembering / "history" / "policy.gif").read_bytes() == (tmp_path / "policy.gif").read_bytes()
+    with Image.open(tmp_path / "policy.gif") as picture:
+        assert 10 < picture.n_frames <= EPISODES * EPISODE_STEPS
+        assert max(picture.size) == SIDE
+
+
+def test_updates_of_a_run(home: Path) -> None:
     ppo = PPOConfig(n_envs=4, n_steps=64, batch_size=100, n_epochs=2)
     assert ppo.updates(513) == 3 * 2 * 3, "rollouts of 256 steps, passes, minibatches"
-    assert RECIPES["lp-ft"].plug(100)["warmup_updates"] == 25
+    training = tiny("lp-ft", home, steps=2048, ppo=ppo).training()
+    assert training.policy_kwargs == {"warmup_updates": round(0.25 * 8 * 2 * 3)}
 
 
 def test_an_agent_learns(tmp_path: Path) -> None:
     ppo = PPOConfig(n_envs=8, n_steps=64, batch_size=128)
-    config = TrainConfig("MiniGrid-Empty-5x5-v0", "random-frozen", steps=8192, eval_episodes=16, device="cpu", ppo=ppo)
-    train(config, tmp_path)
-    returns = np.load(tmp_path / "evaluations.npz")["results"].mean(axis=1)
-    assert returns[-1] > 0.8, "chance is 0.2"
+    config = TrainConfig(
+        env="MiniGrid-Empty-5x5-v0", agent="random-frozen", steps=8192, eval_episodes=16, device="cpu", ppo=ppo
+    )
+    assert train(config.training(), tmp_path)["return"][-1][1] > 0.8, "chance is 0.2"
 
 
 @pytest.mark.parametrize(
@@ -157,19 +219,18 @@ def test_an_agent_learns(tmp_path: Path) -> None:
         ({"env": "MiniGrid-Empty-Random-5x5"}, "did you mean 'MiniGrid-Empty-Random-5x5-v0'"),
         ({"agent": "scrach"}, "unknown agent 'scrach': did you mean 'scratch'"),
         ({"architecture": "cn"}, "unknown encoder 'cn': did you mean 'cnn'"),
-        ({"agent": "frozen"}, "agent 'frozen' starts pretrained: give encoder=DIRECTORY"),
+        ({"agent": "frozen"}, "mode 'frozen' starts from pretrained weights: give encoder"),
         ({"agent": "frozen", "encoder": "nowhere"}, r"nowhere/config\.json is missing"),
-        ({"agent": "finetuned", "encoder": "{encoder}", "tile_size": 9}, r"shape is \(3, 63, 63\), .* \(3, 56, 56\)"),
-        ({"agent": "frozen", "encoder": "{encoder}", "tile_size": 9}, r"shape is \(3, 63, 63\), .* \(3, 56, 56\)"),
-        ({"encoder": "{encoder}"}, "agent 'scratch' starts from fresh weights: leave out the encoder"),
+        ({"agent": "finetuned", "encoder": "{home}/frames", "tile_size": 9}, r"\(3, 63, 63\), .* \(3, 56, 56\)"),
+        ({"agent": "history", "encoder": "{home}/sequence"}, "memory needs an encoder of frames"),
+        ({"encoder": "{home}/frames"}, "agent 'scratch' starts from fresh weights: leave out the encoder"),
         ({"device": "abacus"}, "device 'abacus' cannot be used here"),
         ({"view": "ful"}, "did you mean 'full'"),
         ({"palette": "dusk"}, "unknown palette 'dusk'"),
     ],
 )
-def test_bad_input(changes: dict[str, object], sentence: str, encoder: Path, tmp_path: Path) -> None:
+def test_bad_input(changes: dict[str, Any], sentence: str, home: Path) -> None:
     if "encoder" in changes:
-        changes = {**changes, "encoder": str(changes["encoder"]).format(encoder=encoder)}
+        changes = {**changes, "encoder": str(changes["encoder"]).format(home=home)}
     with pytest.raises(RlpreError, match=sentence):
-        train(replace(TINY, **changes), tmp_path / "run")
-    assert not (tmp_path / "run" / "evaluations.npz").exists()
+        replace(TINY, **changes).training()

@@ -33,7 +33,7 @@ QUICK = [
     *f"quick --data.mixed.steps 400 --seeds 1 --environments {WORLD} --data.mixed.sources {WORLD}".split(),
     STEPS,
     *(setting.replace("--", "--pretrain.") for setting in PRETRAIN),
-    *(f"--train.{name}={value}" for name, value in RUN.items()),
+    *(f"--train.{name}={value}" for name, value in RUN.items() if name != "features"),
     *(f"--train.ppo.{name}={value}" for name, value in PPO.items()),
 ]
 ARMS = PRESETS["quick"].arms
@@ -150,7 +150,7 @@ def test_train_ends_with_a_policy_and_a_film_of_it(agent: str, home: Path, tmp_p
 
 
 def test_compare_killed_and_resumed_answers(tmp_path: Path, call: Call) -> None:
-    out, markers = tmp_path / "results", lambda: sorted((tmp_path / "results/runs").rglob("done.json"))
+    out, markers = tmp_path / "results", lambda: sorted((tmp_path / "results" / WORLD).rglob("done.json"))
     process = start("compare", "--out", out, "--workers", 2, *QUICK)
     deadline = time.monotonic() + 240
     while not markers():
@@ -166,19 +166,15 @@ def test_compare_killed_and_resumed_answers(tmp_path: Path, call: Call) -> None:
     after = {marker: marker.stat().st_mtime_ns for marker in markers()}
     assert before.items() <= after.items()
     assert len(after) == len(ARMS)
-    arms = read_json(out / "runs" / "results.json")["environments"][WORLD]
-    assert list(arms) == list(ARMS)
-    for name, figures in arms.items():
-        assert figures["steps"] == [128, 256]
-        assert np.array(figures["returns"]).shape == (1, 2)
-        assert (figures["offline_frames"] > 400) == bool(ARMS[name].objective)
+    records = read_json(out / "summary.json")["records"]
+    assert list(dict.fromkeys(record["arm"] for record in records)) == list(ARMS)
+    for name, frames in read_json(out / "study.json")["metric"]["arms"].items():
+        assert (frames > 400) == (ARMS[name].encoder is not None)
         assert name in printed
-        assert EventAccumulator(str(out / "runs" / "compare" / name)).Reload().Tags()["scalars"]
-    assert (out / "runs" / "curves.png").read_bytes().startswith(b"\x89PNG")
-    assert (out / "runs" / "table.md").exists()
-    page = (out / "runs" / "report.html").read_text()
-    assert page.count("data:image/gif") == len(ARMS) == len(list((out / "runs").rglob("policy.gif")))
-    assert page.count('alt="offline frame"') > 3
+        assert EventAccumulator(str(out / "tensorboard" / name)).Reload().Tags()["scalars"]
+    assert (out / "report.png").read_bytes().startswith(b"\x89PNG")
+    page = (out / "report.html").read_text()
+    assert page.count("data:image/gif") == len(ARMS) == len(list(out.rglob("policy.gif")))
 
     code, again, complaints = call("compare", "--out", out, *QUICK)
     assert (code, again, complaints) == (0, printed, "")
@@ -186,7 +182,7 @@ def test_compare_killed_and_resumed_answers(tmp_path: Path, call: Call) -> None:
 
     code, _, complaints = call("compare", "--out", out, *QUICK, "--threshold=0.5")
     assert code == 2
-    assert one_sentence(complaints, "results belongs to another study: threshold is 0.8 there and 0.5 here")
+    assert one_sentence(complaints, "results belongs to another study: metric.threshold is 0.8 there and 0.5 here")
     assert {marker: marker.stat().st_mtime_ns for marker in markers()} == after
 
 
@@ -230,16 +226,16 @@ BAD = [
     ("train --device abacus --out {new}", "device 'abacus' cannot be used here"),
     ("train --steps 100 --out {new}", "steps=100 end before the first evaluation"),
     ("compare --out {new} quick --answer scrach", "unknown arm 'scrach': did you mean 'scratch'"),
-    ("compare --out {new} quick --arms.scratch.agent scrach", "unknown agent 'scrach': did you mean 'scratch'"),
-    ("compare --out {new} quick --arms.jigsaw-frozen.objective jigsow", "unknown objective 'jigsow'"),
-    ("compare --out {new} quick --arms.scratch.objective jigsaw", "agent 'scratch' starts from fresh weights"),
+    ("compare --out {new} quick --baseline scrach", "unknown arm 'scrach': did you mean 'scratch'"),
     ("compare --out {new} quick --pretrain.encoder impalla", "unknown encoder 'impalla': did you mean 'impala'"),
     ("compare --out {new} quick --environments MiniGrid-Emty-5x5-v0", "did you mean 'MiniGrid-Empty-5x5-v0'"),
     ("compare --out {new} quick --train.device abacus", "device 'abacus' cannot be used here"),
     ("compare --out {new} quick --steps 2048 2048", "2 numbers of steps for 1 environments"),
-    ("compare --out {new} quick --train.seed 3", "train.seed is decided by the comparison itself"),
-    ("compare --out {new} quick --baseline scrach", "unknown arm 'scrach': did you mean 'scratch'"),
-    ("compare --out {new} memory --arms.single-frame.agent history-frozen", "starts from a sequence encoder"),
+    ("compare --out {new} own --env CarRacing-v33 --arm a=random --steps 9", "did you mean 'CarRacing-v3'"),
+    ("compare --out {new} own --env {world} --arm random --steps 9", "arm 'random' has no mode: give NAME=MODE"),
+    ("compare --out {new} own --env {world} --arm a=random,white --steps 9", "arm 'a' has unknown options white"),
+    ("compare --out {new} own --env {world} --arm a=frosen --steps 9", "unknown mode 'frosen': did you mean 'frozen'"),
+    ("compare --out {new} own --env {world} --arm a=random --steps 9 --algo-kwargs [", "--algo-kwargs is no JSON"),
     ("compare --out {new} quick --seeds 0", "seeds is 0: it must be at least 1"),
 ]
 
@@ -262,7 +258,7 @@ def places(home: Path) -> dict[str, Path]:
 @pytest.mark.parametrize(("command", "words"), BAD, ids=[command for command, _ in BAD])
 def test_bad_input_is_one_sentence(command: str, words: str, places: dict[str, Path], call: Call) -> None:
     script, *arguments = command.split()
-    code, _, complaints = call(script, *(argument.format(**places) for argument in arguments))
+    code, _, complaints = call(script, *(argument.format(**places, world=WORLD) for argument in arguments))
     assert code == 2
     assert one_sentence(complaints, words), complaints
     assert not places["new"].exists()

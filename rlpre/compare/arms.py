@@ -193,10 +193,12 @@ def check_arm(name: str, arm: Arm, data: Collection[str], steps: int, venv: VecE
     Raises:
         RlpreError: for unknown names, numbers out of range, or an encoder that does not fit the environment.
     """
-    pretrained = lookup("mode", arm.mode, MODES).pretrained
+    pretrained, given = lookup("mode", arm.mode, MODES).pretrained, arm.given
     starts = f"mode {arm.mode!r} starts from {'pretrained' if pretrained else 'fresh'} weights"
     faults = {
-        "memory needs an encoder of frames: give encoder": arm.memory and arm.encoder is None,
+        "memory needs an encoder of frames: give encoder": (
+            arm.memory and (arm.encoder is None or isinstance(given, SequenceEncoder))
+        ),
         "there is a memory_objective, but no memory: give memory=Backbone(...)": arm.memory_objective
         and not arm.memory,
         f"{starts}: give memory_objective": arm.memory and pretrained and not arm.memory_objective,
@@ -218,7 +220,7 @@ def check_arm(name: str, arm: Arm, data: Collection[str], steps: int, venv: VecE
         parse_objective(arm.memory_objective, SequenceEncoder.kind)
     if arm.data:
         lookup("data", arm.data, dict.fromkeys(data))
-    _check_encoder(arm, venv, arm.given or fresh)
+    _check_encoder(arm, venv, given or fresh)
 
 
 def _check_encoder(arm: Arm, venv: VecEnv, encoder: AnyEncoder) -> None:

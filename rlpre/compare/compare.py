@@ -198,7 +198,7 @@ def compare(
             config, memory = (replace(each, seed=source.seed) for each in (pretrain, pretrain_memory))
             users = {**preparations[source].arms, name: arm} if source in preparations else {name: arm}
             made = (config, memory, arm.objective, start, fresh[task][name], users)
-            preparations[source] = Preparation(stores[data].path, *made)
+            preparations[source] = Preparation(stores[data].path.resolve(), *made)
             start = variant(out / source.path, arm)
         trainings[Run(task, name, seed)] = replace(
             shared,

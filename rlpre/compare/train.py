@@ -35,6 +35,7 @@ from rlpre.loop import PretrainConfig
 from rlpre.pretrain import pretrain
 from rlpre.provenance import provenance
 from rlpre.sb3 import EncodedVecEnv, HistoryVecEnv, fuse, policy_kwargs
+from rlpre.sb3.encoded import FrozenVecEnv
 from rlpre.whiten import whiten
 
 MakeEnv = Callable[[int, int], VecEnv]  # (number of environments, seed) -> seeded environments
@@ -189,8 +190,7 @@ def train(spec: Training, out: Path, report: Report = lambda steps: None) -> Mea
     model.learn(spec.steps, callback=CallbackList([evaluate, ReportSteps(report)]), tb_log_name="tensorboard")
     model.save(str(out / "last_model"))
     for name, trained in (("best", spec.algorithm.load(out / "best_model", device=device)), ("last", model)):
-        outside = isinstance(venv, EncodedVecEnv | HistoryVecEnv)
-        policy = fuse(trained, encoder) if outside else trained.policy
+        policy = fuse(trained, encoder) if isinstance(venv, FrozenVecEnv) else trained.policy
         policy.save(str(out / f"{name}_policy.zip"))
     if spec.film:
         torch.manual_seed(spec.seed)
@@ -199,20 +199,9 @@ def train(spec: Training, out: Path, report: Report = lambda steps: None) -> Mea
         stage.close()
     for each in (venv, evaluation):
         each.close()
-    return {"return": read_curve(out)}
-
-
-def read_curve(out: Path) -> list[tuple[int, float]]:
-    """The learning curve that SB3's ``EvalCallback`` left in a run directory: (steps, mean return).
-
-    Raises:
-        RlpreError: if a return is not finite.
-    """
     with np.load(out / EVALUATIONS) as file:
-        steps, returns = file["timesteps"].tolist(), file["results"].mean(axis=1).tolist()
-    if not np.isfinite(returns).all():
-        raise RlpreError(f"{out / EVALUATIONS} holds returns that are not finite: look at the environment's rewards")
-    return list(zip(steps, returns, strict=True))
+        curve = zip(file["timesteps"].tolist(), file["results"].mean(axis=1).tolist(), strict=True)
+        return {"return": list(curve)}
 
 
 def find_env(make_env: str | MakeEnv) -> MakeEnv:
@@ -247,8 +236,8 @@ def find_algorithm(name: str) -> type[BaseAlgorithm]:
     Raises:
         RlpreError: if there is none.
     """
-    libraries = [stable_baselines3, *([importlib.import_module("sb3_contrib")] if find_spec("sb3_contrib") else [])]
-    known = {key.lower(): value for library in libraries for key, value in vars(library).items()}
+    contrib = vars(importlib.import_module("sb3_contrib")) if find_spec("sb3_contrib") else {}
+    known = {key.lower(): value for key, value in (vars(stable_baselines3) | contrib).items()}
     algorithms = {key: value for key, value in known.items() if hasattr(value, "policy_aliases")}
     return cast(type[BaseAlgorithm], lookup("algorithm", name.lower(), algorithms))
 
