@@ -25,6 +25,7 @@ TINIEST: dict[str, dict[str, Any]] = {
     "impala": {"features": 8, "depths": [4, 8]},
     "vit": {"features": 8, "dim": 16, "depth": 2, "heads": 2},
     "whitened:cnn": {"features": 8},
+    "map:cnn": {"map_stage": 2, "map_size": 8},
     "torchvision:resnet18": {},
     "theirs": {"width": 4},
 }
@@ -280,7 +281,7 @@ def test_damaged_or_missing_files_are_refused(file: str, content: bytes | None, 
 def test_what_does_not_fit_is_refused_by_name(name: str, spec: InputSpec, arguments: dict, sentence: str) -> None:
     with pytest.raises(RlpreError, match=sentence):
         Encoder(name, spec, **arguments)
-    with pytest.raises(RlpreError, match="known: cnn, impala, theirs, timm:NAME, torchvision:NAME, vit"):
+    with pytest.raises(RlpreError, match="known: cnn, impala, map:NAME, theirs, timm:NAME, torchvision:NAME, vit"):
         find_architecture("nothing like it")
 
 

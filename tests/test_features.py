@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from pixel_world import TINY
+from sklearn.decomposition import PCA
 from stable_baselines3 import PPO
 
 import envs
@@ -127,6 +128,36 @@ def test_whitened_twice_changes_nothing_more(plain: Encoder, doorkey: FrameStore
     torch.testing.assert_close(magnified[:7], torch.ones(7), atol=1e-2, rtol=0)  # the last is what layer norm fixes
 
 
+@pytest.mark.parametrize("name", ["cnn", "whitened:cnn", "vit"])
+def test_a_feature_map_becomes_white(name: str, doorkey: FrameStore, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    encoder = Encoder(name, FRAMES, **({"dim": 16, "depth": 2} if name == "vit" else {})).eval()
+    white = Encoder.load(whiten(encoder, doorkey, features="map").save(tmp_path)).eval()
+    stage = white.arguments["map_stage"]
+    assert white.architecture == "map:" + name.removeprefix("whitened:")
+    assert stage == len(encoder.stages) - (3 if name == "whitened:cnn" else 2)
+    torch.testing.assert_close(variances(white, doorkey), torch.ones(white.num_features), atol=2e-2, rtol=0)
+    x = torch.from_numpy(doorkey.frames(doorkey.sample(ROWS, np.random.default_rng(0))))
+    with torch.no_grad():
+        features, x = white(x), x * encoder.scale
+        for part in encoder.stages[:stage]:
+            x = part(x)
+    leading = PCA(3, whiten=True, svd_solver="randomized", random_state=0).fit_transform(x.flatten(1))
+    torch.testing.assert_close(features[:, :3].abs(), torch.from_numpy(leading).abs().float(), atol=2e-2, rtol=0)
+
+
+def test_the_size_and_stage_of_a_map(plain: Encoder, doorkey: FrameStore) -> None:
+    default = whiten(plain, doorkey, features="map")
+    small = whiten(plain, doorkey, features="map", stage=2, size=5)
+    assert (small.num_features, small.training) == (5, plain.training)
+    frames = torch.randint(0, 256, (9, *FRAMES.shape), dtype=torch.uint8)
+    with torch.no_grad():
+        torch.testing.assert_close(small(frames), default(frames)[:, :5])
+    assert whiten(plain, doorkey, features="map", stage=1, size=5).stages[-1][1].in_features == 32 * 13 * 13
+    half = whiten(fresh().bfloat16(), doorkey, features="map", size=5)
+    assert half(frames).dtype == torch.bfloat16
+
+
 def test_bad_input(doorkey: FrameStore) -> None:
     with pytest.raises(RlpreError, match=r"shape is \(3, 56, 56\), the encoder was built for \(3, 40, 40\)"):
         whiten(Encoder("cnn", InputSpec((3, 40, 40))), doorkey)
@@ -134,8 +165,32 @@ def test_bad_input(doorkey: FrameStore) -> None:
     torch.nn.init.constant_(broken.stages[3][0].bias, float("nan"))
     with pytest.raises(RlpreError, match="the features to whiten hold NaN or infinity"):
         whiten(broken, doorkey)
-    torch.nn.init.zeros_(dead.stages[3][1].weight)
-    with pytest.raises(RlpreError, match="the features to whiten are the same for every frame"):
-        whiten(dead, doorkey)
+    for stage in (0, 3):
+        torch.nn.init.zeros_(dead.stages[stage][stage // 3].weight)
+    for features in ("output", "map"):
+        with pytest.raises(RlpreError, match="the features to whiten are the same for every frame"):
+            whiten(dead, doorkey, features=features)
     with pytest.raises(RlpreError, match="unknown encoder 'cn': did you mean 'cnn'"):
         Encoder("whitened:cn", FRAMES)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ({"features": "maps"}, "unknown features to whiten 'maps': did you mean 'map'"),
+        ({"stage": 2}, "stage and size are those of a map: give features='map'"),
+        ({"features": "map", "stage": 4}, "stage is 4: encoder 'cnn' has maps after stage 1 to 3"),
+        ({"features": "map", "stage": 0}, "stage is 0: encoder 'cnn' has maps"),
+        (
+            {"features": "map", "size": 5000},
+            r"size is 5000: the map varies in \d+ directions over the frames, give 1 to",
+        ),
+        ({"features": "map", "size": 0}, "size is 0: the map varies"),
+    ],
+)
+def test_maps_that_are_not_there_are_refused(arguments: dict, sentence: str, doorkey: FrameStore) -> None:
+    with pytest.raises(RlpreError, match=sentence):
+        whiten(fresh(), doorkey, **arguments)
+    for other in (SequenceEncoder("gru", fresh(), 7), Encoder("map:cnn", FRAMES, map_stage=2, map_size=3)):
+        with pytest.raises(RlpreError, match="has no feature map to whiten: give a plain encoder of frames"):
+            whiten(other, doorkey, features="map")

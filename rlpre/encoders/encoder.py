@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from rlpre.encoders.networks import Architecture, cnn, impala, output, vit, whitened
-from rlpre.encoders.published import Published, TimmNetwork, TorchvisionNetwork
+from rlpre.encoders.networks import Architecture, cnn, flattened_map, impala, output, vit, whitened
+from rlpre.encoders.published import Published, PublishedNetwork, TimmNetwork, TorchvisionNetwork
 from rlpre.errors import RlpreError, lookup
 from rlpre.utils import read_json, write_bytes, write_json
 
@@ -25,12 +25,14 @@ FORMAT = 1
 MIN_STD = 1e-3  # features that vary less are not scaled up to noise
 KINDS = {"vision": "rlpre.Encoder", "sequence": "rlpre.SequenceEncoder"}
 WHITENED = "whitened:"  # prefix of the names of architectures and backbones with a linear map behind them
+MAP = "map:"  # prefix of the names of architectures whose features are a feature map, behind a linear map
 
 ARCHITECTURES: dict[str, Architecture] = {"cnn": cnn, "impala": impala, "vit": vit}
 FAMILIES: dict[str, Callable[[str], Architecture]] = {
     "torchvision": TorchvisionNetwork,
     "timm": TimmNetwork,
     "whitened": lambda name: whitened(find_architecture(name)),
+    "map": lambda name: flattened_map(find_architecture(name)),
 }
 
 
@@ -387,7 +389,7 @@ class Encoder(BaseEncoder):
 
 def _published(build: Architecture, weights: str, given: InputSpec) -> tuple[Published, InputSpec]:
     """Published weights, and the specification with the mean and standard deviation that they were trained with."""
-    if not isinstance(build, TorchvisionNetwork | TimmNetwork):
+    if not isinstance(build, PublishedNetwork):
         raise RlpreError(f"weights={weights!r}: only 'torchvision:NAME' and 'timm:NAME' have some, leave them out")
     published = build.published(str(weights))
     mean, std = published.statistics(given.shape[0])

@@ -148,13 +148,31 @@ def transformer_layer(dim: int, heads: int) -> nn.TransformerEncoderLayer:
 def whitened(build: Architecture) -> Architecture:
     """The architecture ``build`` with a linear map of its features as its last stage, which `rlpre.whiten` sets."""
 
-    def build_with_map(channels: int, height: int, width: int, **arguments: Any) -> list[nn.Module]:
-        built = build(channels, height, width, **arguments)
-        stages = [built] if isinstance(built, nn.Module) else list(built)
-        features = output(stages, channels, height, width).shape[1]
-        return [*stages, identity_map(features)]
+    def build_whitened(channels: int, height: int, width: int, **arguments: Any) -> list[nn.Module]:
+        stages = _stages(build(channels, height, width, **arguments))
+        return [*stages, identity_map(output(stages, channels, height, width).shape[1])]
 
-    return build_with_map
+    return build_whitened
+
+
+def flattened_map(build: Architecture) -> Architecture:
+    """The first ``map_stage`` stages of the architecture ``build``, then ``map_size`` linear features of their output.
+
+    As `rlpre.whiten` makes it: the last stage flattens a feature map and projects it to its principal components.
+    """
+
+    def build_map(
+        channels: int, height: int, width: int, map_stage: int, map_size: int, **arguments: Any
+    ) -> list[nn.Module]:
+        stages = _stages(build(channels, height, width, **arguments))[:map_stage]
+        flat = output(stages, channels, height, width).numel()
+        return [*stages, *orthogonal([nn.Sequential(nn.Flatten(), nn.Linear(flat, map_size))])]
+
+    return build_map
+
+
+def _stages(built: nn.Module | Sequence[nn.Module]) -> list[nn.Module]:
+    return [built] if isinstance(built, nn.Module) else list(built)
 
 
 def identity_map(features: int) -> nn.Linear:

@@ -76,108 +76,16 @@ class Published:
                 own.copy_(given)
 
 
-class TorchvisionNetwork:
-    """A torchvision network without its classifier, as an architecture.
+class PublishedNetwork:
+    """A network of a library without its classifier, as an architecture.
 
-    Its stages are the network's blocks in order; weights start as torchvision starts them.
+    Its stages are the network's blocks in order; weights start as the library starts them.
 
-    Raises:
-        RlpreError: if torchvision has no classification network of that name.
+    Attributes:
+        name: of the network.
     """
 
-    def __init__(self, name: str) -> None:
-        from torchvision import models  # slow to import
-
-        self.name = lookup("torchvision network", name, {known: known for known in models.list_models(module=models)})
-
-    def __call__(
-        self,
-        channels: int,
-        height: int,
-        width: int,
-        size: int | Sequence[int] | None = None,
-        interpolation: str = "bilinear",
-    ) -> list[nn.Module]:
-        """Builds the stages.
-
-        Args:
-            channels: of the frames; the first convolution reads as many.
-            height: of the frames, in pixels.
-            width: of the frames, in pixels.
-            size: side, or height and width, to which frames are resized; by default they are not resized.
-            interpolation: how they are resized, with antialiasing: "bilinear" or "bicubic".
-        """
-        from torchvision import models
-
-        side = _side(size, height, width)
-        network = models.get_model(self.name, weights=None, **self._settings(side)).eval()
-        if channels != COLOURS:
-            _widen(network, channels)
-        graph = _without_classifier(network, _Blocks().trace(network))
-        if side != (height, width):
-            _resize_first(graph, side, interpolation)
-        return _split(network, graph)
-
-    def _settings(self, side: tuple[int, ...]) -> dict[str, Any]:
-        if self.name.startswith("vit_"):
-            return {"image_size": side[0]}
-        if self.name.startswith("maxvit_"):
-            return {"input_size": side}
-        return {"init_weights": True} if self.name in INCEPTIONS else {}  # the default; without it they warn
-
-    def published(self, weights: str) -> Published:
-        """The published weights of that name, such as "DEFAULT" or "IMAGENET1K_V1".
-
-        Raises:
-            RlpreError: if torchvision has no weights of that name for this network.
-        """
-        from torchvision import models
-
-        known = models.get_model_weights(self.name).__members__
-        member = lookup(f"weights of {self.name}", weights, known)
-        preset = member.transforms()
-        mean, std = preset.mean, preset.std
-        if self.name in INCEPTIONS:  # with weights, these networks would convert the published values to .5 themselves
-            mean = std = [0.5] * COLOURS
-        return Published(
-            str(member),
-            member.url,
-            tuple(mean),
-            tuple(std),
-            {"size": preset.crop_size[0], "interpolation": preset.interpolation.value},
-            lambda _: self._fetch(member),
-        )
-
-    def _fetch(self, weights: Any) -> dict[str, Tensor]:
-        from torchvision import models
-
-        try:
-            network = models.get_model(self.name, weights=weights)
-        except Exception as error:  # downloading and unpickling have many errors
-            url, folder = weights.url, Path(torch.hub.get_dir(), "checkpoints")
-            raise RlpreError(
-                f"{weights} cannot be loaded ({_first_line(error)}): torch looks for {Path(url).name} in {folder}, "
-                f"else downloads {url}; put an intact copy there, or leave out weights"
-            ) from error
-        return network.state_dict()  # type: ignore[no-any-return]
-
-
-class TimmNetwork:
-    """A timm network without its classifier, as an architecture; it needs the extra ``timm``.
-
-    Its stages are the network's blocks in order; weights start as timm starts them.
-
-    Raises:
-        RlpreError: if timm is not installed, or has no network of that name.
-    """
-
-    def __init__(self, name: str) -> None:
-        try:
-            import timm  # slow to import
-        except ImportError as error:
-            raise RlpreError(f"'timm:{name}' needs timm, which is not here: pip install 'rlpre[timm]'") from error
-        self.timm: Any = timm
-        self.name = lookup("timm network", name, {known: known for known in timm.list_models()})
+    name: str
 
     def __call__(
         self,
@@ -196,12 +104,89 @@ class TimmNetwork:
             width: of the frames, in pixels.
             size: side, or height and width, to which frames are resized; by default they are not resized.
             interpolation: how they are resized, with antialiasing: "bilinear" or "bicubic".
-            **arguments: of ``timm.create_model``.
-
-        Raises:
-            RlpreError: if the patches of a vision transformer do not tile the frames.
+            **arguments: of the library's own function that builds the network.
         """
         side = _side(size, height, width)
+        network, graph = self._trace(channels, side, **arguments)
+        if side != (height, width):
+            _resize_first(graph, side, interpolation)
+        return _split(network, graph)
+
+    def published(self, weights: str) -> Published:
+        """The published weights of that name; "DEFAULT" is the library's choice.
+
+        Raises:
+            RlpreError: if there are no weights of that name for this network.
+        """
+        raise NotImplementedError
+
+    def _trace(self, channels: int, side: tuple[int, ...], **arguments: Any) -> tuple[nn.Module, fx.Graph]:
+        """The network, and its forward pass up to the classifier."""
+        raise NotImplementedError
+
+
+class TorchvisionNetwork(PublishedNetwork):
+    """A network of torchvision.
+
+    Raises:
+        RlpreError: if torchvision has no classification network of that name.
+    """
+
+    def __init__(self, name: str) -> None:
+        from torchvision import models  # slow to import
+
+        self.models: Any = models
+        self.name = lookup("torchvision network", name, {known: known for known in models.list_models(module=models)})
+
+    def _trace(self, channels: int, side: tuple[int, ...], **arguments: Any) -> tuple[nn.Module, fx.Graph]:
+        settings: dict[str, Any] = {"init_weights": True} if self.name in INCEPTIONS else {}  # without it they warn
+        if self.name.startswith("vit_"):
+            settings = {"image_size": side[0]}
+        elif self.name.startswith("maxvit_"):
+            settings = {"input_size": side}
+        network = self.models.get_model(self.name, weights=None, **settings, **arguments).eval()
+        if channels != COLOURS:
+            _widen(network, channels)
+        return network, _without_classifier(network, _Blocks().trace(network))
+
+    def published(self, weights: str) -> Published:
+        """See `PublishedNetwork`; names are such as "DEFAULT" and "IMAGENET1K_V1"."""
+        member = lookup(f"weights of {self.name}", weights, self.models.get_model_weights(self.name).__members__)
+        preset = member.transforms()
+        mean, std = preset.mean, preset.std
+        if self.name in INCEPTIONS:  # with weights, these networks would convert the published values to .5 themselves
+            mean = std = [0.5] * COLOURS
+        arguments = {"size": preset.crop_size[0], "interpolation": preset.interpolation.value}
+        return Published(str(member), member.url, tuple(mean), tuple(std), arguments, lambda _: self._fetch(member))
+
+    def _fetch(self, weights: Any) -> dict[str, Tensor]:
+        try:
+            network = self.models.get_model(self.name, weights=weights)
+        except Exception as error:  # downloading and unpickling have many errors
+            url, folder = weights.url, Path(torch.hub.get_dir(), "checkpoints")
+            raise RlpreError(
+                f"{weights} cannot be loaded ({_first_line(error)}): torch looks for {Path(url).name} in {folder}, "
+                f"else downloads {url}; put an intact copy there, or leave out weights"
+            ) from error
+        return cast(dict[str, Tensor], network.state_dict())
+
+
+class TimmNetwork(PublishedNetwork):
+    """A network of timm, which is the extra ``rlpre[timm]``.
+
+    Raises:
+        RlpreError: if timm is not installed, or has no network of that name.
+    """
+
+    def __init__(self, name: str) -> None:
+        try:
+            import timm  # slow to import
+        except ImportError as error:
+            raise RlpreError(f"'timm:{name}' needs timm, which is not here: pip install 'rlpre[timm]'") from error
+        self.timm: Any = timm
+        self.name = lookup("timm network", name, {known: known for known in timm.list_models()})
+
+    def _trace(self, channels: int, side: tuple[int, ...], **arguments: Any) -> tuple[nn.Module, fx.Graph]:
         network = self._create(self.name, side, in_chans=channels, **arguments).eval()
         patch = getattr(getattr(network, "patch_embed", None), "patch_size", 1)
         patch = patch if isinstance(patch, int) else patch[0]
@@ -216,9 +201,7 @@ class TimmNetwork:
         )
         frames = next(iter(graph.nodes))
         graph.eliminate_dead_code(lambda node: node is frames or node.op == "output")  # options and checks of them
-        if side != (height, width):
-            _resize_first(graph, side, interpolation)
-        return _split(network, graph)
+        return network, graph
 
     def _create(self, name: str, side: tuple[int, ...], **arguments: Any) -> nn.Module:
         """Builds a network for one size of frames; networks that read any size do not take it."""
@@ -228,24 +211,17 @@ class TimmNetwork:
         return cast(nn.Module, self.timm.create_model(name, num_classes=0, **arguments))
 
     def published(self, weights: str) -> Published:
-        """The published weights of that tag, such as "augreg_in21k_ft_in1k"; "DEFAULT" is timm's own choice.
-
-        Raises:
-            RlpreError: if timm has no weights of that tag for this network.
-        """
+        """See `PublishedNetwork`; names are timm's tags, such as "augreg_in21k_ft_in1k"."""
         names = {name.partition(".")[2]: name for name in self.timm.list_models(f"{self.name}.*", pretrained=True)}
         default = self.timm.get_pretrained_cfg(self.name)
         if default.tag in names:
             names["DEFAULT"] = names[default.tag]
         name = lookup(f"weights of {self.name}", weights, names)
         config = self.timm.get_pretrained_cfg(name)
+        url = f"https://huggingface.co/{config.hf_hub_id}" if config.hf_hub_id else config.url
+        settings = {"size": config.input_size[-1], "interpolation": config.interpolation}
         return Published(
-            name,
-            f"https://huggingface.co/{config.hf_hub_id}" if config.hf_hub_id else config.url,
-            tuple(config.mean),
-            tuple(config.std),
-            {"size": config.input_size[-1], "interpolation": config.interpolation},
-            lambda arguments: self._fetch(name, **arguments),
+            name, url, tuple(config.mean), tuple(config.std), settings, lambda given: self._fetch(name, **given)
         )
 
     def _fetch(self, name: str, size: int | Sequence[int], interpolation: str, **arguments: Any) -> dict[str, Tensor]:
