@@ -27,7 +27,7 @@ from rlpre.utils import nearest_grid, to_rgb
 POINTS = 400  # distinct frames in the projector
 THUMBNAIL = 64  # largest side of their pictures, in pixels
 FEATURES = "features"  # the encoder's part of the health; the others are projections, by their objective's name
-SHOWN = ("loss", "accuracy", "r2")  # metrics that the progress tells of
+SHOWN = ("loss", "accuracy", "r2")  # metrics that `Progress` shows
 BAR_EVERY, LINE_EVERY = 1, 60  # seconds between them on a terminal and elsewhere
 NEAR_CHANCE = 0.95  # share of the chance loss: InfoNCE above it has learned nothing
 

@@ -192,14 +192,7 @@ class Pretraining:
         self.identity["start"] = start.fingerprint() if start else None
         self.step = 0
         self.saved: str | None = None  # fingerprint of the encoder in the directory
-        self.reports: Reports = {
-            "probes": {},
-            "control": {},
-            "health": {},
-            "fresh": {},
-            "collapse": None,
-            "metrics": {},
-        }
+        self.reports: Reports = {"collapse": None}  # the others come with the first checkpoint
 
     def run(self) -> Reports:
         """Resumes if there is a state, then trains to the last step; returns what the last checkpoint measured."""
@@ -236,7 +229,7 @@ class Pretraining:
         self._keep()
 
     def _train(self, board: TensorBoard | None) -> None:
-        """The loop."""
+        """The loop; every step draws its randomness from (seed, step)."""
         config = self.config
         self.model.train()
         metrics: dict[str, Tensor] = {}

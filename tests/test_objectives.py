@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 import rlpre
 from rlpre import Encoder, FrameStore, InputSpec, RlpreError
 from rlpre.measure.health import effective_rank
-from rlpre.objectives import OBJECTIVES, Objective, make_objective, parse_objective
+from rlpre.objectives import OBJECTIVES, Objective, WeightedSum, make_objective, parse_objective
 from rlpre.objectives.base import TargetNetworks
 from rlpre.objectives.batches import Batch, FrameReader, FrameViews
 from rlpre.objectives.forward import Forward, decorrelation
@@ -47,25 +48,34 @@ def dot_world(path: Path, actions: str | None) -> FrameStore:
     return rlpre.from_arrays(frames, path, action=action if actions else None, episode_start=np.arange(rows) == 0)
 
 
+def train(
+    objective: WeightedSum, encoder: Encoder, batches: Iterable[Batch], rate: float
+) -> list[tuple[float, dict[str, float]]]:
+    """One step of Adam on each batch; returns the loss and the metrics of each."""
+    weights = [weight for weight in [*encoder.parameters(), *objective.parameters()] if weight.requires_grad]
+    optimizer, history = torch.optim.Adam(weights, lr=rate), []
+    for batch in batches:
+        loss, metrics = objective(batch.views(encoder))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        objective.after_step(encoder)
+        history.append((float(loss.detach()), {name: float(value) for name, value in metrics.items()}))
+    return history
+
+
 def learn(name: str, frames: FrameStore, steps: int, gap: int, **settings: float) -> tuple[Encoder, Objective, Batch]:
-    """Trains one objective for some steps; returns encoder, objective and the last batch."""
+    """Trains a fresh encoder with one objective; returns encoder, objective and the last batch."""
     torch.manual_seed(0)
     encoder = Encoder("cnn", InputSpec(frames.space.shape), features=32)
     objective = make_objective(name, encoder, frames)
     (part,) = objective.objectives.values()
     for setting, value in settings.items():
         setattr(part, setting, value)
-    weights = [weight for weight in [*encoder.parameters(), *part.parameters()] if weight.requires_grad]
-    optimizer, rng = torch.optim.Adam(weights, lr=3e-3), np.random.default_rng(0)
-    reader = FrameReader(frames, encoder, gap)
-    for _ in range(steps):
-        batch = reader.draw(64, rng)
-        loss, _ = objective(batch.views(encoder))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        objective.after_step(encoder)
-    return encoder, part, batch
+    reader, rng = FrameReader(frames, encoder, gap), np.random.default_rng(0)
+    batches = [reader.draw(64, rng) for _ in range(steps)]
+    train(objective, encoder, batches, rate=3e-3)
+    return encoder, part, batches[-1]
 
 
 def test_random_shift_moves_each_frame_by_its_own_whole_pixels() -> None:
@@ -122,16 +132,8 @@ def test_jigsaw_tiles_move_by_whole_cells(doorkey, encoder) -> None:
 @pytest.mark.parametrize("name", [name for name, objective in OBJECTIVES.items() if objective.kind == "vision"])
 def test_each_objective_can_be_learned(name: str, doorkey: FrameStore, encoder: Encoder, batch: Batch) -> None:
     torch.manual_seed(0)
-    objective = make_objective(name, encoder, doorkey)
-    optimizer = torch.optim.Adam([*encoder.parameters(), *objective.parameters()], lr=1e-3)
-    losses = []
-    for _ in range(60):
-        loss, metrics = objective(batch.views(encoder))
-        assert 0 <= float(metrics[f"{name}/accuracy"]) <= 1
-        losses.append(float(loss.detach()))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
+    losses, metrics = zip(*train(make_objective(name, encoder, doorkey), encoder, [batch] * 60, rate=1e-3), strict=True)
+    assert all(0 <= each[f"{name}/accuracy"] <= 1 for each in metrics)
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:2])
 
 

@@ -12,14 +12,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from gymnasium import spaces
 
 import rlpre
 from rlpre import Encoder, FrameStore, RlpreError
 from rlpre.encoders import ARCHITECTURES
 from rlpre.encoders.encoder import freeze
-from rlpre.measure.probe import linear_probe
-from rlpre.objectives.batches import FrameReader
 from rlpre.pretrain import rate_factor, step_directory
 
 SHORT = {"objective": "temporal+inverse", "steps": 8, "batch": 16, "features": 32, "checkpoint_every": 4}
@@ -68,27 +65,6 @@ def test_killed_and_resumed_ends_with_the_same_weights(doorkey: FrameStore, tmp_
     assert Encoder.load(tmp_path / "cut").pretraining["step"] < 12
     rlpre.pretrain(doorkey, out=tmp_path / "cut", **settings)
     assert equal(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
-
-
-def test_probe_reads_what_is_there_and_nothing_else(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    frames, bright = rng.integers(0, 30, (600, 3, 36, 36)).astype(np.uint8), rng.integers(0, 4, 600)
-    for frame, place in zip(frames, bright, strict=True):
-        top, left = 18 * (place // 2), 18 * (place % 2)
-        frame[:, top : top + 18, left : left + 18] += 100
-    columns = {"reward": 0.0, "terminated": False, "truncated": False, "task": 0, "action": -1}
-    labels = {"bright": bright, "coin": rng.integers(0, 2, 600), "distance": bright * 2, "same": 1, "unknown": -1}
-    space = spaces.Box(0, 255, (3, 36, 36), np.uint8)
-    with FrameStore.create(tmp_path, space=space, action_space=None, spec={}, labels=list(labels)) as writer:
-        writer.append(frames, episode_start=np.arange(600) == 0, **columns, **labels)
-    store = FrameStore.open(tmp_path)
-    torch.manual_seed(0)
-    encoder = Encoder("cnn", rlpre.InputSpec((3, 36, 36)), features=32)
-    scores = linear_probe(encoder, FrameReader(store, encoder))
-    assert set(scores) == {"bright", "coin", "distance"}  # one value, or none known: nothing to probe
-    assert scores["bright"] > 0.95
-    assert scores["distance"] > 0.9
-    assert 0.3 < scores["coin"] < 0.7
 
 
 def test_nan_stops_names_the_objective_and_saves_nothing_broken(doorkey: FrameStore, tmp_path: Path) -> None:
