@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from pixel_world import CORE, build, encoders_in, normed_encoder, odd_encoder, plain, same, worlds_for
+from sb3_contrib import TRPO
 from stable_baselines3 import A2C, DQN, PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -17,7 +18,7 @@ from torch.optim import Adam, Optimizer, RMSprop
 
 from rlpre.encoders import Encoder
 from rlpre.errors import RlpreError
-from rlpre.sb3 import encoder_optimizer, policy_kwargs
+from rlpre.sb3 import encoder_optimizer, policy_kwargs, value_first
 from rlpre.sb3.optim import OPTIMIZERS, EncoderAdam, set_anchors
 
 RATES: dict[str, float | Callable[[float], float]] = {"constant": 1e-3, "linear": lambda left: 1e-3 * left + 1e-4}
@@ -178,6 +179,40 @@ def test_a_warm_up_goes_on_after_loading(encoder: Encoder, tmp_path: Path) -> No
     again.save(tmp_path / "model")
     after = PPO.load(tmp_path / "model", env=worlds_for(PPO), device="cpu")
     assert all(parameter.requires_grad for parameter in encoders_in(after)[0].parameters())
+
+
+# Algorithms that do not train their policy with its optimiser.
+
+
+class MyTRPO(TRPO):
+    """A user's own variant."""
+
+
+@pytest.mark.parametrize("algorithm", [TRPO, MyTRPO])
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"mode": "finetuned"}, "ignore the encoder's learning rate and anchor"),
+        ({"mode": "anchored", "encoder_lr_scale": 1.0}, "ignore the encoder's learning rate and anchor"),
+        ({"mode": "scratch", "warmup_updates": 3}, "ignore the warm-up"),
+    ],
+)
+def test_what_trpo_would_ignore_is_refused_when_the_policy_is_built(
+    algorithm: type[BaseAlgorithm], options: dict[str, Any], named: str, encoder: Encoder
+) -> None:
+    with pytest.raises(RlpreError, match=f"{algorithm.__name__} changes .* without its optimizer.*{named}"):
+        build(algorithm, policy_kwargs(encoder, **options))
+
+
+@pytest.mark.parametrize("mode", ["frozen", "random", "scratch"])
+def test_trpo_is_right_in_the_other_modes(mode: str, encoder: Encoder, tmp_path: Path) -> None:
+    model = build(TRPO, policy_kwargs(encoder, mode))
+    before = copy.deepcopy(encoders_in(model)[0])
+    assert same(encoders_in(model.learn(64))[0], before) is (mode != "scratch")
+    model.save(tmp_path / "model")
+    assert same(TRPO.load(tmp_path / "model", device="cpu").policy, model.policy)
+    with pytest.raises(RlpreError, match="it would ignore the warm-up"):
+        value_first(model.policy, 3)
 
 
 # Anchors, on a quadratic.

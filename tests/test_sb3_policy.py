@@ -16,7 +16,6 @@ from gymnasium import spaces
 from pixel_world import (
     CORE,
     FRAME,
-    TINY,
     WAYS,
     Quadrant,
     Recall,
@@ -40,9 +39,9 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecFrameStack,
 from torch import Tensor
 
 from rlpre import EncodedVecEnv, Encoder, HistoryVecEnv, InputSpec, RlpreError, SequenceEncoder, Vocabulary
-from rlpre.sb3 import MODES, policy, policy_kwargs
-from rlpre.sb3.policy import EncoderExtractor, encode_unique
-from rlpre.sb3.spaces import find_image
+from rlpre.sb3 import MODES, policy_kwargs
+from rlpre.sb3.policy import EncoderExtractor, encode_unique, make_hash_weights
+from rlpre.sb3.spaces import ImagePart, find_image
 
 FROZEN = [name for name, mode in MODES.items() if not mode.trainable]
 BACKBONES = ["gru", "transformer"]
@@ -203,17 +202,21 @@ def test_a_stack_of_symbols_is_not_taken_for_channels_first() -> None:
     refuse("channels are last", lambda: InputSpec((9, 7, 7)).check(stacked))
 
 
-class ChannelsLast(Quadrant):
-    def __init__(self) -> None:
-        super().__init__()
-        self.observation_space = spaces.Box(0, 255, (36, 36, 3), np.uint8)
-
-    def _frame(self) -> np.ndarray:
-        return super()._frame().transpose(1, 2, 0)
-
-
-def test_sb3_transposes_channels_last_worlds_for_the_policy(encoder: Encoder) -> None:
-    PPO("CnnPolicy", ChannelsLast(), policy_kwargs=policy_kwargs(encoder), **TINY[PPO]).learn(16)
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize("parts", [False, True])
+def test_channels_may_be_last(dtype: type, parts: bool) -> None:
+    """SB3 transposes bytes for the policy, and leaves floats as they are."""
+    torch.manual_seed(0)
+    encoder = Encoder("cnn", InputSpec(FRAME.shape, np.dtype(dtype).name), features=16)
+    models = []
+    for last in (False, True):
+        venv, stack = worlds_for(PPO, last=last, dtype=dtype, parts=parts), 1 if parts else 2
+        if not parts:
+            venv = VecFrameStack(venv, stack, "last" if last else "first")
+        arguments = policy_kwargs(encoder, "finetuned", stack=stack)
+        models.append(build(PPO, arguments, venv=venv, policy="MultiInput" if parts else "Cnn").learn(32))
+    first, last = (dict(model.policy.state_dict()) for model in models)
+    torch.testing.assert_close(first, last, rtol=1e-3, atol=1e-4)  # another order in memory, other last bits
 
 
 # Trap 9: an SB3 zip runs code when it is loaded; an encoder's checkpoint must not.
@@ -368,8 +371,10 @@ def test_the_other_keys_stand_beside_the_features_as_in_sb3(encoder: Encoder) ->
 
 def test_another_image_is_told_apart() -> None:
     scaled = spaces.Box(0, 1, FRAME.shape, np.float32)
-    assert find_image(spaces.Dict({"frame": FRAME.space, "scaled": scaled}), FRAME) == "frame"
-    assert find_image(spaces.Dict({"frame": scaled}), InputSpec(FRAME.shape, "float32", high=1.0)) == "frame"
+    assert find_image(spaces.Dict({"frame": FRAME.space, "scaled": scaled}), FRAME).key == "frame"
+    assert find_image(spaces.Dict({"frame": scaled}), InputSpec(FRAME.shape, "float32", high=1.0)).key == "frame"
+    last = spaces.Box(0, 255, (36, 36, 3), np.uint8)
+    assert find_image(spaces.Dict({"frame": last, "scaled": scaled}), FRAME) == ImagePart("frame", channels_last=True)
 
 
 # Frames that repeat in a batch.
@@ -386,7 +391,7 @@ def test_features_and_gradients_are_those_of_the_whole_batch(order: list[int]) -
     weight = torch.randn(len(order), whole.num_features, generator=torch.Generator().manual_seed(2))
     seen: list[int] = []
     parts.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
-    expected, given = whole(batch), encode_unique(parts, batch)
+    expected, given = whole(batch), encode_unique(parts, batch, make_hash_weights(3888))
     assert seen == [len(set(order))]
     torch.testing.assert_close(given, expected)
     (expected * weight).sum().backward()
@@ -395,14 +400,13 @@ def test_features_and_gradients_are_those_of_the_whole_batch(order: list[int]) -
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-4, atol=1e-5)
 
 
-def test_frames_that_differ_are_not_merged(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_frames_that_differ_are_not_merged() -> None:
     batch = frames_of(1, [0] * 64)
     for row in range(64):
         batch[row, 0].view(-1)[row] += 1
-    assert encode_unique(lambda x: x.flatten(1), batch).equal(batch.flatten(1)), "one pixel"
-    monkeypatch.setattr(policy, "_hash_weights", lambda size, dtype: torch.zeros(size, 2, dtype=dtype))
+    assert encode_unique(lambda x: x.flatten(1), batch, make_hash_weights(3888)).equal(batch.flatten(1)), "one pixel"
     batch = frames_of(3, [0, 1, 2, 1])
-    assert encode_unique(lambda x: x.flatten(1), batch).equal(batch.flatten(1)), "equal hashes"
+    assert encode_unique(lambda x: x.flatten(1), batch, torch.zeros(3888, 2)).equal(batch.flatten(1)), "equal hashes"
 
 
 @pytest.mark.parametrize("algorithm", [PPO, DQN, SAC])
@@ -490,7 +494,10 @@ BYTES = spaces.Box(0, 255, (5,), np.uint8)
 SMALL = spaces.Box(0, 255, (3, 9, 9), np.uint8)
 REFUSED: list[tuple[spaces.Space[Any], dict[str, Any], str]] = [
     (spaces.Box(0, 255, (3, 40, 40), np.uint8), {}, r"shape is \(3, 40, 40\)"),
-    (spaces.Box(0, 255, (36, 36, 3), np.uint8), {}, "channels are last"),
+    (spaces.Box(0, 255, (36, 40, 3), np.uint8), {}, r"shape is \(36, 40, 3\)"),
+    (spaces.Box(0, 255, (36, 36, 3), np.float32), {}, "float32"),
+    (spaces.Box(0, 255, (2, 3, 36, 36), np.uint8), {}, "2 frames along an axis of their own.*stack=2"),
+    (spaces.Box(0, 255, (2, 36, 36, 3), np.uint8), {}, "2 frames along an axis of their own.*stack=2"),
     (spaces.Box(0, 255, FRAME.shape, np.float32), {}, "float32"),
     (spaces.Box(0, 1, FRAME.shape, np.uint8), {}, r"\[0, 1\]"),
     (spaces.Tuple([FRAME.space]), {}, "Tuple"),

@@ -2,6 +2,8 @@
 
 import copy
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
@@ -9,15 +11,23 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from pixel_world import FRAME, TINY, Quadrant, build, encoders_in, odd_encoder, odd_sequence, worlds, worlds_for
+from pixel_world import FRAME, TINY, Quadrant, build, encoders_in, odd_encoder, odd_sequence, same, worlds, worlds_for
 from stable_baselines3 import DQN, PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecEnvWrapper, VecFrameStack
+from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+    SubprocVecEnv,
+    VecEnv,
+    VecEnvWrapper,
+    VecFrameStack,
+    VecMonitor,
+    VecNormalize,
+)
 from torch import nn
 
 import envs
 from rlpre import EncodedVecEnv, Encoder, HistoryVecEnv, InputSpec, RlpreError, SequenceEncoder, Vocabulary
-from rlpre.sb3 import policy_kwargs, vecenv
+from rlpre.sb3 import fuse, policy_kwargs, vecenv
 from rlpre.sb3.policy import SequenceExtractor
 
 COLOURS = ["red", "green", "blue", "purple", "yellow", "grey"]
@@ -166,6 +176,73 @@ def test_in_a_dict_only_the_image_is_encoded_and_stacked(stack: int, encoder: En
             assert all(np.array_equal(theirs[key], mine[key]) for key in theirs if key != "image")
         assert venv.frames.keys() == observed.keys()
         assert np.array_equal(venv.frames["image"][:, -3:], observed["image"])
+
+
+@pytest.mark.parametrize("parts", [False, True])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_channels_may_be_last(dtype: type, parts: bool) -> None:
+    torch.manual_seed(0)
+    encoder = Encoder("cnn", InputSpec(FRAME.shape, np.dtype(dtype).name), features=16)
+    sequence = SequenceEncoder("transformer", encoder, 4, width=8, window=3).eval()
+    wraps = [lambda venv: EncodedVecEnv(venv, encoder, "cpu", stack=2)]
+    if not parts:
+        wraps += [lambda venv: EncodedVecEnv(venv, sequence, "cpu"), lambda venv: HistoryVecEnv(venv, sequence)]
+    for wrap in wraps:
+        first, last = (wrap(worlds(parts=parts, dtype=dtype, last=last, length=3)) for last in (False, True))
+        assert first.observation_space == last.observation_space
+        check_same(first.reset(), last.reset())
+        for actions, (given, _, _, infos) in playing(first, 7):
+            other, _, _, others = last.step(actions)
+            check_same((given, infos, first.frames), (other, others, last.frames))
+
+
+def check_same(one: Any, other: Any) -> None:
+    if isinstance(one, dict | list | tuple):
+        assert len(one) == len(other)
+        for key in one if isinstance(one, dict) else range(len(one)):
+            check_same(one[key], other[key])
+    else:
+        assert np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("parts", [False, True])
+@pytest.mark.parametrize("algorithm", [DQN, SAC, PPO])
+def test_rewards_may_be_normalised_inside(algorithm: type[BaseAlgorithm], parts: bool, encoder: Encoder) -> None:
+    """Buffers and weights are those of a VecNormalize outside; other keys of a Dict may be normalised too."""
+    keys = {"norm_obs_keys": ["velocity"]} if parts else {"norm_obs": False}
+    arguments = {"policy": "MultiInput" if parts else "Mlp"}
+    worlds_of = [worlds_for(algorithm, parts=parts, length=3) for _ in range(2)]
+    inside = EncodedVecEnv(VecMonitor(VecNormalize(worlds_of[0], **keys)), encoder, "cpu", stack=2)
+    outside = VecNormalize(EncodedVecEnv(worlds_of[1], encoder, "cpu", stack=2), **keys)
+    models = [build(algorithm, {}, venv=venv, **arguments).learn(40) for venv in (inside, outside)]
+    assert all(same(models[0].policy, model.policy) for model in models)
+    buffers = [getattr(model, "replay_buffer", None) or model.rollout_buffer for model in models]
+    for name in ("observations", "next_observations", "rewards"):
+        check_same(*(getattr(buffer, name, None) for buffer in buffers))
+
+
+def test_windows_with_rewards_normalised_inside(encoder: Encoder) -> None:
+    sequence = odd_sequence()
+    venv = HistoryVecEnv(VecNormalize(worlds(), norm_obs=False), sequence, device="cpu")
+    build(DQN, policy_kwargs(sequence), venv=venv, policy="MultiInput").learn(40)
+
+
+def test_encoders_are_given_as_such_as_directories_or_as_results(encoder: Encoder, tmp_path: Path) -> None:
+    sequence = odd_sequence()
+    for one, wrap in ((encoder, EncodedVecEnv), (sequence, EncodedVecEnv), (sequence, HistoryVecEnv)):
+        path = one.save(tmp_path / "encoder")
+        result = SimpleNamespace(encoder=one)  # as of rlpre.pretrain
+        wanted = wrap(worlds(), one).reset()
+        model = build(PPO, {}, venv=EncodedVecEnv(worlds(), one), policy="Mlp")
+        for given in (path, str(path), result):
+            check_same(wrap(worlds(), given).reset(), wanted)
+            arguments = policy_kwargs(given, "anchored", parent=(given, 0.1))["features_extractor_kwargs"]
+            assert same(arguments["encoder"].build(), one)
+            assert same(fuse(model, given), fuse(model, one))
+    for call in (EncodedVecEnv, HistoryVecEnv):
+        refuse("Flatten is a torch module, not an encoder: register", lambda call=call: call(worlds(), nn.Flatten()))
+    refuse("Flatten is a torch module", lambda: policy_kwargs(nn.Flatten()))
+    refuse("Flatten is a torch module", lambda: fuse(model, nn.Flatten()))
 
 
 def test_training_the_encoder_later_does_not_change_the_features(encoder: Encoder) -> None:
@@ -362,9 +439,19 @@ def test_another_world_is_refused(wrapper: Callable[..., VecEnv], changed: dict[
     refuse(named, lambda: wrapper(DummyVecEnv([lambda: world]), odd_sequence(), device="cpu"))
 
 
+def normalized(keys: list[str] | None = None, dtype: type = np.uint8, parts: bool = False) -> VecEnv:
+    encoder = Encoder("cnn", InputSpec(FRAME.shape, np.dtype(dtype).name), features=16)
+    return EncodedVecEnv(VecMonitor(VecNormalize(worlds(dtype=dtype, parts=parts), norm_obs_keys=keys)), encoder)
+
+
 @pytest.mark.parametrize(
     ("make", "named"),
     [
+        (lambda: EncodedVecEnv(Quadrant(), odd_encoder()), r"this is Quadrant, not a VecEnv.*: wrap it, DummyVecEnv\("),
+        (lambda: HistoryVecEnv(Quadrant(), odd_sequence()), "this is Quadrant, not a VecEnv"),
+        (lambda: normalized(dtype=np.float32), "VecNormalize changes the frames .*: give it norm_obs=False"),
+        (normalized, "VecNormalize changes the frames .*: give it norm_obs=False"),
+        (lambda: normalized(["image"], parts=True), "VecNormalize changes the frames .* or norm_obs_keys without"),
         (lambda: EncodedVecEnv(worlds(), odd_encoder(), "abacus"), "device 'abacus'"),
         (lambda: EncodedVecEnv(VecFrameStack(worlds(), 4, "first"), odd_encoder(), stack=4), "leave out VecFrameStack"),
         (lambda: EncodedVecEnv(worlds(), odd_encoder(), stack=0), "stack is 0"),

@@ -35,9 +35,11 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer, RMSprop
 
 from rlpre.errors import RlpreError
+from rlpre.sb3.caller import calling_algorithm
 
 SCALE, WARMUP = "lr_scale", "warmup_updates"  # attributes of parameters, and keys of parameter groups
 STRENGTH, ANCHOR = "anchor_strength", "anchor"
+BYPASSES = {"TRPO", "ARS"}  # algorithms of sb3-contrib that change a policy's weights without its optimiser
 
 
 def set_learning_rate(module: nn.Module, scale: float, warmup: int) -> None:
@@ -64,9 +66,18 @@ class EncoderOptimizer(Optimizer):
     """Steps each group at ``lr * lr_scale``, then pulls it to its anchors; SB3 sees the rate ``lr``.
 
     Warm-ups and anchors are lists in the parameter groups, so torch saves and loads them.
+
+    Raises:
+        RlpreError: if the algorithm does not train its policy with the policy's optimiser, so that rates, warm-ups and
+            anchors would be ignored.
     """
 
+    _bypassed_by: str | None = None
+
     def __init__(self, params: Iterable[nn.Parameter], **arguments: Any) -> None:
+        algorithm = type(calling_algorithm())
+        if BYPASSES & {kind.__name__ for kind in algorithm.__mro__}:
+            self._bypassed_by = algorithm.__name__
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for parameter in params:
             groups.setdefault((getattr(parameter, SCALE, 1.0), getattr(parameter, STRENGTH, 0.0)), []).append(parameter)
@@ -83,6 +94,8 @@ class EncoderOptimizer(Optimizer):
             ],
             **arguments,
         )
+        if any(scale != 1 or strength for scale, strength in groups):
+            self._check_reached("the encoder's learning rate and anchor")
         self._stop_waiting_gradients()
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -140,7 +153,16 @@ class EncoderOptimizer(Optimizer):
         pairs = (pair for group in self.param_groups for pair in zip(group["params"], group[WARMUP], strict=True))
         return [parameter for parameter, left in pairs if left]
 
+    def _check_reached(self, what: str) -> None:
+        if self._bypassed_by:
+            raise RlpreError(
+                f"{self._bypassed_by} changes the policy's weights without its optimizer, so it would ignore {what}: "
+                "use mode 'frozen', 'random' or 'scratch' without warm-up, or another algorithm such as PPO"
+            )
+
     def _stop_waiting_gradients(self) -> None:
+        if self._waiting():
+            self._check_reached("the warm-up")
         for parameter in self._waiting():
             parameter.requires_grad_(False)
 

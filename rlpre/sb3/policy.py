@@ -1,9 +1,9 @@
 """Encoders inside SB3's policies: the modes of ``policy_kwargs``, and the features extractors."""
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any, Self
 
 import torch
@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from rlpre.augment import random_shift
-from rlpre.encoders import Encoder, SequenceEncoder
-from rlpre.encoders.checkpoint import check_tensors, freeze
+from rlpre.encoders import AnyEncoder, Encoder, SequenceEncoder, as_encoder
+from rlpre.encoders.encoder import check_tensors, freeze
 from rlpre.errors import RlpreError, lookup
 from rlpre.sb3.optim import encoder_optimizer, set_anchors, set_learning_rate
-from rlpre.sb3.spaces import check_windows, find_image
+from rlpre.sb3.spaces import EncoderLike, check_windows, find_image
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,12 @@ ANCHOR_STRENGTH = 0.01  # with PPO on DoorKey-5x5 the pull has a median half-lif
 
 
 def policy_kwargs(
-    encoder: Encoder | SequenceEncoder,
+    encoder: EncoderLike,
     mode: str = "frozen",
     *,
     stages: int | None = None,
     anchor: float | None = None,
-    parent: tuple[Encoder | SequenceEncoder, float] | None = None,
+    parent: tuple[EncoderLike, float] | None = None,
     encoder_lr_scale: float | None = None,
     warmup_updates: int = 0,
     augment: bool = False,
@@ -76,7 +76,8 @@ def policy_kwargs(
     ``torch.optim.RMSprop`` for A2C's own.
 
     Args:
-        encoder: copied now; training it later does not change the policy.
+        encoder: an encoder, its directory, or the result of `rlpre.pretrain`; copied now, so training it later does
+            not change the policy.
         mode: a name in ``MODES``.
         stages: for ``"partial"``, how many of ``encoder.stages`` are frozen.
         anchor: for ``"anchored"``, the strength of the pull: 0 is ``"finetuned"``, a large number ``"frozen"``.
@@ -97,6 +98,7 @@ def policy_kwargs(
     Raises:
         RlpreError: for an unknown mode or optimiser, or an option that the mode does not use.
     """
+    encoder = as_encoder(encoder)
     chosen, total = lookup("mode", mode, MODES), len(encoder.stages)
     if not chosen.trainable:
         unused = {"augment": augment, "warmup_updates": warmup_updates or None, "encoder_lr_scale": encoder_lr_scale}
@@ -125,14 +127,16 @@ def policy_kwargs(
 
 
 def extractor_kwargs(
-    encoder: Encoder | SequenceEncoder, pretrained: bool, anchoring: dict[str, Any] | None = None, **options: Any
+    encoder: AnyEncoder, pretrained: bool, anchoring: dict[str, Any] | None = None, **options: Any
 ) -> dict[str, Any]:
     """The part of ``policy_kwargs`` that concerns only the extractor, with ``options`` for its constructor."""
     config, state = copy.deepcopy(encoder.config), encoder.state_dict()
     if not pretrained:
         config["pretraining"] = {}
     tensors = {name: state[name].detach().cpu().clone() for name in _copied(state, pretrained)}
-    factory = EncoderFactory(config, pretrained, tensors, **anchoring or {})
+    whole = options["frozen"] == len(encoder.stages)
+    dtype = encoder.dtype if whole else torch.float32  # half precision is too coarse for the steps of an optimiser
+    factory = EncoderFactory(config, pretrained, dtype, tensors, **anchoring or {})
     return {
         "features_extractor_class": SequenceExtractor if isinstance(encoder, SequenceEncoder) else EncoderExtractor,
         "features_extractor_kwargs": {"encoder": factory, **options},
@@ -156,9 +160,7 @@ def _training_options(mode: Mode, lr_scale: float | None, warmup: int) -> dict[s
     return {"lr_scale": mode.lr_scale if lr_scale is None else lr_scale, "warmup_updates": warmup}
 
 
-def _reading_options(
-    encoder: Encoder | SequenceEncoder, augment: bool, stack: int, image_key: str | None
-) -> dict[str, Any]:
+def _reading_options(encoder: AnyEncoder, augment: bool, stack: int, image_key: str | None) -> dict[str, Any]:
     if stack < 1:
         raise RlpreError(f"stack is {stack}: give the number of frames in an observation, 1 or more")
     if not isinstance(encoder, SequenceEncoder):
@@ -169,17 +171,17 @@ def _reading_options(
 
 
 def _anchor_options(
-    encoder: Encoder | SequenceEncoder,
+    encoder: AnyEncoder,
     mode: str,
     anchor: float | None,
-    parent: tuple[Encoder | SequenceEncoder, float] | None,
+    parent: tuple[EncoderLike, float] | None,
 ) -> dict[str, Any]:
     """Anchors and strength of the pull: for two Gaussian priors, precisions add up and means are averaged."""
     if mode != "anchored":
         _refuse_unused({"anchor": anchor, "parent": parent}, f"mode {mode!r}: leave it out, or use mode 'anchored'")
         return {}
     own = ANCHOR_STRENGTH if anchor is None else anchor
-    other, theirs = (encoder, 0.0) if parent is None else parent
+    other, theirs = (encoder, 0.0) if parent is None else (as_encoder(parent[0]), parent[1])
     for name, strength in (("anchor", own), ("the parent's strength", theirs)):
         if not 0 <= strength < float("inf"):
             raise RlpreError(f"{name} is {strength}: it must be 0 or more, and finite: mode 'frozen' does not move")
@@ -205,14 +207,15 @@ class EncoderFactory:
 
     config: dict[str, Any]
     pretrained: bool
+    dtype: torch.dtype
     tensors: dict[str, Tensor] | None = field(default=None, repr=False, compare=False)
     strength: float = 0.0  # of the pull toward the anchors, see rlpre.sb3.optim
     anchors: dict[str, Tensor] | None = field(default=None, repr=False, compare=False)
 
-    def build(self) -> Encoder | SequenceEncoder:
+    def build(self) -> AnyEncoder:
         """Builds an encoder. Every mode draws the same random numbers, so heads start alike for a given seed."""
         kind = SequenceEncoder if self.config.get("kind") == SequenceEncoder.kind else Encoder
-        encoder = kind.from_config(self.config)
+        encoder = kind.from_config(self.config).to(self.dtype)
         state = encoder.state_dict()
         tensors = self.tensors
         if tensors is None:  # NaN marks what was not loaded
@@ -247,11 +250,13 @@ class ProtectedExtractor(BaseFeaturesExtractor):
         warmup_updates: gradient steps for which those stages wait.
     """
 
+    hash_weights: Tensor
+
     def __init__(
         self,
         observation_space: spaces.Space[Any],
         features_dim: int,
-        encoder: Encoder | SequenceEncoder,
+        encoder: AnyEncoder,
         frozen: int,
         lr_scale: float = 1.0,
         warmup_updates: int = 0,
@@ -259,6 +264,8 @@ class ProtectedExtractor(BaseFeaturesExtractor):
         super().__init__(observation_space, features_dim)
         self.encoder = encoder
         self.ready = not _has_nan(encoder)
+        frames = encoder.frames if isinstance(encoder, SequenceEncoder) else encoder
+        self.register_buffer("hash_weights", make_hash_weights(math.prod(frames.input.shape)), persistent=False)
         self.register_load_state_dict_post_hook(_update_ready)  # type: ignore[no-untyped-call]
         freeze(encoder.stages[:frozen])
         set_learning_rate(encoder, lr_scale, warmup_updates)
@@ -322,14 +329,14 @@ class EncoderExtractor(ProtectedExtractor):
     ) -> None:
         built = encoder.build()
         assert isinstance(built, Encoder)
-        key = find_image(observation_space, built.input, stack, image_key)
+        image = find_image(observation_space, built.input, stack, image_key)
         parts = observation_space.spaces if isinstance(observation_space, spaces.Dict) else {}
-        others = sum(int(get_flattened_obs_dim(part)) for name, part in parts.items() if name != key)
+        others = sum(int(get_flattened_obs_dim(part)) for name, part in parts.items() if name != image.key)
         super().__init__(observation_space, stack * built.num_features + others, built, **training)
-        self.augment, self.keys, self.image_key = augment, list(parts), key
+        self.augment, self.stack, self.keys, self.image = augment, stack, list(parts), image
 
     def forward(self, observations: Tensor | Mapping[str, Tensor]) -> Tensor:
-        """Encodes frames: (batch, stack * C, H, W) in the encoder's range -> (batch, stack * num_features).
+        """Encodes frames: (batch, stack * C, H, W) or (batch, H, W, stack * C) -> (batch, stack * num_features).
 
         Of a Dict, whose parts SB3 has turned into floats, returns (batch, features_dim).
 
@@ -340,13 +347,15 @@ class EncoderExtractor(ProtectedExtractor):
         if isinstance(observations, Tensor):
             return self._encode(observations)
         parts = ((key, observations[key]) for key in self.keys)
-        return torch.cat([self._encode(part) if key == self.image_key else part.flatten(1) for key, part in parts], 1)
+        return torch.cat([self._encode(part) if key == self.image.key else part.flatten(1) for key, part in parts], 1)
 
     def _encode(self, images: Tensor) -> Tensor:
         shifted = self.augment and self.training and torch.is_grad_enabled()
+        if self.image.channels_last:
+            images = images.movedim(-1, 1)
         frames = (random_shift(images) if shifted else images).reshape(-1, *self.encoder.input.shape)
-        features = self.encoder(frames) if shifted else encode_unique(self.encoder, frames)
-        return features.reshape(len(images), -1)
+        features = self.encoder(frames) if shifted else encode_unique(self.encoder, frames, self.hash_weights)
+        return features.reshape(-1, self.stack * self.encoder.num_features).float()
 
 
 class SequenceExtractor(ProtectedExtractor):
@@ -382,7 +391,8 @@ class SequenceExtractor(ProtectedExtractor):
         return self.encoder.last(features, observations["actions"].long(), mission, observations["present"] > 0)
 
     def _encode(self, frames: Tensor) -> Tensor:
-        return encode_unique(self.encoder.encode_frames, frames.flatten(0, 1)).reshape(*frames.shape[:2], -1)
+        features = encode_unique(self.encoder.encode_frames, frames.flatten(0, 1), self.hash_weights)
+        return features.reshape(-1, frames.shape[1], features.shape[1])
 
 
 def _has_nan(module: nn.Module) -> bool:
@@ -395,21 +405,23 @@ def _update_ready(extractor: nn.Module, _keys: object) -> None:
     extractor.ready = not _has_nan(extractor)
 
 
-def encode_unique(encode: Callable[[Tensor], Tensor], frames: Tensor) -> Tensor:
+def encode_unique(encode: Callable[[Tensor], Tensor], frames: Tensor, hash_weights: Tensor) -> Tensor:
     """Returns ``encode(frames)``, (batch, num_features), computed and differentiated once per distinct frame.
 
     On MiniGrid about half of the frames in a minibatch are repeats, and the encoder is most of the cost of training.
-    Repeats get a copy of the first one's features, and add their gradients to it. On a GPU every frame is encoded,
-    because waiting for the number of distinct frames takes longer.
+    Repeats get a copy of the first one's features, and add their gradients to it. Every frame is encoded on a GPU,
+    where waiting for the number of distinct frames takes longer, and in exports, whose graph must not depend on it.
 
     Args:
         encode: maps each frame to features independently of the others: batch norm in evaluation mode.
         frames: (batch, C, H, W), floating.
+        hash_weights: (C * H * W, 2) small whole numbers.
     """
-    if frames.device.type != "cpu":
+    exporting = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    if exporting or frames.device.type != "cpu":
         return encode(frames)
     flat, rows = frames.flatten(1), torch.arange(len(frames))
-    high, low = (flat @ _hash_weights(flat.shape[1], flat.dtype)).double().T
+    high, low = (flat @ hash_weights.to(flat)).double().T
     _, group = torch.unique(high * 2**25 + low, return_inverse=True)
     first = torch.full((len(frames),), len(frames)).scatter_reduce(0, group, rows, "amin")
     original = first[group]
@@ -419,7 +431,6 @@ def encode_unique(encode: Callable[[Tensor], Tensor], frames: Tensor) -> Tensor:
     return encode(frames[first[: int(group.max()) + 1]])[group]
 
 
-@lru_cache
-def _hash_weights(size: int, dtype: torch.dtype) -> Tensor:
+def make_hash_weights(size: int) -> Tensor:
     """Small whole numbers: sums of bytes stay exact in float32, in whatever order products are added."""
-    return torch.randint(-7, 8, (size, 2), generator=torch.Generator().manual_seed(0)).to(dtype)
+    return torch.randint(-7, 8, (size, 2), generator=torch.Generator().manual_seed(0)).float()

@@ -1,16 +1,22 @@
 """Observation spaces: the image an encoder reads, features in its place, and windows of past steps."""
 
 from collections import OrderedDict
+from dataclasses import dataclass
+from os import PathLike
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
+from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize
 
-from rlpre.encoders import InputSpec, SequenceEncoder, Vocabulary
-from rlpre.encoders.checkpoint import Checkpoint
+from rlpre.encoders import AnyEncoder, InputSpec, SequenceEncoder, Vocabulary
+from rlpre.encoders.encoder import BaseEncoder
 from rlpre.errors import RlpreError, lookup
+from rlpre.pretrain import PretrainResult
+from rlpre.sb3.caller import calling_algorithm
 
 NO_ACTION = -1  # before an episode's first frame
+EncoderLike = AnyEncoder | str | PathLike[str] | PretrainResult  # what `rlpre.encoders.as_encoder` takes
 
 
 class _TaggedBox(spaces.Box):
@@ -31,11 +37,29 @@ class FeatureSpace(_TaggedBox):
     Args:
         encoder: computes the features.
         shape: of an observation; default (num_features,).
+
+    Attributes:
+        normalized: in a saved model, whether ``VecNormalize`` changed the features; its statistics are not in the zip.
     """
 
-    def __init__(self, encoder: Checkpoint, shape: tuple[int, ...] | None = None) -> None:
+    normalized = False
+
+    def __init__(self, encoder: BaseEncoder, shape: tuple[int, ...] | None = None) -> None:
         super().__init__(-np.inf, np.inf, (encoder.num_features,) if shape is None else shape, np.float32)
         self.tag = ("encoder", encoder.fingerprint()[:16])
+
+    def __getstate__(self) -> dict[str, Any]:
+        model = calling_algorithm()
+        return {**self.__dict__, "normalized": self.normalized or (model is not None and normalizes(model.get_env()))}
+
+
+def normalizes(env: VecEnv | None) -> bool:
+    """Whether a ``VecNormalize`` around ``env`` changes observations."""
+    while isinstance(env, VecEnvWrapper):
+        if isinstance(env, VecNormalize) and env.norm_obs:
+            return True
+        env = env.venv
+    return False
 
 
 class MissionSpace(_TaggedBox):
@@ -49,17 +73,22 @@ class MissionSpace(_TaggedBox):
 # Images.
 
 
-def find_image(space: spaces.Space[Any], input: InputSpec, stack: int = 1, key: str | None = None) -> str | None:
-    """Finds the image that an encoder reads.
+@dataclass(frozen=True)
+class ImagePart:
+    """The part of an observation that an encoder reads."""
+
+    key: str | None  # in a Dict; None if the observation is the image itself
+    channels_last: bool
+
+
+def find_image(space: spaces.Space[Any], input: InputSpec, stack: int = 1, key: str | None = None) -> ImagePart:
+    """Finds the image that an encoder reads; its channels may be first or last.
 
     Args:
         space: of the observations.
         input: what the encoder reads.
         stack: number of frames stacked along the channels.
         key: of the image, for a Dict with several images that fit.
-
-    Returns:
-        The image's key in a Dict; None if the observation is the image itself.
 
     Raises:
         RlpreError: if no image fits, or two do; or if another key holds bytes from 0 to 255, which SB3 would pass to
@@ -70,18 +99,17 @@ def find_image(space: spaces.Space[Any], input: InputSpec, stack: int = 1, key: 
             raise RlpreError(
                 f"image_key={key!r} is for Dict observations, these are {type(space).__name__}: leave it out"
             )
-        _check_image(space, input, stack)
-        return None
+        return ImagePart(None, _check_image(space, input, stack))
     if key is None:
         key = _only_image(space, stacked(input, stack))
-    _check_image(lookup("key", key, space.spaces), input, stack)
+    channels_last = _check_image(lookup("key", key, space.spaces), input, stack)
     for name, part in space.items():
         if name != key and isinstance(part, spaces.Box) and part.dtype == np.uint8 and part.high.max() == 255:
             raise RlpreError(
                 f"the observation's {name!r} holds bytes from 0 to 255, which a policy's heads cannot read: "
                 "leave it out, or give float32 or MultiDiscrete in a wrapper"
             )
-    return key
+    return ImagePart(key, channels_last)
 
 
 def stacked(input: InputSpec, stack: int) -> spaces.Box:
@@ -98,22 +126,36 @@ def with_image(space: spaces.Space[Any], key: str | None, image: spaces.Box) -> 
     return spaces.Dict(OrderedDict((name, image if name == key else part) for name, part in space.items()))
 
 
-def _check_image(space: spaces.Space[Any], input: InputSpec, stack: int) -> None:
+def _check_image(space: spaces.Space[Any], input: InputSpec, stack: int) -> bool:
+    """Returns whether channels are last."""
     channels, *size = input.shape
-    if isinstance(space, spaces.Box) and list(space.shape[1:]) == size and space.shape[0] % channels == 0:
-        frames = space.shape[0] // channels
-        if frames != stack:
-            raise RlpreError(
-                f"an observation holds {frames} frames of {channels} channels, not {stack}: pass stack={frames} "
-                "(EncodedVecEnv stacks by itself: leave out VecFrameStack)"
-            )
-        space = spaces.Box(space.low[:channels], space.high[:channels], dtype=space.dtype.type)
+    channels_last = False
+    if isinstance(space, spaces.Box) and len(space.shape) == 4 and space.shape[1:] in (input.shape, (*size, channels)):
+        frames = space.shape[0]
+        raise RlpreError(
+            f"an observation holds {frames} frames along an axis of their own, as Gymnasium's FrameStackObservation "
+            f"gives them: leave that wrapper out, and use EncodedVecEnv(venv, encoder, stack={frames}), or "
+            f"policy_kwargs(encoder, stack={frames}) on VecFrameStack(venv, {frames})"
+        )
+    if isinstance(space, spaces.Box) and len(space.shape) == 3:
+        channels_last = list(space.shape[1:]) != size and list(space.shape[:2]) == size
+        low, high = (np.moveaxis(bound, -1, 0) if channels_last else bound for bound in (space.low, space.high))
+        frames, rest = divmod(len(low), channels)
+        if list(low.shape[1:]) == size and rest == 0:
+            if frames != stack:
+                raise RlpreError(
+                    f"an observation holds {frames} frames of {channels} channels, not {stack}: pass stack={frames} "
+                    "(EncodedVecEnv stacks by itself: leave out VecFrameStack)"
+                )
+            space = spaces.Box(low[:channels], high[:channels], dtype=space.dtype.type)
     input.check(space)
+    return channels_last
 
 
 def _only_image(space: spaces.Dict, image: spaces.Box) -> str:
+    last = spaces.Box(np.moveaxis(image.low, 0, -1), np.moveaxis(image.high, 0, -1), dtype=image.dtype.type)
     images = [name for name, part in space.items() if isinstance(part, spaces.Box) and len(part.shape) == 3]
-    fitting = [name for name in images if space[name] == image]
+    fitting = [name for name in images if space[name] in (image, last)]
     if len(fitting) > 1:
         raise RlpreError(f"the encoder could read {fitting[0]!r} or {fitting[1]!r}: name one, image_key={fitting[0]!r}")
     if not fitting and len(images) != 1:

@@ -9,16 +9,17 @@ from typing import Any, Self, TypeVar, cast
 import numpy as np
 import torch
 from gymnasium import spaces
+from stable_baselines3.common.vec_env import unwrap_vec_normalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvObs, VecEnvStepReturn, VecEnvWrapper
 
-from rlpre.device import resolve_device
-from rlpre.encoders import Encoder, SequenceEncoder
-from rlpre.encoders.checkpoint import freeze
+from rlpre.encoders import AnyEncoder, Encoder, SequenceEncoder, as_encoder
+from rlpre.encoders.encoder import freeze
 from rlpre.errors import RlpreError, at_least
-from rlpre.sb3.spaces import NO_ACTION, FeatureSpace, find_image, window_space, with_image
+from rlpre.sb3.spaces import NO_ACTION, EncoderLike, FeatureSpace, find_image, window_space, with_image
+from rlpre.utils import resolve_device
 
 MEMORY_FRAMES = 1 << 16  # with 128 features each about 40 MB
-AnyEncoder = TypeVar("AnyEncoder", Encoder, SequenceEncoder)
+Either = TypeVar("Either", Encoder, SequenceEncoder)
 
 
 class FrameMemory:
@@ -83,7 +84,8 @@ class _StackReader:
     """
 
     def __init__(self, venv: VecEnv, encoder: Encoder, memory: FrameMemory, stack: int, image_key: str | None) -> None:
-        self._key = find_image(venv.observation_space, encoder.input, key=image_key)
+        part = find_image(venv.observation_space, encoder.input, key=image_key)
+        self._key, self._channels_last = part.key, part.channels_last
         features = FeatureSpace(encoder, (stack * encoder.num_features,))
         self.space = with_image(venv.observation_space, self._key, features)
         black = np.zeros(encoder.input.shape, encoder.input.dtype)
@@ -91,8 +93,9 @@ class _StackReader:
         self._observations: Any = np.empty(0)
 
     def image(self, observation: Any) -> np.ndarray:
-        """What the encoder reads of one observation, or of a batch."""
-        return cast(np.ndarray, observation if self._key is None else observation[self._key])
+        """What the encoder reads of one observation, or of a batch: (..., C, H, W)."""
+        image = observation if self._key is None else observation[self._key]
+        return np.moveaxis(image, -1, -3) if self._channels_last else image
 
     def observe(self, observations: Any, features: np.ndarray, actions: np.ndarray, starts: np.ndarray) -> VecEnvObs:
         """The policy's observations after a step; episodes begin where ``starts`` is true."""
@@ -122,7 +125,9 @@ class _WindowReader:
     """Makes windows of the last frames' features, the actions before them, and the mission (see `window_space`)."""
 
     def __init__(self, venv: VecEnv, encoder: SequenceEncoder, window: int) -> None:
-        encoder.frames.input.check(venv.observation_space)
+        if isinstance(venv.observation_space, spaces.Dict):
+            encoder.frames.input.check(venv.observation_space)  # refuses it
+        self._channels_last = find_image(venv.observation_space, encoder.frames.input).channels_last
         actions = venv.action_space
         if not isinstance(actions, spaces.Discrete):
             raise RlpreError(
@@ -144,7 +149,7 @@ class _WindowReader:
         self._present = np.ones(venv.num_envs, np.int8)
 
     def image(self, observation: Any) -> np.ndarray:
-        return cast(np.ndarray, observation)
+        return np.moveaxis(observation, -1, -3) if self._channels_last else observation
 
     def observe(self, observations: Any, features: np.ndarray, actions: np.ndarray, starts: np.ndarray) -> VecEnvObs:
         self._append(observations, features, np.where(starts, NO_ACTION, actions), starts)
@@ -160,7 +165,7 @@ class _WindowReader:
 
     def _append(self, frames: Any, features: np.ndarray, actions: np.ndarray, starts: np.ndarray) -> None:
         step = {"features": features, "actions": actions, "present": self._present}
-        self._history = self._history.append(starts, frames=frames, **step)
+        self._history = self._history.append(starts, frames=self.image(frames), **step)
         if self._vocabulary and starts.any():
             self._missions = self._missions.copy()  # earlier observations hold the old array
             for env in np.flatnonzero(starts).tolist():
@@ -206,15 +211,16 @@ class _StepReader(_WindowReader):
         return current.float().cpu().numpy(), state
 
 
-class _FeaturesVecEnv(VecEnvWrapper):
+class FeaturesVecEnv(VecEnvWrapper):
     """Encodes each frame once; a reader makes observations of the features."""
 
-    encoder: Encoder | SequenceEncoder
+    encoder: AnyEncoder
 
     def __init__(self, venv: VecEnv, memory: FrameMemory, reader: _StackReader | _WindowReader) -> None:
         super().__init__(venv, observation_space=reader.space)
         self._memory, self._reader = memory, reader
         self._actions = np.zeros(self.num_envs, np.int64)
+        self._normalizer = unwrap_vec_normalize(venv)
 
     @property
     def frames(self) -> VecEnvObs:
@@ -225,7 +231,7 @@ class _FeaturesVecEnv(VecEnvWrapper):
         """As in SB3, with features in the observations."""
         observations = self.venv.reset()
         features = self._memory.encode(self._reader.image(observations))
-        return self._reader.observe(observations, features, self._actions, np.ones(self.num_envs, bool))
+        return cast(VecEnvObs, self._observe(observations, features, np.ones(self.num_envs, bool)))
 
     def step_async(self, actions: np.ndarray) -> None:
         """As in SB3."""
@@ -243,10 +249,20 @@ class _FeaturesVecEnv(VecEnvWrapper):
             features[list(last)] = encoded[count:]
             for i, terminal in zip(last, self._reader.terminal(last, features, self._actions), strict=True):
                 infos[i]["terminal_observation"] = terminal
-        return self._reader.observe(observations, encoded[:count], self._actions, dones), rewards, dones, infos
+        return self._observe(observations, encoded[:count], dones), rewards, dones, infos
+
+    def _observe(self, observations: VecEnvObs, features: np.ndarray, starts: np.ndarray) -> Any:
+        observed: Any = self._reader.observe(observations, features, self._actions, starts)
+        if self._normalizer:  # an off-policy algorithm stores what it calls original, wherever it is in the stack
+            original = {}
+            if isinstance(observed, dict) and self._normalizer.norm_obs:
+                before = cast(dict[str, np.ndarray], self._normalizer.old_obs)
+                original = {key: before[key] for key in self._normalizer.norm_obs_keys or [] if key in observed}
+            self._normalizer.old_obs = {**observed, **original} if isinstance(observed, dict) else observed
+        return observed
 
 
-class EncodedVecEnv(_FeaturesVecEnv):
+class EncodedVecEnv(FeaturesVecEnv):
     """Gives SB3 the features of a frozen encoder instead of frames; train ``"MlpPolicy"`` on it.
 
     Inside the policy a frozen encoder runs 1 + n_epochs times per frame. Here it runs once, and not again for a frame
@@ -258,9 +274,10 @@ class EncodedVecEnv(_FeaturesVecEnv):
     as `HistoryVecEnv` does. A GRU thus remembers the whole episode.
 
     Args:
-        venv: gives frames as ``encoder.input`` describes them, or a Dict with such an image; for a `SequenceEncoder`
-            frames as ``encoder.frames.input`` describes them.
-        encoder: copied; training it later does not change the features.
+        venv: gives frames as ``encoder.input`` describes them, channels first or last, or a Dict with such an image;
+            for a `SequenceEncoder` frames as ``encoder.frames.input`` describes them.
+        encoder: an encoder, its directory, or the result of `rlpre.pretrain`; copied, so training it later does not
+            change the features.
         device: where to encode.
         stack: number of frames whose features an observation holds, oldest first. Before an episode's first frame
             they are black, as in SB3's ``VecFrameStack``. Other keys of a Dict are not stacked.
@@ -279,11 +296,13 @@ class EncodedVecEnv(_FeaturesVecEnv):
     def __init__(
         self,
         venv: VecEnv,
-        encoder: Encoder | SequenceEncoder,
+        encoder: EncoderLike,
         device: torch.device | str = "auto",
         stack: int = 1,
         image_key: str | None = None,
     ) -> None:
+        _check_vec_env(venv)
+        encoder = as_encoder(encoder)
         self.stack = stack
         at_least(self, stack=1)
         reader: _StackReader | _WindowReader
@@ -300,7 +319,7 @@ class EncodedVecEnv(_FeaturesVecEnv):
         super().__init__(venv, memory, reader)
 
 
-class HistoryVecEnv(_FeaturesVecEnv):
+class HistoryVecEnv(FeaturesVecEnv):
     """Gives SB3 windows of past steps for a `SequenceEncoder` in the policy; train ``"MultiInputPolicy"`` on it.
 
     The encoder of single frames is frozen and runs here, once per frame. The layers that mix the steps are in the
@@ -311,8 +330,9 @@ class HistoryVecEnv(_FeaturesVecEnv):
     Missions are read at each reset from ``info["mission"]``, and hold for the episode.
 
     Args:
-        venv: gives frames as ``encoder.frames.input`` describes them, takes ``encoder.actions`` discrete actions.
-        encoder: copied.
+        venv: gives frames as ``encoder.frames.input`` describes them, channels first or last, and takes
+            ``encoder.actions`` discrete actions.
+        encoder: an encoder, its directory, or the result of `rlpre.pretrain`; copied.
         window: steps in an observation, at most ``encoder.window``, the default. The features of a transformer depend
             on no more steps; a GRU loses what lies before the window.
         device: where to encode.
@@ -329,21 +349,38 @@ class HistoryVecEnv(_FeaturesVecEnv):
     def __init__(
         self,
         venv: VecEnv,
-        encoder: SequenceEncoder,
+        encoder: EncoderLike,
         window: int | None = None,
         device: torch.device | str = "auto",
     ) -> None:
+        encoder = as_encoder(encoder)
         if not isinstance(encoder, SequenceEncoder):
             raise RlpreError(
                 f"HistoryVecEnv is for a SequenceEncoder, this is {type(encoder).__name__}: use EncodedVecEnv, or put "
                 "it into a SequenceEncoder"
             )
+        _check_vec_env(venv)
         reader = _WindowReader(venv, encoder, encoder.window if window is None else window)
         self.encoder = sequence = _frozen(encoder, device)
         super().__init__(venv, FrameMemory(sequence.frames), reader)
 
 
-def _frozen(encoder: AnyEncoder, device: torch.device | str) -> AnyEncoder:
+def _check_vec_env(venv: object) -> None:
+    if not isinstance(venv, VecEnv):
+        raise RlpreError(
+            f"this is {type(venv).__name__}, not a VecEnv of Stable-Baselines3: wrap it, DummyVecEnv([lambda: env])"
+        )
+    normalizer = unwrap_vec_normalize(venv)
+    if normalizer and normalizer.norm_obs:
+        space, keys = normalizer.observation_space, normalizer.norm_obs_keys or []
+        if not isinstance(space, spaces.Dict) or any(len(space[key].shape or ()) == 3 for key in keys):
+            raise RlpreError(
+                "VecNormalize changes the frames before the encoder reads them: give it norm_obs=False, or "
+                "norm_obs_keys without the image"
+            )
+
+
+def _frozen(encoder: Either, device: torch.device | str) -> Either:
     """A copy that never trains, on ``device``."""
     encoder = copy.deepcopy(encoder).eval()
     freeze(encoder)
