@@ -186,13 +186,8 @@ def by_rl(study: Transfer, home: Path, run: Run, start: Path | None, out: Path, 
     """The mean height of PPO's learning curve; each seed has its own environments, also for evaluation."""
     agent, encoder = (study.agent, str(start)) if start else (SCRATCH, "")
     config = replace(study.train, env=run.task, agent=agent, encoder=encoder, seed=run.seed)
-<<<<<<< HEAD
-    steps, returns = np.array(train(config.training(), out, report)["return"]).T
-    return float(area_under_curve(steps, returns))
-=======
     measured = train(config.training(), out, report)
     return float(area_under_curve(*np.array(measured["return"]).T))
->>>>>>> exposure
 
 
 Measure = Callable[[Transfer, Path, Run, Path | None, Path, Report], float]
