@@ -110,7 +110,8 @@ def compare(
 
     Args:
         make_env: a function ``(n_envs, seed) -> VecEnv`` (or a Gymnasium ``VectorEnv``, or an EnvPool),
-            "module:function", or a Gymnasium id; or several by task name. Observations are uint8 images, or a Dict with one. Worker processes must be able to import a function.
+            "module:function", or a Gymnasium id; or several by task name. Observations are uint8 images, or a Dict with
+            one. Worker processes must be able to import a function.
         arms: by name, in reading order.
         steps: environment steps of each run, for all tasks or by task.
         seeds: number of runs of each arm on each task, or the seeds themselves.
