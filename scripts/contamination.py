@@ -52,19 +52,19 @@ def main(
     else:
         found = overlaps(store, environments, steps, seed, behaviour, judge)
     if out:
-        numbers = {name: asdict(overlap) for name, overlap in found.items()}
+        numbers = {name: asdict(part) for name, part in found.items()}
         write_json(out, {"frames": str(frames), "hash": store.hash, "overlap": numbers})
     print(
         f"{frames}: {len(store):,} frames, {store.distinct:,} distinct; shares of each environment that they contain:"
     )
     rows = [
-        [name, *(show_interval(share) if share else "-" for share in overlap.shares.values())]
-        for name, overlap in found.items()
+        [name, *(show_interval(share) if share else "-" for share in part.shares.values())]
+        for name, part in found.items()
     ]
     print(aligned(Table(["", *next(iter(found.values())).shares], rows)))
-    for name, overlap in found.items():
-        if overlap.untold:
-            print(f"{name}: states and layouts are unknown: {overlap.untold}")
+    for name, part in found.items():
+        if part.untold:
+            print(f"{name}: states and layouts are unknown: {part.untold}")
 
 
 def other(store: FrameStore, env: str, steps: int, seed: int, judge: Encoder) -> Overlap:

@@ -1,6 +1,7 @@
 """The structure of the project: few short files, documented names, imports in one direction, a light import."""
 
 import ast
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ FILES = {
     for path in sorted((ROOT / folder).rglob("*.py"))
 }
 MOST_FILES, MOST_LINES, MOST_LINES_OF_A_FILE = 80, 15_000, 600
+MOST_FILES_OF_THE_MAIN_JOB = 18
 # A part imports only the parts before it. The first four are the parts of rlpre that others of it use everywhere.
 PARTS = (
     "rlpre/errors",
@@ -113,19 +115,40 @@ def test_no_file_and_no_folder_imports_itself_through_others() -> None:
     TopologicalSorter(folders).prepare()
 
 
-def test_a_user_who_follows_the_main_job_opens_few_files() -> None:
-    """From ``rlpre.pretrain`` with one objective, the plug, and the encoder that both need."""
-    start = ["rlpre/pretrain.py", "rlpre/objectives/contrastive.py", "rlpre/sb3/policy.py"]
-    seen, todo = set[str](), list(start)
-    others = {name for name in FILES if name.startswith("rlpre/objectives/")} - {
-        f"rlpre/objectives/{name}.py" for name in ("__init__", "base", "batches", "losses", "contrastive")
-    }
-    while todo:
-        name = todo.pop()
-        if name not in seen | others and not name.endswith("/__init__.py"):
-            seen.add(name)
-            todo += GRAPH[name]
-    assert len(seen) <= 17, sorted(seen)
+MAIN_JOB = """
+import sys, numpy as np, gymnasium as gym, rlpre
+from pathlib import Path
+from stable_baselines3 import PPO
+from stable_baselines3.common.env_util import make_vec_env
+
+class Noise(gym.Env):
+    observation_space, action_space = gym.spaces.Box(0, 255, (3, 36, 36), np.uint8), gym.spaces.Discrete(2)
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.np_random.integers(0, 256, (3, 36, 36), np.uint8), {}
+    def step(self, action):
+        return self.np_random.integers(0, 256, (3, 36, 36), np.uint8), 0.0, self.np_random.random() < 0.2, False, {}
+
+venv = make_vec_env(Noise, 2, seed=0)
+frames = rlpre.collect(venv, "frames", 64)
+used, home = set(), str(Path(rlpre.__file__).parent)
+def watch(frame, event, argument):
+    if event == "call" and frame.f_code.co_name != "<module>" and frame.f_code.co_filename.startswith(home):
+        used.add(frame.f_code.co_filename.removeprefix(home))
+sys.setprofile(watch)
+encoder = rlpre.pretrain(frames, objective="contrastive", steps=2, batch=8, out="encoder").encoder
+PPO("CnnPolicy", venv, n_steps=8, batch_size=8, policy_kwargs=rlpre.policy_kwargs(encoder, "finetuned")).learn(16)
+sys.setprofile(None)
+print(*sorted(used))
+"""
+
+
+def test_a_reader_who_follows_the_main_job_opens_few_files(tmp_path: Path) -> None:
+    """The files of rlpre that run from `rlpre.pretrain` with one objective to PPO with the encoder in its policy."""
+    command, environment = [sys.executable, "-c", MAIN_JOB], {**os.environ, "PYTHONPATH": str(ROOT)}
+    answer = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    assert len(answer.stdout.split()) <= MOST_FILES_OF_THE_MAIN_JOB, answer.stdout
 
 
 @pytest.mark.parametrize("name", [name for name in FILES if name.startswith("rlpre/")])
