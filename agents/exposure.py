@@ -153,7 +153,7 @@ def clone_expert(study: Exposure, home: Path, run: Run, out: Path, report: Repor
     """Clones the expert and measures the clone."""
     start, store, frames = CLONES[run.arm], demonstrations(home, run), FrameStore.open(home / FRAMES)
     vision = Encoder.load(home / encoder_run(study, start.vision).path)
-    vocabulary = Vocabulary.of([*store.missions, *frames.missions])  # the same for all arms
+    vocabulary = Vocabulary.from_missions([*store.missions, *frames.missions])  # the same for all arms
     torch.manual_seed(run.seed)
     encoder = study.backbone.build(vision, store.num_actions, vocabulary, start.objective, start.previous_action)
     if start.objective:

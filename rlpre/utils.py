@@ -137,6 +137,3 @@ def nearest_grid(features: Tensor, frames: Tensor) -> Tensor:
     columns = min(NEIGHBOURS + 1, len(unit))
     nearest = (unit[:QUERIES] @ unit.T).topk(columns, dim=1).indices
     return image_grid(frames[nearest.flatten()], columns)
-
-
-ship, rgb, grid, neighbours = to_device, to_rgb, image_grid, nearest_grid  # ALIAS

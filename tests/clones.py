@@ -36,7 +36,7 @@ def small(backbone: str = "gru", actions: int = 7, features: int = 128, **argume
     torch.manual_seed(0)
     frames = Encoder("cnn", InputSpec((3, 56, 56)), features=features)
     settings = {"width": 32, "layers": 1, "window": 8, **arguments}
-    return SequenceEncoder(backbone, frames, actions, Vocabulary.of(demos().missions), **settings)
+    return SequenceEncoder(backbone, frames, actions, Vocabulary.from_missions(demos().missions), **settings)
 
 
 @cache

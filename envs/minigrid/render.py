@@ -236,6 +236,3 @@ def _tile(picture: np.ndarray, agent: np.ndarray, highlight: bool) -> np.ndarray
     if highlight:
         highlight_img(tile)
     return downsample(tile, _SAMPLES).astype(np.uint8).transpose(2, 0, 1)
-
-
-spell = symbols_of  # ALIAS

@@ -376,16 +376,3 @@ def _final_cost(world: GridWorld, expert: Expert, trial: Trial, end: int) -> flo
         return float(world.grid_env.max_steps)
     advice, _ = expert.advise(int(trial.actions[end - 1]) if end else None)
     return float(world.grid_env.max_steps) if advice == UNKNOWN else cost_to_go(world.grid_env, expert, advice)
-
-
-seeds = layout_seeds  # ALIAS
-Dice = EpisodeRandom  # ALIAS
-EpisodeRandom.roll = EpisodeRandom.draw  # ALIAS
-
-
-def train_seeds(level: str, count: int, first: int = 0) -> list[int]:  # ALIAS
-    return layout_seeds(level, "train", count, first)
-
-
-def test_seeds(level: str, count: int) -> list[int]:  # ALIAS
-    return layout_seeds(level, "test", count)

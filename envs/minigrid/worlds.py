@@ -318,11 +318,3 @@ def make_vec(
     venv = GridVecEnv([lambda: make(env_id, view, tile_size, palette, dict_obs)] * n_envs)
     venv.seed(seed)
     return VecMonitor(venv)
-
-
-GridWorld.begin, GridWorld.advance, GridWorld.skip = (
-    GridWorld.reset_unrendered,
-    GridWorld.step_unrendered,
-    GridWorld.step_unobserved,
-)  # ALIAS
-GridWorld.develop, GridWorld.glance = GridWorld.render_frames, property(lambda self: self.frame)  # ALIAS

@@ -23,7 +23,7 @@ from rlpre.evaluation.page import (
     percent,
     short_names,
 )
-from rlpre.utils import grid, read_json, rgb
+from rlpre.utils import image_grid, read_json, to_rgb
 
 RUN, CHECKPOINT = "run.json", "config.json"
 FRAMES, ENCODERS = "frames", "encoders"
@@ -113,7 +113,7 @@ def _strip(store: FrameStore, rows: np.ndarray) -> bytes:
     """Different frames, evenly spread over ``rows``, side by side as PNG."""
     _, first = np.unique(store.ids[rows], return_index=True)
     chosen = np.sort(first)[np.linspace(0, len(first) - 1, min(STRIP, len(first))).astype(int)]
-    picture = grid(rgb(torch.from_numpy(store.frames(rows[chosen]))), len(chosen))
+    picture = image_grid(to_rgb(torch.from_numpy(store.frames(rows[chosen]))), len(chosen))
     content = io.BytesIO()
     Image.fromarray((255 * picture).byte().permute(1, 2, 0).numpy()).save(content, format="PNG")
     return content.getvalue()

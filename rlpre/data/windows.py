@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rlpre.data.store import FrameStore, Indices
 from rlpre.errors import RlpreError
-from rlpre.utils import ship
+from rlpre.utils import to_device
 
 PADDING = -1  # a row before the first one of an episode
 NO_ACTION = -1  # before the first step of an episode, and after its last
@@ -115,7 +115,7 @@ class Trajectories:
                     f"{store.path} has episodes without a mission, which the sequence encoder reads: give an encoder "
                     "without a vocabulary, or trajectories with missions"
                 )
-            self._missions = ship(encoder.vocabulary.encode(store.missions), device)
+            self._missions = to_device(encoder.vocabulary.encode(store.missions), device)
 
     def features(self, rows: Indices) -> Tensor:
         """Vision features (..., F) float32 of the frames at ``rows`` (...); 0 for ``PADDING``.
@@ -123,7 +123,7 @@ class Trajectories:
         The frozen vision encoder encodes every distinct frame once, at the first call.
         """
         table, line = self._feature_table
-        return table[ship(line[rows], self.device)]
+        return table[to_device(line[rows], self.device)]
 
     @cached_property
     def _feature_table(self) -> tuple[Tensor, Indices]:
@@ -147,9 +147,9 @@ class Trajectories:
         """
         missions = None
         if self._missions is not None:
-            missions = self._missions[ship(self.store.column("mission")[rows[:, -1]].astype(np.int64), self.device)]
-        actions = ship(previous_actions(self.store, rows), self.device)
-        return self.features(rows), actions, missions, ship(rows != PADDING, self.device)
+            missions = self._missions[to_device(self.store.column("mission")[rows[:, -1]].astype(np.int64), self.device)]
+        actions = to_device(previous_actions(self.store, rows), self.device)
+        return self.features(rows), actions, missions, to_device(rows != PADDING, self.device)
 
 
 def _check_actions(store: FrameStore) -> None:

@@ -461,6 +461,3 @@ def freeze(module: nn.Module) -> None:
         for name, parameter in list(part.named_parameters(recurse=False)):
             delattr(part, name)
             part.register_buffer(name, parameter.detach())
-
-
-Checkpoint = BaseEncoder  # ALIAS

@@ -50,8 +50,6 @@ class Vocabulary:
         split = [_words(mission) for mission in missions]
         return cls(sorted({word for words in split for word in words}), max(map(len, split), default=0))
 
-    of = from_missions  # ALIAS
-
     def encode(self, missions: Sequence[str]) -> np.ndarray:
         """Turns missions into numbers (missions, length) int64, padded with 0 on the right.
 
@@ -274,10 +272,6 @@ class SequenceEncoder(BaseEncoder):
         for stage in self.stages[2:]:
             mixed = stage(mixed)
         return self._standardised(mixed)
-
-    def tokens(self, *given: Any) -> Tensor:  # ALIAS
-        """See ``_embed``."""
-        return self._embed(*given)
 
     def _embed(self, features: Tensor, actions: Tensor, mission: Tensor | None) -> Tensor:
         """Makes tokens (batch, steps, width)."""
