@@ -9,7 +9,7 @@ import pytest
 import rlpre
 from envs import demonstrations, make
 from envs.minigrid import demos, trials
-from envs.minigrid.trials import Trial, expert, layout_seeds, noisy, play
+from envs.minigrid.trials import ExpertActor, NoisyActor, Trial, layout_seeds, play
 from rlpre import FrameStore, RlpreError
 
 GOTO, PUT = "BabyAI-GoToLocal-v0", "BabyAI-PutNextLocal-v0"
@@ -99,7 +99,9 @@ def test_encoders_learn_from_demonstrations_as_from_any_store(tmp_path: Path) ->
 
 
 def test_trials_of_anyone_become_a_store(tmp_path: Path) -> None:
-    played = play(GOTO, layout_seeds(GOTO, "train", 30), noisy(expert(), 0.9, np.random.default_rng(0)), tile_size=4)
+    played = play(
+        GOTO, layout_seeds(GOTO, "train", 30), NoisyActor(ExpertActor(), 0.9, np.random.default_rng(0)), tile_size=4
+    )
     kept = [trial for trial in played if not trial.lost]
     assert 0 < len(kept) < len(played)
     assert not all(trial.success for trial in kept)

@@ -147,7 +147,9 @@ class Trajectories:
         """
         missions = None
         if self._missions is not None:
-            missions = self._missions[to_device(self.store.column("mission")[rows[:, -1]].astype(np.int64), self.device)]
+            missions = self._missions[
+                to_device(self.store.column("mission")[rows[:, -1]].astype(np.int64), self.device)
+            ]
         actions = to_device(previous_actions(self.store, rows), self.device)
         return self.features(rows), actions, missions, to_device(rows != PADDING, self.device)
 
