@@ -16,7 +16,8 @@ from stable_baselines3 import PPO
 from torch import Tensor, nn
 
 from rlpre import EncodedVecEnv, Encoder, InputSpec, RlpreError, fuse, policy_kwargs, register_encoder
-from rlpre.encoders import ARCHITECTURES, find_architecture
+from rlpre.encoders import ARCHITECTURES
+from rlpre.encoders.encoder import find_architecture
 from rlpre.sb3 import MODES
 
 SPEC = InputSpec((3, 56, 56))

@@ -63,9 +63,8 @@ class Vocabulary:
             if unknown := [word for word in words if word not in number]:
                 raise RlpreError(f"the vocabulary lacks {unknown[0]!r} of the mission {mission!r}: {HINT}")
             if len(words) > self.length:
-                raise RlpreError(
-                    f"the mission {mission!r} has {len(words)} words, the vocabulary's longest {self.length}: {HINT}"
-                )
+                count = f"{len(words)} words, the vocabulary's longest {self.length}"
+                raise RlpreError(f"the mission {mission!r} has {count}: {HINT}")
             row[: len(words)] = [number[word] for word in words]
         return encoded
 
@@ -84,7 +83,7 @@ class MissionEmbedding(nn.Module):
         self.triples = nn.Conv1d(width, width, kernel_size=3, padding=1)
 
     def forward(self, mission: Tensor) -> Tensor:
-        """Sums over the words of each mission; padding contributes nothing."""
+        """Padding contributes nothing."""
         word = (mission > 0)[..., None]
         x = (self.words(mission) + self.places) * word
         return (F.relu(self.triples(x.mT).mT) * word).sum(1)
@@ -114,7 +113,6 @@ class SequenceEncoder(BaseEncoder):
 
     Attributes:
         stages: the token embedding, the backbone, and the whitening map if there is one; the unit of partial freezing.
-        num_features: length of the feature vector, ``width``.
 
     Raises:
         RlpreError: for an unknown backbone, or sizes that do not fit each other.
@@ -231,8 +229,10 @@ class SequenceEncoder(BaseEncoder):
         return self
 
     def _config(self) -> dict[str, Any]:
-        own = {"kind": self.kind, **self._arguments(), "num_features": self.num_features}
-        return {**own, "frames": self.frames.config}
+        names = ("kind", "backbone", "actions", "width", "layers", "heads", "window", "causal", "previous_action")
+        config = {name: getattr(self, name) for name in names}
+        config |= {"vocabulary": asdict(self.vocabulary) if self.vocabulary else None}
+        return {**config, "num_features": self.num_features, "frames": self.frames.config}
 
     @classmethod
     def _build(cls, config: dict[str, Any]) -> Self:
@@ -241,12 +241,7 @@ class SequenceEncoder(BaseEncoder):
         return cls(**given | {"frames": Encoder.from_config(given["frames"]), "vocabulary": vocabulary})
 
     def _identity(self) -> dict[str, Any]:
-        return {**self._arguments(), "frames": self.frames.fingerprint()}
-
-    def _arguments(self) -> dict[str, Any]:
-        names = ("backbone", "actions", "width", "layers", "heads", "window", "causal", "previous_action")
-        vocabulary = asdict(self.vocabulary) if self.vocabulary else None
-        return {**{name: getattr(self, name) for name in names}, "vocabulary": vocabulary}
+        return {**super()._identity(), "frames": self.frames.fingerprint()}
 
     @property
     def recurrent(self) -> bool:
@@ -262,9 +257,8 @@ class SequenceEncoder(BaseEncoder):
     ) -> Tensor:
         """Mixes tokens and standardises; ``returned`` marks which of the returned steps are not padding."""
         if present.shape != tokens.shape[:2]:
-            raise RlpreError(
-                f"present has shape {tuple(present.shape)} for tokens {tuple(tokens.shape)}: give one bool per token"
-            )
+            shapes = f"{tuple(present.shape)} for tokens {tuple(tokens.shape)}"
+            raise RlpreError(f"present has shape {shapes}: give one bool per token")
         mixed = mixer(tokens.masked_fill(~present[..., None], 0), present)
         return self._finish(mixed).masked_fill(~returned[..., None], 0)
 
@@ -279,10 +273,8 @@ class SequenceEncoder(BaseEncoder):
         if features.ndim != 3 or shape[2] != size:
             raise RlpreError(f"features have shape {shape}: give (batch, steps, {size}), as encode_frames makes them")
         if tuple(actions.shape) != shape[:2]:
-            raise RlpreError(
-                f"previous actions have shape {tuple(actions.shape)} for features {shape}: give one per step, -1 where "
-                "there is none"
-            )
+            shapes = f"{tuple(actions.shape)} for features {shape}"
+            raise RlpreError(f"previous actions have shape {shapes}: give one per step, -1 where there is none")
         wanted = (len(features), self.vocabulary.length) if self.vocabulary else None
         given = None if mission is None else tuple(mission.shape)
         if given != wanted:
