@@ -359,8 +359,8 @@ def test_modules_that_are_no_encoders_are_refused(built: object, arguments: dict
         (spaces.Discrete(3), "gives Discrete"),
         (spaces.Box(0, 255, (56, 56, 3), np.uint8), "channels are last"),
         (spaces.Box(0, 255, (3, 64, 64), np.uint8), r"shape is \(3, 64, 64\)"),
-        (spaces.Box(0, 255, (3, 56, 56), np.float32), "are float32"),
-        (spaces.Box(0, 1, (3, 56, 56), np.uint8), r"range over \[0, 1\]"),
+        (spaces.Box(0, 255, (3, 56, 56), np.float32), "dtype is float32"),
+        (spaces.Box(0, 1, (3, 56, 56), np.uint8), r"range is \(0.0, 1.0\)"),
     ],
 )
 def test_spaces_that_differ_are_refused_by_name(space: spaces.Space, sentence: str) -> None:

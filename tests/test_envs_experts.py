@@ -14,7 +14,7 @@ from minigrid.core.world_object import Key
 from minigrid.minigrid_env import MiniGridEnv
 from minigrid.utils.baby_ai_bot import BabyAIBot, DisappearedBoxError
 
-from envs.minigrid.experts import Bot, PlannerExpert, expert_for
+from envs.minigrid.experts import Bot, Planner, expert_for
 
 SMALL = ("DoorKey-5x5", "KeyCorridorS3R1", "MultiRoom-N2-S4", "LavaGapS5", "Empty-5x5")
 LAVA = ("LavaCrossingS9N1", "LavaCrossingS9N2", "LavaCrossingS9N3", "LavaGapS7", "DistShift1")
@@ -178,7 +178,7 @@ def test_the_planner_needs_no_history() -> None:
     env = world("MiniGrid-DoorKey-6x6")
     env.reset(seed=0)
     expert = expert_for(env)
-    assert isinstance(expert, PlannerExpert)
+    assert isinstance(expert, Planner)
     for action in np.random.default_rng(0).integers(6, size=200):
         if env.step(int(action))[2]:
             break
@@ -200,7 +200,7 @@ def test_the_bot_sees_as_the_stock_bot_and_does_the_same_if_followed(name: str, 
                 assert noise
                 break
             assert noise or advice == told
-            np.testing.assert_array_equal(expert.bot.vis_mask, stock.vis_mask)
+            np.testing.assert_array_equal(expert.vis_mask, stock.vis_mask)
             taken = int(rng.integers(7)) if rng.random() < noise else advice
             if any(env.step(taken)[2:4]):
                 break

@@ -17,10 +17,7 @@ from envs.minigrid.worlds import GridWorld, make
 from rlpre.errors import RlpreError, lookup
 
 LAYOUTS = 2**15  # the range of a label column
-PARTS = {"train": False, "test": True}  # name -> value of `is_test`
 MOST_MISSES = 1000  # resets without a layout of the part before it counts as missing
-
-_TESTS = 5  # one in five layouts is for tests and never demonstrated
 
 
 def layout(world: MiniGridEnv) -> int:
@@ -31,8 +28,8 @@ def layout(world: MiniGridEnv) -> int:
 
 
 def is_test(layout: int) -> bool:
-    """Whether this layout is for tests: a fixed fifth of all layouts."""
-    return layout % _TESTS == 0
+    """Whether this layout is for tests and never demonstrated: a fixed fifth of all layouts."""
+    return layout % 5 == 0
 
 
 def enter(world: GridWorld, seed: int) -> int:
@@ -54,7 +51,7 @@ def layout_seeds(level: str, part: str, count: int, first: int = 0) -> tuple[int
     Raises:
         RlpreError: if a name or number is wrong, or the level has no layout of that part.
     """
-    test = lookup("part", part, PARTS)
+    test = lookup("part", part, {"train": False, "test": True})
     if count < 1 or first < 0:
         raise RlpreError(f"cannot find {count} seeds from {first} on: ask for at least 1, from at least 0 on")
     world, found, seed = make(level), [], first
@@ -265,13 +262,8 @@ def cost_to_go(world: MiniGridEnv, expert: Expert, advice: int) -> float:
 def _costs_ahead(followed: np.ndarray, costs: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
     """A step and the cost-to-go after each action of a trial (T,), and the cost-to-go in each state (T,).
 
-    Following the advice costs one step and the cost-to-go from there on, so only the states in which it was not
-    followed have to be played out.
-
-    Args:
-        followed: (T,) bool, whether the action was the advised one.
-        costs: (T + 1,) the cost-to-go in each state; read where the advice was not followed, and at the end.
-        most: the largest cost-to-go.
+    Where the advice was ``followed`` (T,) both are the same. So ``costs`` (T + 1,), the cost-to-go by playing on, are
+    needed only in the other states and at the end; ``most`` is the largest.
     """
     left, after = np.array(costs, float), np.zeros(len(followed))
     for t in reversed(range(len(followed))):

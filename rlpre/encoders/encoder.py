@@ -68,16 +68,14 @@ def register_encoder(name: str, build: Architecture) -> None:
         RlpreError: if the name is taken or contains a colon, or ``build`` cannot be called.
     """
     if not callable(build):
-        raise RlpreError(
-            f"encoder {name!r} is registered with {build!r}: give a class or a function, not what it built"
-        )
-    if ":" in name or _definition(ARCHITECTURES.get(name, build)) != _definition(build):
+        raise RlpreError(f"encoder {name!r} is registered with {build!r}: give a class or function, not what it built")
+    now, before = (
+        (getattr(each, "__module__", None), getattr(each, "__qualname__", each))
+        for each in (build, ARCHITECTURES.get(name, build))
+    )
+    if ":" in name or now != before:
         raise RlpreError(f"the encoder name {name!r} is taken: choose one that is not among {', '.join(ARCHITECTURES)}")
     ARCHITECTURES[name] = build
-
-
-def _definition(build: Architecture) -> tuple[object, object]:
-    return getattr(build, "__module__", None), getattr(build, "__qualname__", build)
 
 
 @dataclass(frozen=True)
@@ -136,10 +134,10 @@ class InputSpec:
             kind = type(space).__name__
             raise RlpreError(f"the encoder reads a Box of frames, the environment gives {kind}: wrap it to give one")
         last = space.shape == (*self.shape[1:], self.shape[0])
-        hint = "channels are last, wrap the environment in VecTransposeImage" if last else "render at its size"
+        size = "channels are last, wrap the environment in VecTransposeImage" if last else "render at its size"
         limits = float(space.low.min()), float(space.high.max())
         for what, given, own, hint in (
-            ("shape", space.shape, self.shape, hint),
+            ("shape", space.shape, self.shape, size),
             ("dtype", str(space.dtype), self.dtype, "cast observations in a wrapper"),
             ("range", limits, (self.low, self.high), "rescale observations in a wrapper"),
         ):
@@ -274,7 +272,7 @@ class BaseEncoder(nn.Module):
         """Loads a checkpoint directory, in the floating type that was saved.
 
         Raises:
-            RlpreError: if a file is missing or damaged, or a tensor is missing, extra or of another shape.
+            RlpreError: if a file is missing or damaged, or the tensors are not those of the configuration.
         """
         path = Path(path)
         encoder = cls.from_config(read_json(path / CONFIG))

@@ -2,7 +2,7 @@
 
 Both mix whole sequences of tokens (batch, steps, width) of which some are ``present`` (``forward``), only the last step
 (``last``), or one token (batch, width) at a time (``begin``, ``step``), with the same result. ``step`` resets the state
-where ``starts`` (batch,) is True.
+where ``starts`` (batch,) is True. `rlpre.SequenceEncoder` describes the arguments.
 
 [0] Cho et al. 2014, "Learning Phrase Representations using RNN Encoder-Decoder for Statistical Machine Translation".
 [1] Press, Smith, Lewis 2022, "Train Short, Test Long: Attention with Linear Biases Enables Input Length Extrapolation".
@@ -24,16 +24,10 @@ State = tuple[Tensor, ...]  # what a backbone keeps of the steps so far
 class GRU(nn.Module):
     """torch's GRU [0] and a layer norm. Its state reaches back to the start of the episode; a window cuts that off.
 
-    Args:
-        width: length of a token.
-        layers: number of layers.
-        causal: whether a step sees only the steps before it; if not, each direction has half the width.
-
-    Raises:
-        RlpreError: if it is bidirectional and ``width`` is odd.
+    If it is not causal, each direction has half the width; there are no ``heads``, and any ``window`` fits.
     """
 
-    def __init__(self, width: int, layers: int, causal: bool) -> None:
+    def __init__(self, width: int, layers: int, heads: int, window: int, causal: bool) -> None:
         super().__init__()
         if width % 2 and not causal:
             raise RlpreError(f"a bidirectional GRU of width={width} cannot halve it: choose an even width")
@@ -80,17 +74,7 @@ class Transformer(nn.Module):
 
     Positions are relative: a bias on the attention that decreases with the distance (ALiBi [1]). So the same features
     come from a window of tokens, from a whole episode, and from one token at a time with the keys and values of the
-    last ``span`` tokens kept.
-
-    Args:
-        width: length of a token.
-        layers: number of blocks.
-        heads: number of attention heads of each block.
-        window: number of tokens that the output depends on, its own included; if not causal, on either side.
-        causal: whether a token sees only the tokens before it.
-
-    Raises:
-        RlpreError: if ``width`` is not a multiple of ``heads``, or the window is shorter than one step per layer.
+    last ``span`` tokens kept. If it is not causal, each attends as far ahead too.
     """
 
     slopes: Tensor
@@ -166,7 +150,7 @@ def _block(layer: nn.TransformerEncoderLayer, x: Tensor, past: Tensor, bias: Ten
     queries, keys_values = torch.split_with_sizes(projected, [width, 2 * width], dim=-1)
     keys_values = torch.cat([past, keys_values], dim=1)
     parts = (queries[:, -steps:], *keys_values.chunk(2, dim=-1))
-    q, k, v = (part.unflatten(2, (heads, -1)).transpose(1, 2) for part in parts)
+    q, k, v = (part.reshape(*part.shape[:2], heads, -1).transpose(1, 2) for part in parts)
     mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
     x = x[:, -steps:] + attention.out_proj(mixed.transpose(1, 2).flatten(2))
     return x + layer.linear2(F.gelu(layer.linear1(layer.norm2(x)))), keys_values

@@ -21,7 +21,6 @@ from rlpre.errors import RlpreError, lookup
 COLOURS = 3  # channels that published networks read
 INCEPTIONS = ("googlenet", "inception_v3")
 CONTAINERS = ("Sequential", "Encoder")  # types of modules that are opened to find the blocks; vit_* has an Encoder
-Statistics = float | tuple[float, ...]  # one number, or one per channel
 
 
 @dataclass(frozen=True)
@@ -32,24 +31,16 @@ class Published:
     the kernels of the first convolution are repeated for each. Otherwise they are a stack of gray frames, and each gets
     the sum of the kernels over the colours. Both are divided by the number of frames, so that a stack of equal frames
     gives the features of the single frame.
-
-    Attributes:
-        name: of the weights, for messages and for the record of the pretraining.
-        url: where they are published.
-        mean: of the images in [0, 1] that they were trained on, one number per colour.
-        std: standard deviation of those images, one number per colour.
-        arguments: of the architecture, such as the size to which frames are resized.
-        fetch: reads the tensors for the arguments of an architecture, downloading them if they are not on this machine.
     """
 
     name: str
     url: str
-    mean: tuple[float, ...]
+    mean: tuple[float, ...]  # of the images in [0, 1] that they were trained on, one number per colour
     std: tuple[float, ...]
-    arguments: dict[str, Any]
-    fetch: Callable[[dict[str, Any]], dict[str, Tensor]]
+    arguments: dict[str, Any]  # of the architecture, such as the size to which frames are resized
+    fetch: Callable[[dict[str, Any]], dict[str, Tensor]]  # the tensors for such arguments; it may download them
 
-    def statistics(self, channels: int) -> tuple[Statistics, Statistics]:
+    def statistics(self, channels: int) -> tuple[float | tuple[float, ...], ...]:
         """Mean and standard deviation of frames with this number of channels."""
         frames, gray = divmod(channels, COLOURS)
         if gray:
@@ -92,7 +83,7 @@ class PublishedNetwork:
         """Builds the stages.
 
         Args:
-            channels: of the frames; the first convolution reads as many.
+            channels: of the frames.
             height: of the frames, in pixels.
             width: of the frames, in pixels.
             size: side, or height and width, to which frames are resized; by default they are not resized.

@@ -142,7 +142,8 @@ class SequenceEncoder(BaseEncoder):
         self.causal, self.previous_action = causal, previous_action
         at_least(self, actions=1, width=1, layers=1, heads=1, window=1)
         self.num_features, self.pretraining = width, dict(pretraining or {})
-        self.stages = nn.ModuleList(orthogonal([_Tokens(self, frames.num_features), build(self)]))
+        tokens = _Tokens(self, frames.num_features)
+        self.stages = nn.ModuleList(orthogonal([tokens, build(width, layers, heads, window, causal)]))
         self.stages.extend(identity_map(width) for _ in range(backbone.count(WHITENED)))
         self.frames = copy.deepcopy(frames).eval()
         freeze(self.frames)
@@ -182,11 +183,11 @@ class SequenceEncoder(BaseEncoder):
         Raises:
             RlpreError: for another shape, or an action or word out of range.
         """
-        return self._mix(self._mixer, self._embed(features, actions, mission), present, present)
+        return self._mix(self._mixer, self._embed(features, actions, mission), present)
 
     def last(self, features: Tensor, actions: Tensor, mission: Tensor | None, present: Tensor) -> Tensor:
         """The last step of ``forward``, (batch, width); much cheaper if the backbone is a transformer."""
-        return self._mix(self._mixer.last, self._embed(features, actions, mission), present, present[:, -1])
+        return self._mix(self._mixer.last, self._embed(features, actions, mission), present)
 
     def begin(self, batch: int) -> State:
         """Returns the state of ``batch`` episodes before their first step.
@@ -252,15 +253,13 @@ class SequenceEncoder(BaseEncoder):
     def _mixer(self) -> GRU | Transformer:
         return cast(GRU | Transformer, self.stages[1])
 
-    def _mix(
-        self, mixer: Callable[[Tensor, Tensor], Tensor], tokens: Tensor, present: Tensor, returned: Tensor
-    ) -> Tensor:
-        """Mixes tokens and standardises; ``returned`` marks which of the returned steps are not padding."""
+    def _mix(self, mix: Callable[[Tensor, Tensor], Tensor], tokens: Tensor, present: Tensor) -> Tensor:
+        """Mixes tokens by ``forward`` or ``last`` of the backbone."""
         if present.shape != tokens.shape[:2]:
             shapes = f"{tuple(present.shape)} for tokens {tuple(tokens.shape)}"
             raise RlpreError(f"present has shape {shapes}: give one bool per token")
-        mixed = mixer(tokens.masked_fill(~present[..., None], 0), present)
-        return self._finish(mixed).masked_fill(~returned[..., None], 0)
+        mixed = self._finish(mix(tokens.masked_fill(~present[..., None], 0), present))
+        return mixed.masked_fill(~(present if mixed.ndim == 3 else present[:, -1])[..., None], 0)
 
     def _finish(self, mixed: Tensor) -> Tensor:
         for stage in self.stages[2:]:
@@ -302,12 +301,7 @@ class _Tokens(nn.Module):
         return tokens
 
 
-BACKBONES: dict[str, Callable[[SequenceEncoder], GRU | Transformer]] = {
-    "gru": lambda encoder: GRU(encoder.width, encoder.layers, encoder.causal),
-    "transformer": lambda encoder: Transformer(
-        encoder.width, encoder.layers, encoder.heads, encoder.window, encoder.causal
-    ),
-}
+BACKBONES: dict[str, type[GRU] | type[Transformer]] = {"gru": GRU, "transformer": Transformer}
 
 
 def _check_range(what: str, numbers: Tensor, low: int, high: int) -> None:
