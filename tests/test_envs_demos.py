@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import rlpre
 from envs import demonstrations, make
 from envs.minigrid import demos, trials
 from envs.minigrid.trials import ExpertActor, NoisyActor, Trial, layout_seeds, play
@@ -82,20 +81,6 @@ def test_stopped_and_called_again_it_is_the_same_store(tmp_path: Path, monkeypat
     assert resumed.manifest["dropped"] == whole.manifest["dropped"] > 0
     with pytest.raises(RlpreError, match=r"belongs to another collection: noise is 0\.6 there and 0\.0 here"):
         demonstrations(PUT, tmp_path / "stopped", 17, 4)
-
-
-def test_encoders_learn_from_demonstrations_as_from_any_store(tmp_path: Path) -> None:
-    store = demonstrations(PUT, tmp_path / "s", 20, seed=0)
-    result = rlpre.pretrain(
-        store,
-        encoder="cnn",
-        objective="temporal+inverse",
-        out=tmp_path / "e",
-        config=rlpre.PretrainConfig(steps=2, batch=16, features=16),
-    )
-    assert "expert" in result.probes
-    assert "layout" not in result.probes
-    assert all(np.isfinite(list(result.probes.values())))
 
 
 def test_trials_of_anyone_become_a_store(tmp_path: Path) -> None:

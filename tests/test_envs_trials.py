@@ -215,10 +215,6 @@ def test_grid_pose_and_mission_make_a_layout() -> None:
     assert len(set(many)) > 190
 
 
-def test_one_fifth_of_the_layouts_is_for_tests() -> None:
-    assert np.mean([trials.is_test(layout) for layout in range(trials.LAYOUTS)]) == pytest.approx(0.2, abs=1e-4)
-
-
 def test_every_seed_belongs_to_one_part_and_no_layout_to_both() -> None:
     train, test = layout_seeds(GOTO, "train", 80), layout_seeds(GOTO, "test", 20)
     last = min(train[-1], test[-1])
@@ -227,6 +223,7 @@ def test_every_seed_belongs_to_one_part_and_no_layout_to_both() -> None:
     assert all(trials.is_test(enter(world, seed)) for seed in test)
     assert not {enter(world, seed) for seed in train} & {enter(world, seed) for seed in test}
     assert layout_seeds(GOTO, "train", 5, first=train[3]) == train[3:8]
+    assert np.mean([trials.is_test(layout) for layout in range(trials.LAYOUTS)]) == pytest.approx(0.2, abs=1e-4)
 
 
 def test_minigrid_keeps_its_rejections_to_itself(capsys: pytest.CaptureFixture[str]) -> None:
