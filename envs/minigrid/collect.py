@@ -35,10 +35,7 @@ class Behaviour(NamedTuple):
 
 
 def parse(mixture: str) -> list[Behaviour]:
-    """Reads ``[share*]behaviour[+ ...]``, for example "random", "expert:0.3" or "0.5*random + 0.5*expert:0.1".
-
-    A behaviour is "random", "expert[:noise]" (noise = probability of a random action, default 0) or
-    "agent:path.zip" (a saved SB3 PPO, A2C or DQN). Shares are fractions of the episodes and are scaled to sum to 1.
+    """Reads ``[share*]behaviour[+ ...]`` (see `collect`); shares are scaled to sum to 1.
 
     Raises:
         RlpreError: if the text is not of this form.
@@ -168,8 +165,8 @@ def collect(
         out: the directory of the store.
         steps: transitions in all; rounded up to a multiple of ``n_envs`` per id.
         seed: of the environments and the actions.
-        behaviour: "random", "expert:0.3" (noise: probability of a random action), "agent:path.zip", or a mixture by
-            episodes such as "0.5*random + 0.5*expert:0.1".
+        behaviour: "random", "expert:0.3" (noise: probability of a random action, default 0), "agent:path.zip" (a saved
+            SB3 PPO, A2C or DQN), or a mixture by episodes such as "0.5*random + 0.5*expert:0.1".
         n_envs: environments stepped together.
         **look: view, tile_size and palette, as in `envs.make`.
 

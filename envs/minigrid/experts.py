@@ -11,18 +11,6 @@ import numpy as np
 from minigrid.core.actions import Actions
 from minigrid.core.constants import OBJECT_TO_IDX
 from minigrid.core.world_object import Door, Goal, Key, WorldObj
-from minigrid.envs import (
-    CrossingEnv,
-    DistShiftEnv,
-    DoorKeyEnv,
-    EmptyEnv,
-    FourRoomsEnv,
-    KeyCorridorEnv,
-    LavaGapEnv,
-    MultiRoomEnv,
-    UnlockEnv,
-    UnlockPickupEnv,
-)
 from minigrid.envs.babyai.core.roomgrid_level import RoomGridLevel
 from minigrid.envs.babyai.core.verifier import AfterInstr, Instr, ObjDesc, PutNextInstr, SeqInstr
 from minigrid.minigrid_env import MiniGridEnv
@@ -30,6 +18,7 @@ from minigrid.utils.baby_ai_bot import BabyAIBot, DisappearedBoxError, DropSubgo
 
 from envs.minigrid import render
 from envs.minigrid.render import UnknownObjectError
+from minigrid import envs as grids
 
 # "front" and "carrying": MiniGrid's object type, 1 = nothing; "distance": steps to success; "expert": its action
 LABELS = ("front", "carrying", "distance", "expert")
@@ -303,15 +292,11 @@ def _remaining(instruction: Instr) -> Iterator[Instr]:
             yield from _remaining(part)
 
 
-REACH_GOAL = (EmptyEnv, DoorKeyEnv, MultiRoomEnv, CrossingEnv, FourRoomsEnv, LavaGapEnv, DistShiftEnv)
-PICK_UP_OBJECT = (UnlockPickupEnv, KeyCorridorEnv)
+REACH_GOAL = (grids.EmptyEnv, grids.DoorKeyEnv, grids.MultiRoomEnv, grids.CrossingEnv, grids.FourRoomsEnv)
+REACH_GOAL += (grids.LavaGapEnv, grids.DistShiftEnv)
+PICK_UP_OBJECT = (grids.UnlockPickupEnv, grids.KeyCorridorEnv)
 # levels that the bot cannot solve, according to its documentation
-UNPLANNED = {
-    "BabyAI-PutNextS5N2Carrying-v0",
-    "BabyAI-PutNextS6N3Carrying-v0",
-    "BabyAI-PutNextS7N4Carrying-v0",
-    "BabyAI-KeyInBox-v0",
-}
+UNPLANNED = {f"BabyAI-PutNext{size}Carrying-v0" for size in ("S5N2", "S6N3", "S7N4")} | {"BabyAI-KeyInBox-v0"}
 
 
 def expert_for(env: gym.Env) -> Expert | None:
@@ -324,6 +309,6 @@ def expert_for(env: gym.Env) -> Expert | None:
         return Planner(world, goal, FORWARD)
     if isinstance(world, PICK_UP_OBJECT):
         return Planner(world, world.obj, PICKUP)
-    if isinstance(world, UnlockEnv):
+    if isinstance(world, grids.UnlockEnv):
         return Planner(world, world.door, TOGGLE)
     return None

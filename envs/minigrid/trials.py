@@ -66,31 +66,18 @@ def layout_seeds(level: str, part: str, count: int, first: int = 0) -> tuple[int
 
 @dataclass(frozen=True)
 class Trial:
-    """One episode of T steps.
+    """One episode of T steps."""
 
-    Attributes:
-        codes: (T + 1, R, C, 3) uint8 tile codes, including the final frame.
-        actions: (T,) int64.
-        advice: (T,) int64, the expert's actions; -1 once it has no plan.
-        reward: (T,) float64.
-        mission: the text of the mission.
-        success: whether the mission was accomplished.
-        lost: whether the expert had no plan at some step, for example because a box was opened.
-        seed: of the reset.
-        layout: see `layout`.
-        terminated: whether the environment ended it, not the time limit.
-    """
-
-    codes: np.ndarray
-    actions: np.ndarray
-    advice: np.ndarray
-    reward: np.ndarray
+    codes: np.ndarray  # (T + 1, R, C, 3) uint8 tile codes, including the final frame
+    actions: np.ndarray  # (T,) int64
+    advice: np.ndarray  # (T,) int64, the expert's actions; -1 once it has no plan
+    reward: np.ndarray  # (T,) float64
     mission: str
-    success: bool
-    lost: bool
-    seed: int
-    layout: int
-    terminated: bool
+    success: bool  # whether the mission was accomplished
+    lost: bool  # whether the expert had no plan at some step, for example because a box was opened
+    seed: int  # of the reset
+    layout: int  # see `layout`
+    terminated: bool  # whether the environment ended it, not the time limit
 
 
 class Actor(Protocol):

@@ -67,15 +67,8 @@ class GridWorld(gym.Wrapper, RecordConstructorArgs):
     computed. ``info`` has "mission" (str), "direction" (int, 0-3: right, down, left, up) and "codes"
     ((R, C, 3) uint8, or None if the frame holds an object without a tile: then MiniGrid renders it).
 
-    Args:
-        env: an environment whose base is a ``MiniGridEnv``.
-        view: "partial", as ``RGBImgPartialObsWrapper``, or "full", as ``RGBImgObsWrapper``.
-        tile_size: as in `make`.
-        palette: as in `make`.
-        dict_obs: as in `make`; for "mission" see `clauses`.
-
-    Attributes:
-        frame: the symbols after the last reset or step.
+    The arguments are those of `make`, and ``env``, an environment whose base is a ``MiniGridEnv``. The attribute
+    ``frame`` holds the symbols after the last reset or step.
 
     Raises:
         RlpreError: if the view or the palette is unknown.
@@ -263,10 +256,11 @@ def make(
 
     Args:
         env_id: a registered id, such as "MiniGrid-DoorKey-8x8-v0".
-        view: "partial" (the square in front of the agent) or "full" (the whole grid).
+        view: "partial" (the square in front of the agent, as ``RGBImgPartialObsWrapper``) or "full" (the whole grid,
+            as ``RGBImgObsWrapper``).
         tile_size: pixels of a cell along each axis.
         palette: "day" or "night" (a lamp around the agent).
-        dict_obs: observe a dict of "image", "direction" and "mission" instead of the image alone.
+        dict_obs: observe a dict of "image", "direction" and "mission" (see `clauses`) instead of the image alone.
 
     Returns:
         An environment whose observations are ``Box(0, 255, (3, H, W), uint8)``, see `GridWorld`.

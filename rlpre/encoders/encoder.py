@@ -163,24 +163,15 @@ class BaseEncoder(nn.Module):
     """What encoders of frames and of sequences share: standardised features, and a checkpoint without pickle.
 
     A checkpoint is a directory with ``config.json`` and ``model.safetensors``.
-
-    Attributes:
-        kind: "vision" or "sequence".
-        design: the attribute, and the field of ``config``, with the name of the architecture or backbone.
-        stages: the parts in order, from input to features; the unit of partial freezing.
-        pretraining: how the weights were made.
-        num_features: length of the feature vector.
-        feature_mean: subtracted from the features, 0 until ``standardise``.
-        feature_std: divides the features, 1 until ``standardise``.
     """
 
-    kind: ClassVar[str]
-    design: ClassVar[str]
-    stages: nn.ModuleList
-    pretraining: dict[str, Any]
-    num_features: int
-    feature_mean: Tensor
-    feature_std: Tensor
+    kind: ClassVar[str]  # "vision" or "sequence"
+    design: ClassVar[str]  # the attribute, and the field of ``config``, with the name of the architecture or backbone
+    stages: nn.ModuleList  # the parts in order, from input to features; the unit of partial freezing
+    pretraining: dict[str, Any]  # how the weights were made
+    num_features: int  # length of the feature vector
+    feature_mean: Tensor  # subtracted from the features, 0 until ``standardise``
+    feature_std: Tensor  # divides the features, 1 until ``standardise``
 
     def _register_standard(self) -> None:
         self.register_buffer("feature_mean", torch.zeros(self.num_features))

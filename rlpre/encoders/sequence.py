@@ -111,8 +111,7 @@ class SequenceEncoder(BaseEncoder):
         previous_action: whether tokens include the previous action.
         pretraining: how the weights were made; empty for fresh weights.
 
-    Attributes:
-        stages: the token embedding, the backbone, and the whitening map if there is one; the unit of partial freezing.
+    The ``stages`` are the token embedding, the backbone, and the whitening map if there is one.
 
     Raises:
         RlpreError: for an unknown backbone, or sizes that do not fit each other.
@@ -204,12 +203,8 @@ class SequenceEncoder(BaseEncoder):
     ) -> tuple[Tensor, State]:
         """Encodes one more step of each episode, at the cost of one token, to the features that ``forward`` gives.
 
-        Args:
-            features: of the frames, (batch, frames.num_features).
-            actions: before them, (batch,).
-            mission: (batch, length), or None.
-            state: from ``begin`` or the last ``step``; it is not changed.
-            starts: (batch,) bool, where a new episode begins and the state is reset.
+        Features, actions and missions are as in ``forward``, but without the dimension of steps. ``state`` is from
+        ``begin`` or the last ``step`` and is not changed. It is reset where ``starts`` (batch,) bool is True.
 
         Returns:
             Features (batch, width) and the new state.
