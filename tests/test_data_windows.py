@@ -76,7 +76,7 @@ def test_features_of_frames_are_those_of_the_vision_encoder(store: FrameStore) -
 
 
 def test_inputs_by_hand(store: FrameStore) -> None:
-    vocabulary = Vocabulary.of(store.missions)
+    vocabulary = Vocabulary.from_missions(store.missions)
     trajectories = Trajectories(store, SequenceEncoder("gru", vision(), 4, vocabulary, width=8), CPU)
     features, actions, mission, present = trajectories.inputs(np.array([[-1, 3, 4], [-1, -1, 9]]))
     assert features.shape == (2, 3, 8)

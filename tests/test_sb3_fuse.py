@@ -511,7 +511,7 @@ def test_babyai_with_missions(tmp_path: Path) -> None:
         for colour in ("red", "green", "blue", "purple", "yellow", "grey")
         for thing in ("ball", "box", "key")
     ]
-    words = Vocabulary.of(f"go to {which} {thing}" for which in ("a", "the") for thing in things)
+    words = Vocabulary.from_missions(f"go to {which} {thing}" for which in ("a", "the") for thing in things)
     encoder = SequenceEncoder("transformer", frames, 7, words, width=16, window=5).eval()
     windows, steps = HistoryVecEnv(venv, encoder, device="cpu"), EncodedVecEnv(venv, encoder, "cpu")
     for wrapped, policy, arguments in (
