@@ -1,9 +1,11 @@
 """Encoders inside SB3's policies: the modes of ``policy_kwargs``, and the features extractors."""
 
 import copy
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any, Self
 
 import torch
@@ -15,10 +17,10 @@ from torch.optim import Adam, Optimizer
 
 from rlpre.encoders import AnyEncoder, Encoder, SequenceEncoder, as_encoder
 from rlpre.encoders.encoder import check_tensors, freeze
-from rlpre.errors import RlpreError, lookup
+from rlpre.errors import RlpreError, at_least, lookup
 from rlpre.objectives.losses import random_shift
 from rlpre.sb3.optim import encoder_optimizer, set_anchors, set_learning_rate
-from rlpre.sb3.spaces import EncoderLike, check_windows, find_image
+from rlpre.sb3.vecenv import EncoderLike, check_windows, find_image
 
 
 @dataclass(frozen=True)
@@ -76,8 +78,7 @@ def policy_kwargs(
     ``torch.optim.RMSprop`` for A2C's own.
 
     Args:
-        encoder: an encoder, its directory, or the result of `rlpre.pretrain`; copied now, so training it later does
-            not change the policy.
+        encoder: an encoder, its directory, or the result of `rlpre.pretrain`; copied now.
         mode: a name in ``MODES``.
         stages: for ``"partial"``, how many of ``encoder.stages`` are frozen.
         anchor: for ``"anchored"``, the strength of the pull: 0 is ``"finetuned"``, a large number ``"frozen"``.
@@ -85,8 +86,7 @@ def policy_kwargs(
             strength of the pull to its weights.
         encoder_lr_scale: the encoder's learning rate relative to the heads', default 0.1 for ``"finetuned"``,
             ``"partial"`` and ``"anchored"``, else 1.
-        warmup_updates: gradient steps in which only the heads learn, so that their random start does not spoil the
-            encoder (linear probing, then fine-tuning).
+        warmup_updates: gradient steps in which only the heads learn; their random start could spoil the encoder.
         augment: shift frames at random while the encoder trains.
         stack: frames that SB3's ``VecFrameStack`` has stacked; each is encoded by itself.
         image_key: of the image in a Dict observation, where several fit.
@@ -99,87 +99,61 @@ def policy_kwargs(
         RlpreError: for an unknown mode or optimiser, or an option that the mode does not use.
     """
     encoder = as_encoder(encoder)
-    chosen, total = lookup("mode", mode, MODES), len(encoder.stages)
-    if not chosen.trainable:
-        unused = {"augment": augment, "warmup_updates": warmup_updates or None, "encoder_lr_scale": encoder_lr_scale}
-        _refuse_unused(unused, f"mode {mode!r}, which does not train the encoder: leave it out")
-    if mode != "partial":
-        _refuse_unused({"stages": stages}, f"mode {mode!r}: leave it out, or use mode 'partial'")
-        stages = 0 if chosen.trainable else total
-    elif stages is None or not 0 < stages < total:
-        raise RlpreError(
-            f"mode 'partial' with stages={stages}: encoder {getattr(encoder, encoder.design)!r} has {total}, freeze at "
-            "least one and not all of them, or use mode 'finetuned' or 'frozen'"
-        )
-    options = {
-        "frozen": stages,
-        **_training_options(chosen, encoder_lr_scale, warmup_updates),
-        **_reading_options(encoder, augment, stack, image_key),
-    }
+    chosen = lookup("mode", mode, MODES)
+    reading = {"augment": augment, "stack": stack, "image_key": image_key}
+    training = {"stages": stages, "encoder_lr_scale": encoder_lr_scale, "warmup_updates": warmup_updates}
+    _check_options(encoder, mode, {"anchor": anchor, "parent": parent, **training, **reading})
+    strength, anchors = _anchors(encoder, anchor, parent) if mode == "anchored" else (0.0, None)
+    extractor: dict[str, Any] = {"encoder": EncoderFactory.copying(encoder, chosen, strength, anchors)}
+    extractor["frozen"] = stages or 0 if chosen.trainable else len(encoder.stages)
+    if chosen.trainable:
+        extractor["lr_scale"] = chosen.lr_scale if encoder_lr_scale is None else encoder_lr_scale
+        extractor["warmup_updates"] = warmup_updates
     ours = {
-        **extractor_kwargs(encoder, chosen.pretrained, _anchor_options(encoder, mode, anchor, parent), **options),
+        "features_extractor_class": SequenceExtractor,
+        "features_extractor_kwargs": extractor,
+        "normalize_images": False,  # the encoder scales by itself
         "optimizer_class": encoder_optimizer(optimizer_class),
         "optimizer_kwargs": {"eps": 1e-5} if optimizer_kwargs is None else optimizer_kwargs,
     }
+    if isinstance(encoder, Encoder):
+        ours |= {"features_extractor_class": EncoderExtractor, "features_extractor_kwargs": extractor | reading}
     if taken := sorted(ours.keys() & others.keys()):
         raise RlpreError(f"policy_kwargs sets {taken[0]!r} itself: leave it out")
     return ours | others
 
 
-def extractor_kwargs(
-    encoder: AnyEncoder, pretrained: bool, anchoring: dict[str, Any] | None = None, **options: Any
-) -> dict[str, Any]:
-    """The part of ``policy_kwargs`` that concerns only the extractor, with ``options`` for its constructor."""
-    config, state = copy.deepcopy(encoder.config), encoder.state_dict()
-    if not pretrained:
-        config["pretraining"] = {}
-    tensors = {name: state[name].detach().cpu().clone() for name in _copied(state, pretrained)}
-    whole = options["frozen"] == len(encoder.stages)
-    dtype = encoder.dtype if whole else torch.float32  # half precision is too coarse for the steps of an optimiser
-    factory = EncoderFactory(config, pretrained, dtype, tensors, **anchoring or {})
-    return {
-        "features_extractor_class": SequenceExtractor if isinstance(encoder, SequenceEncoder) else EncoderExtractor,
-        "features_extractor_kwargs": {"encoder": factory, **options},
-        "normalize_images": False,  # the encoder scales by itself
-    }
-
-
-def _refuse_unused(given: Mapping[str, Any], why: str) -> None:
-    for name, value in given.items():
-        if value is not None and value is not False:
-            raise RlpreError(f"{name} has no effect on {why}")
-
-
-def _training_options(mode: Mode, lr_scale: float | None, warmup: int) -> dict[str, Any]:
-    if not mode.trainable:
-        return {}
-    if lr_scale is not None and lr_scale <= 0:
-        raise RlpreError(f"encoder_lr_scale is {lr_scale}, it must be positive: mode 'frozen' does not train at all")
-    if warmup < 0:
-        raise RlpreError(f"warmup_updates is {warmup}: give the number of gradient steps for which the encoder waits")
-    return {"lr_scale": mode.lr_scale if lr_scale is None else lr_scale, "warmup_updates": warmup}
-
-
-def _reading_options(encoder: AnyEncoder, augment: bool, stack: int, image_key: str | None) -> dict[str, Any]:
-    if stack < 1:
-        raise RlpreError(f"stack is {stack}: give the number of frames in an observation, 1 or more")
-    if not isinstance(encoder, SequenceEncoder):
-        return {"augment": augment, "stack": stack, "image_key": image_key}
-    unused = {"augment": augment, "stack": stack > 1, "image_key": image_key}
-    _refuse_unused(unused, "a SequenceEncoder, which reads windows: leave it out")
-    return {}
-
-
-def _anchor_options(
-    encoder: AnyEncoder,
-    mode: str,
-    anchor: float | None,
-    parent: tuple[EncoderLike, float] | None,
-) -> dict[str, Any]:
-    """Anchors and strength of the pull: for two Gaussian priors, precisions add up and means are averaged."""
+def _check_options(encoder: AnyEncoder, mode: str, options: Mapping[str, Any]) -> None:
+    """Refuses arguments of `policy_kwargs` that are out of range, or given though they have no effect."""
+    unused: dict[str, str] = {}
+    if not MODES[mode].trainable:
+        why = f"mode {mode!r}, which does not train the encoder"
+        unused |= dict.fromkeys(("augment", "warmup_updates", "encoder_lr_scale"), why)
+    if mode != "partial":
+        unused["stages"] = f"mode {mode!r}, only on 'partial'"
     if mode != "anchored":
-        _refuse_unused({"anchor": anchor, "parent": parent}, f"mode {mode!r}: leave it out, or use mode 'anchored'")
-        return {}
+        unused |= dict.fromkeys(("anchor", "parent"), f"mode {mode!r}, only on 'anchored'")
+    if isinstance(encoder, SequenceEncoder):
+        unused |= dict.fromkeys(("augment", "stack", "image_key"), "a SequenceEncoder, which reads windows")
+    defaults = inspect.signature(policy_kwargs).parameters
+    for name, why in unused.items():
+        if options[name] != defaults[name].default:
+            raise RlpreError(f"{name} has no effect on {why}: leave it out")
+    at_least(SimpleNamespace(**options), stack=1, warmup_updates=0)
+    scale, stages, total = options["encoder_lr_scale"], options["stages"], len(encoder.stages)
+    if scale is not None and scale <= 0:
+        raise RlpreError(f"encoder_lr_scale is {scale}, it must be positive: mode 'frozen' does not train at all")
+    if mode == "partial" and not 0 < (stages or 0) < total:
+        raise RlpreError(
+            f"mode 'partial' with stages={stages}: encoder {getattr(encoder, encoder.design)!r} has {total}, freeze at "
+            "least one and not all of them, or use mode 'finetuned' or 'frozen'"
+        )
+
+
+def _anchors(
+    encoder: AnyEncoder, anchor: float | None, parent: tuple[EncoderLike, float] | None
+) -> tuple[float, dict[str, Tensor]]:
+    """Strength of the pull, and its anchors: for two Gaussian priors, precisions add up and means are averaged."""
     own = ANCHOR_STRENGTH if anchor is None else anchor
     other, theirs = (encoder, 0.0) if parent is None else (as_encoder(parent[0]), parent[1])
     for name, strength in (("anchor", own), ("the parent's strength", theirs)):
@@ -190,8 +164,7 @@ def _anchor_options(
     strength = own + theirs
     share = theirs / strength if strength else 0.0
     floating = {name: tensor.cpu() for name, tensor in weights.items() if tensor.is_floating_point()}
-    anchors = {name: torch.lerp(tensor, others[name].to(tensor), share) for name, tensor in floating.items()}
-    return {"strength": strength, "anchors": anchors}
+    return strength, {name: torch.lerp(tensor, others[name].to(tensor), share) for name, tensor in floating.items()}
 
 
 # Extractors.
@@ -212,12 +185,21 @@ class EncoderFactory:
     strength: float = 0.0  # of the pull toward the anchors, see rlpre.sb3.optim
     anchors: dict[str, Tensor] | None = field(default=None, repr=False, compare=False)
 
+    @classmethod
+    def copying(cls, encoder: AnyEncoder, mode: Mode, strength: float, anchors: dict[str, Tensor] | None) -> Self:
+        """Copies the weights of ``encoder`` now, if the mode uses them."""
+        config, state = copy.deepcopy(encoder.config), encoder.state_dict()
+        if not mode.pretrained:
+            config["pretraining"] = {}
+        tensors = {name: state[name].detach().cpu().clone() for name in _copied(state, mode.pretrained)}
+        dtype = torch.float32 if mode.trainable else encoder.dtype  # half precision is too coarse for an optimiser
+        return cls(config, mode.pretrained, dtype, tensors, strength, anchors)
+
     def build(self) -> AnyEncoder:
         """Builds an encoder. Every mode draws the same random numbers, so heads start alike for a given seed."""
         kind = SequenceEncoder if self.config.get("kind") == SequenceEncoder.kind else Encoder
         encoder = kind.from_config(self.config).to(self.dtype)
-        state = encoder.state_dict()
-        tensors = self.tensors
+        state, tensors = encoder.state_dict(), self.tensors
         if tensors is None:  # NaN marks what was not loaded
             missing = [name for name in _copied(state, self.pretrained) if state[name].is_floating_point()]
             tensors = {name: torch.full_like(state[name], torch.nan) for name in missing}
@@ -271,8 +253,8 @@ class ProtectedExtractor(BaseFeaturesExtractor):
         set_learning_rate(encoder, lr_scale, warmup_updates)
         self.train(self.training)
 
-    def check_ready(self) -> None:
-        """Refuses to run without weights.
+    def forward(self, observations: Any) -> Tensor:
+        """The features of observations, (batch, features_dim).
 
         Raises:
             RlpreError: if the pretrained weights have not been loaded.
@@ -282,6 +264,11 @@ class ProtectedExtractor(BaseFeaturesExtractor):
                 "the encoder's weights were left behind when these policy_kwargs were pickled: "
                 "load the saved model, or call policy_kwargs again with the encoder"
             )
+        return self.extract(observations)
+
+    def extract(self, observations: Any) -> Tensor:
+        """As ``forward``, without the check."""
+        raise NotImplementedError
 
     def apply(self, fn: Callable[[nn.Module], None]) -> Self:
         """Does nothing: SB3 calls this with its orthogonal initialisation, which would erase the weights."""
@@ -299,18 +286,10 @@ class ProtectedExtractor(BaseFeaturesExtractor):
 
 
 class EncoderExtractor(ProtectedExtractor):
-    """Gives a policy the features of frames.
+    """Gives a policy the features of frames: (batch, stack * C, H, W), or channels last -> (batch, features_dim).
 
     In a Dict it encodes the image; the other keys are flattened and joined with the features in the order of the keys,
-    as in SB3's ``CombinedExtractor``.
-
-    Args:
-        observation_space: frames as the encoder's input specification describes them, or a Dict with such an image.
-        encoder: builds the encoder.
-        augment: shift frames at random while the encoder trains, all frames of a stack alike.
-        stack: number of frames along the channels; each is encoded by itself.
-        image_key: of the image, where several fit.
-        **training: of `ProtectedExtractor`.
+    as in SB3's ``CombinedExtractor``. The arguments are those of `policy_kwargs` and `ProtectedExtractor`.
 
     Raises:
         RlpreError: if the encoder cannot read the observations.
@@ -335,15 +314,8 @@ class EncoderExtractor(ProtectedExtractor):
         super().__init__(observation_space, stack * built.num_features + others, built, **training)
         self.augment, self.stack, self.keys, self.image = augment, stack, list(parts), image
 
-    def forward(self, observations: Tensor | Mapping[str, Tensor]) -> Tensor:
-        """Encodes frames: (batch, stack * C, H, W) or (batch, H, W, stack * C) -> (batch, stack * num_features).
-
-        Of a Dict, whose parts SB3 has turned into floats, returns (batch, features_dim).
-
-        Raises:
-            RlpreError: if the pretrained weights have not been loaded.
-        """
-        self.check_ready()
+    def extract(self, observations: Tensor | Mapping[str, Tensor]) -> Tensor:
+        """The features of frames, or of a Dict whose parts SB3 has turned into floats."""
         if isinstance(observations, Tensor):
             return self._encode(observations)
         parts = ((key, observations[key]) for key in self.keys)
@@ -359,12 +331,10 @@ class EncoderExtractor(ProtectedExtractor):
 
 
 class SequenceExtractor(ProtectedExtractor):
-    """Gives a policy the features of a `SequenceEncoder` at the last step of a window.
+    """Gives a policy the features of a `SequenceEncoder` at the last step of a window, (batch, width).
 
-    Args:
-        observation_space: windows as `HistoryVecEnv` gives them, of features or, in a fused policy, of pixels.
-        encoder: builds the encoder; the part that encodes single frames never trains.
-        **training: of `ProtectedExtractor`.
+    Windows are as `HistoryVecEnv` gives them, of features or, in a fused policy, of pixels. The encoder of single
+    frames never trains.
 
     Raises:
         RlpreError: if the observations are not windows for the encoder.
@@ -379,20 +349,16 @@ class SequenceExtractor(ProtectedExtractor):
             check_windows(observation_space, built)
         super().__init__(observation_space, built.num_features, built, **training)
 
-    def forward(self, observations: Mapping[str, Tensor]) -> Tensor:
-        """Windows (batch, window, ...) -> features (batch, width).
-
-        Raises:
-            RlpreError: if the pretrained weights have not been loaded.
-        """
-        self.check_ready()
-        features = observations["features"] if "features" in observations else self._encode(observations["frames"])
+    def extract(self, observations: Mapping[str, Tensor]) -> Tensor:
+        """The features of windows (batch, window, ...)."""
+        if "features" in observations:
+            features = observations["features"]
+        else:
+            frames = observations["frames"]
+            encoded = encode_unique(self.encoder.encode_frames, frames.flatten(0, 1), self.hash_weights)
+            features = encoded.reshape(*frames.shape[:2], -1)
         mission = observations["mission"].long() if self.encoder.vocabulary else None
         return self.encoder.last(features, observations["actions"].long(), mission, observations["present"] > 0)
-
-    def _encode(self, frames: Tensor) -> Tensor:
-        features = encode_unique(self.encoder.encode_frames, frames.flatten(0, 1), self.hash_weights)
-        return features.reshape(-1, frames.shape[1], features.shape[1])
 
 
 def _has_nan(module: nn.Module) -> bool:
