@@ -42,9 +42,8 @@ TRAINING_OPTIONS = ("stages", "anchor", "parent", "encoder_lr_scale", "warmup_up
 def fuse(model: BaseAlgorithm, encoder: EncoderLike, as_model: bool = False, **options: Any) -> BasePolicy | Any:
     """Builds the pixel policy that acts as ``model`` does behind `EncodedVecEnv` or `HistoryVecEnv`.
 
-    Statistics of a ``VecNormalize`` around `EncodedVecEnv`, and the policy's own features extractor, become part of the
-    fused policy. Features of a frame can differ in the last bits where torch computes batches of another size
-    differently.
+    Statistics of a ``VecNormalize`` around `EncodedVecEnv`, and the policy's own features extractor, become part of it.
+    Features can differ in the last bits where torch computes batches of another size differently.
 
     Args:
         model: of any algorithm of SB3 or sb3-contrib, trained on ``EncodedVecEnv(venv, encoder)``, or with
@@ -79,7 +78,7 @@ class FusedExtractor(BaseFeaturesExtractor):
     Args:
         observation_space: with pixels.
         feature_space: the same with features, as in training.
-        key: of the features in a Dict; None if they are the whole observation.
+        key: of the features in a Dict.
         reader: class and arguments of the extractor that encodes pixels.
         normalizers: statistics of each ``VecNormalize``, the first applied first, by key of the observation.
         head: class and arguments of the policy's own extractor.

@@ -65,13 +65,7 @@ def set_learning_rate(module: nn.Module, scale: float, warmup: int) -> None:
 
 
 def set_anchors(module: nn.Module, strength: float, anchors: Mapping[str, Tensor] | None) -> None:
-    """Marks the parameters of ``module`` to be pulled toward their anchors.
-
-    Args:
-        module: an encoder that trains.
-        strength: precision of the prior, in units of the loss's curvature.
-        anchors: weights by parameter name; None if a saved optimiser will be loaded, which holds them.
-    """
+    """Marks ``module`` to be pulled toward ``anchors``, weights by name; None if an optimiser to be loaded has them."""
     for name, parameter in module.named_parameters():
         setattr(parameter, STRENGTH, strength)
         setattr(parameter, ANCHOR, None if anchors is None else anchors[name])
@@ -83,8 +77,7 @@ class EncoderOptimizer(Optimizer):
     Warm-ups and anchors are lists in the parameter groups, so torch saves and loads them.
 
     Raises:
-        RlpreError: if the algorithm does not train its policy with the policy's optimiser, so that rates, warm-ups and
-            anchors would be ignored.
+        RlpreError: if the algorithm does not train its policy with the policy's optimiser.
     """
 
     _bypassed_by: str | None = None
@@ -93,22 +86,16 @@ class EncoderOptimizer(Optimizer):
         algorithm = type(calling_algorithm())
         if BYPASSES & {kind.__name__ for kind in algorithm.__mro__}:
             self._bypassed_by = algorithm.__name__
-        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        groups: dict[tuple[float, float], dict[str, Any]] = {}
         for parameter in params:
-            groups.setdefault((getattr(parameter, SCALE, 1.0), getattr(parameter, STRENGTH, 0.0)), []).append(parameter)
-        super().__init__(
-            [
-                {
-                    "params": members,
-                    SCALE: scale,
-                    STRENGTH: strength,
-                    WARMUP: [getattr(parameter, WARMUP, 0) for parameter in members],
-                    ANCHOR: [getattr(parameter, ANCHOR) for parameter in members] if strength else [],
-                }
-                for (scale, strength), members in groups.items()
-            ],
-            **arguments,
-        )
+            key = scale, strength = getattr(parameter, SCALE, 1.0), getattr(parameter, STRENGTH, 0.0)
+            new: dict[str, Any] = {"params": [], SCALE: scale, STRENGTH: strength, WARMUP: [], ANCHOR: []}
+            group = groups.setdefault(key, new)
+            group["params"].append(parameter)
+            group[WARMUP].append(getattr(parameter, WARMUP, 0))
+            if strength:
+                group[ANCHOR].append(getattr(parameter, ANCHOR))
+        super().__init__(list(groups.values()), **arguments)
         if any(scale != 1 or strength for scale, strength in groups):
             self._check_reached("the encoder's learning rate and anchor")
         self.wait([], 0)  # applies the warm-ups above

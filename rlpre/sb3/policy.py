@@ -64,7 +64,7 @@ def policy_kwargs(
     A `SequenceEncoder` goes into a ``MultiInputPolicy`` on `HistoryVecEnv`. Modes concern the layers that mix the
     steps; its encoder of single frames never changes.
 
-    All modes have the same architecture, heads and optimiser, so that a comparison compares only the weights:
+    All modes have the same architecture, heads and optimiser, so a comparison compares only the weights:
 
     - ``"scratch"``: fresh weights, drawn from the model's seed, trained like the heads.
     - ``"random"``: fresh weights, frozen; the control.
@@ -73,26 +73,22 @@ def policy_kwargs(
     - ``"partial"``: as ``"finetuned"``, but the first ``stages`` stages never change.
     - ``"anchored"``: as ``"finetuned"``, but pulled back to the encoder's weights (L2-SP, see `rlpre.sb3.optim`).
 
-    Some of SB3's defaults depend on what these arguments replace. Heads have the hidden layers (``net_arch``) of any
-    extractor but SB3's own: two of 64 units, 256 for SAC. The optimiser is Adam for every algorithm, A2C too; pass
-    ``torch.optim.RMSprop`` for A2C's own.
+    Some of SB3's defaults depend on what these arguments replace: heads have two hidden layers (``net_arch``) of 64
+    units, of 256 for SAC, and the optimiser is Adam, also for A2C, which in SB3 has ``torch.optim.RMSprop``.
 
     Args:
         encoder: an encoder, its directory, or the result of `rlpre.pretrain`; copied now.
         mode: a name in ``MODES``.
         stages: for ``"partial"``, how many of ``encoder.stages`` are frozen.
         anchor: for ``"anchored"``, the strength of the pull: 0 is ``"finetuned"``, a large number ``"frozen"``.
-        parent: for ``"anchored"``, a second encoder of the same architecture, such as that of a related task, and the
-            strength of the pull to its weights.
-        encoder_lr_scale: the encoder's learning rate relative to the heads', default 0.1 for ``"finetuned"``,
-            ``"partial"`` and ``"anchored"``, else 1.
+        parent: for ``"anchored"``, a second encoder of the same architecture, and the strength of the pull to it.
+        encoder_lr_scale: the encoder's learning rate relative to the heads', default 1 from scratch, else 0.1.
         warmup_updates: gradient steps in which only the heads learn; their random start could spoil the encoder.
         augment: shift frames at random while the encoder trains.
         stack: frames that SB3's ``VecFrameStack`` has stacked; each is encoded by itself.
         image_key: of the image in a Dict observation, where several fit.
         optimizer_class: Adam, RMSprop, or SB3's RMSpropTFLike.
-        optimizer_kwargs: default ``{"eps": 1e-5}``, SB3's value for PPO and A2C (elsewhere SB3 leaves Adam at 1e-8,
-            except for sb3-contrib's QRDQN).
+        optimizer_kwargs: default ``{"eps": 1e-5}``, SB3's value for PPO and A2C.
         **others: further arguments of the policy, such as ``net_arch``.
 
     Raises:
@@ -174,8 +170,8 @@ def _anchors(
 class EncoderFactory:
     """Builds copies of an encoder inside policies.
 
-    SB3 saves a policy's arguments in the zip, and calls its constructor with them when it loads the model. Pickling
-    drops the tensors: the saved states of policy and optimiser hold them already.
+    SB3 saves a policy's arguments, and calls its constructor with them when it loads the model. Pickling drops the
+    tensors: the saved states of policy and optimiser hold them already.
     """
 
     config: dict[str, Any]
@@ -223,13 +219,8 @@ def _copied(state: Mapping[str, Tensor], pretrained: bool) -> list[str]:
 class ProtectedExtractor(BaseFeaturesExtractor):
     """An encoder as a features extractor, protected from what SB3 does to features extractors.
 
-    Args:
-        observation_space: what ``forward`` reads.
-        features_dim: length of what ``forward`` returns.
-        encoder: used as it is.
-        frozen: how many of its first stages never train; no optimiser sees them.
-        lr_scale: learning rate of the other stages relative to the heads'.
-        warmup_updates: gradient steps for which those stages wait.
+    The first ``frozen`` stages never train; no optimiser sees them. The others train at ``lr_scale`` times the heads'
+    learning rate after ``warmup_updates`` gradient steps.
     """
 
     hash_weights: Tensor
@@ -254,11 +245,7 @@ class ProtectedExtractor(BaseFeaturesExtractor):
         self.train(self.training)
 
     def forward(self, observations: Any) -> Tensor:
-        """The features of observations, (batch, features_dim).
-
-        Raises:
-            RlpreError: if the pretrained weights have not been loaded.
-        """
+        """The features of observations, (batch, features_dim); refused while pretrained weights are missing."""
         if not self.ready:
             raise RlpreError(
                 "the encoder's weights were left behind when these policy_kwargs were pickled: "
@@ -267,7 +254,7 @@ class ProtectedExtractor(BaseFeaturesExtractor):
         return self.extract(observations)
 
     def extract(self, observations: Any) -> Tensor:
-        """As ``forward``, without the check."""
+        """As ``forward``."""
         raise NotImplementedError
 
     def apply(self, fn: Callable[[nn.Module], None]) -> Self:
@@ -277,8 +264,8 @@ class ProtectedExtractor(BaseFeaturesExtractor):
     def train(self, mode: bool = True) -> Self:
         """As in torch, but the encoder stays in evaluation mode even while its weights train.
 
-        SB3 acts in evaluation mode and updates in training mode. With batch norm or dropout, the updated policy would
-        differ from the one that acted, and PPO's ratios would be wrong before the first step.
+        SB3 acts in evaluation mode and updates in training mode. Batch norm and dropout would make the updated policy
+        another one than acted, and PPO's ratios wrong before the first step.
         """
         super().train(mode and any(parameter.requires_grad for parameter in self.encoder.parameters()))
         self.encoder.eval()
@@ -375,13 +362,8 @@ def encode_unique(encode: Callable[[Tensor], Tensor], frames: Tensor, hash_weigh
     """Returns ``encode(frames)``, (batch, num_features), computed and differentiated once per distinct frame.
 
     On MiniGrid about half of the frames in a minibatch are repeats, and the encoder is most of the cost of training.
-    Repeats get a copy of the first one's features, and add their gradients to it. Every frame is encoded on a GPU,
-    where waiting for the number of distinct frames takes longer, and in exports, whose graph must not depend on it.
-
-    Args:
-        encode: maps each frame to features independently of the others: batch norm in evaluation mode.
-        frames: (batch, C, H, W), floating.
-        hash_weights: (C * H * W, 2) small whole numbers.
+    Every frame is encoded on a GPU, where waiting for the number of distinct frames takes longer, and in exports, whose
+    graph must not depend on it. Features of a frame must not depend on the others: batch norm in evaluation mode.
     """
     exporting = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     if exporting or frames.device.type != "cpu":

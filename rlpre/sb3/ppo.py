@@ -52,16 +52,11 @@ class FlooredRolloutBuffer(RolloutBuffer):
         self.advantages /= max(float(self.advantages.std()), self.floor)
 
 
-class FlooredDictRolloutBuffer(FlooredRolloutBuffer, DictRolloutBuffer):
-    """The same for Dict observations."""
-
-
 def floored_advantages(floor: float = FLOOR) -> dict[str, Any]:
     """Arguments for ``PPO`` or ``A2C`` that replace their normalisation: ``PPO(..., **floored_advantages())``.
 
     Args:
-        floor: the least divisor, in units of return; about the SD of advantages when a few episodes of a rollout
-            succeed.
+        floor: the least divisor, in units of return: the SD of advantages when a few episodes of a rollout succeed.
 
     Raises:
         RlpreError: if the floor is not positive.
@@ -70,7 +65,7 @@ def floored_advantages(floor: float = FLOOR) -> dict[str, Any]:
         raise RlpreError(f"floor is {floor}: it must be a positive number of units of return, such as {FLOOR}")
     return {
         "normalize_advantage": False,  # or minibatches would be normalised again
-        "rollout_buffer_class": partial(_make_buffer, FlooredRolloutBuffer, FlooredDictRolloutBuffer),
+        "rollout_buffer_class": partial(_make_buffer, FlooredRolloutBuffer),
         "rollout_buffer_kwargs": {"floor": floor},
     }
 
@@ -112,28 +107,22 @@ class KLRolloutBuffer(FlooredRolloutBuffer):
         super().reset()
         self.kl = np.zeros((self.buffer_size, self.n_envs), np.float32)
 
-    def add(  # type: ignore[override]
+    def add(
         self, obs: Any, action: np.ndarray, reward: np.ndarray, start: np.ndarray, value: Tensor, log_prob: Tensor
     ) -> None:
         """As in SB3, with the penalty subtracted from the reward."""
-        kl = self.kl[self.pos] = (log_prob.flatten() - self._log_prob(obs, action)).cpu().numpy()
+        actions = torch.as_tensor(action, device=self.device)
+        if isinstance(self.action_space, spaces.Discrete):
+            actions = actions.flatten()
+        with torch.no_grad():
+            expected = self._reference.get_distribution(obs_as_tensor(obs, self.device)).log_prob(actions)
+        kl = self.kl[self.pos] = (log_prob.flatten() - expected).cpu().numpy()
         super().add(obs, action, reward - self.beta * kl, start, value, log_prob)
 
     def compute_returns_and_advantage(self, last_values: Tensor, dones: np.ndarray) -> None:
         """As in `FlooredRolloutBuffer`; then beta decays."""
         super().compute_returns_and_advantage(last_values, dones)
         self._penalty.beta *= self._penalty.decay
-
-    @torch.no_grad()
-    def _log_prob(self, obs: Any, action: np.ndarray) -> Tensor:
-        actions = torch.as_tensor(action, device=self.device)
-        if isinstance(self.action_space, spaces.Discrete):
-            actions = actions.flatten()
-        return self._reference.get_distribution(obs_as_tensor(obs, self.device)).log_prob(actions)
-
-
-class KLDictRolloutBuffer(KLRolloutBuffer, DictRolloutBuffer):
-    """The same for Dict observations."""
 
 
 def kl_penalty(
@@ -161,12 +150,11 @@ def kl_penalty(
         raise RlpreError(f"beta is {beta}: give the cost of a nat in units of reward, 0 or more, such as 0.2")
     if not 0 <= decay <= 1:
         raise RlpreError(f"decay is {decay}: give the factor on beta after each rollout, from 0 to 1")
-    floored = floored_advantages(floor)
     penalty = KLPenalty(frozen_copy(policy).cpu(), beta, decay)
     return {
-        **floored,
-        "rollout_buffer_class": partial(_make_buffer, KLRolloutBuffer, KLDictRolloutBuffer),
-        "rollout_buffer_kwargs": {**floored["rollout_buffer_kwargs"], "penalty": penalty},
+        **floored_advantages(floor),
+        "rollout_buffer_class": partial(_make_buffer, KLRolloutBuffer),
+        "rollout_buffer_kwargs": {"floor": floor, "penalty": penalty},
     }
 
 
@@ -176,7 +164,7 @@ def value_first(policy: ActorCriticPolicy, updates: int) -> None:
     Encoder, action head and exploration noise wait, also in a model that is saved and loaded meanwhile.
 
     Args:
-        policy: of PPO or A2C, before it learns, with an optimiser of ``rlpre.policy_kwargs``.
+        policy: of PPO or A2C, before it learns, with an optimiser of `rlpre.policy_kwargs`.
         updates: gradient steps, not rollouts.
 
     Raises:
@@ -205,12 +193,9 @@ def frozen_copy(policy: ActorCriticPolicy) -> ActorCriticPolicy:
 
 
 def _make_buffer(
-    plain: type[RolloutBuffer],
-    dicts: type[DictRolloutBuffer],
-    size: int,
-    space: spaces.Space[Any],
-    *args: Any,
-    **kw: Any,
+    kind: type[RolloutBuffer], size: int, space: spaces.Space[Any], *args: Any, **kwargs: Any
 ) -> RolloutBuffer:
-    """A rollout buffer; which of two classes fits is known only with the observation space."""
-    return (dicts if isinstance(space, spaces.Dict) else plain)(size, space, *args, **kw)
+    """A rollout buffer for the observation space, which is known only now."""
+    if isinstance(space, spaces.Dict):
+        kind = type(f"Dict{kind.__name__}", (kind, DictRolloutBuffer), {})
+    return kind(size, space, *args, **kwargs)

@@ -2,9 +2,9 @@
 
 import copy
 import hashlib
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any, Self, cast
 
@@ -24,6 +24,7 @@ from rlpre.sb3.optim import calling_algorithm
 from rlpre.utils import resolve_device
 
 MEMORY_FRAMES = 1 << 16  # with 128 features each about 40 MB
+Device = torch.device | str
 EncoderLike = AnyEncoder | str | PathLike[str] | PretrainResult  # what `rlpre.encoders.as_encoder` takes
 
 
@@ -43,17 +44,9 @@ class _TaggedBox(spaces.Box):
 
 
 class FeatureSpace(_TaggedBox):
-    """Feature vectors of one particular encoder, float32; those of another encoder are refused by SB3 and `fuse`.
+    """Feature vectors of one particular encoder, float32; those of another encoder are refused by SB3 and `fuse`."""
 
-    Args:
-        encoder: computes the features.
-        shape: of an observation; default (num_features,).
-
-    Attributes:
-        normalized: in a saved model, whether ``VecNormalize`` changed the features; its statistics are not in the zip.
-    """
-
-    normalized = False
+    normalized = False  # in a saved model, whether VecNormalize changed the features; its statistics are not in the zip
 
     def __init__(self, encoder: AnyEncoder, shape: tuple[int, ...] | None = None) -> None:
         super().__init__(-np.inf, np.inf, (encoder.num_features,) if shape is None else shape, np.float32)
@@ -126,7 +119,7 @@ def check_windows(space: spaces.Space[Any], encoder: SequenceEncoder) -> None:
 
 
 def check_actions(space: spaces.Space[Any], encoder: SequenceEncoder) -> None:
-    """Refuses actions that ``encoder`` does not read: continuous ones, or another number."""
+    """Refuses actions that ``encoder`` does not read."""
     if not isinstance(space, spaces.Discrete):
         raise RlpreError(f"a SequenceEncoder reads discrete actions, the environment takes {space}: discretise them")
     if space != spaces.Discrete(encoder.actions):
@@ -157,13 +150,7 @@ class ImagePart:
 
 
 def find_image(space: spaces.Space[Any], input: InputSpec, stack: int = 1, key: str | None = None) -> ImagePart:
-    """Finds the image that an encoder reads; its channels may be first or last.
-
-    Args:
-        space: of the observations.
-        input: what the encoder reads.
-        stack: number of frames stacked along the channels.
-        key: of the image, for a Dict with several images that fit.
+    """Finds the image, or ``stack`` of them along the channels, that an encoder reads; in a Dict by name, or ``key``.
 
     Raises:
         RlpreError: if no image fits, or two do; or if another key holds bytes from 0 to 255, which SB3 would pass to
@@ -171,9 +158,7 @@ def find_image(space: spaces.Space[Any], input: InputSpec, stack: int = 1, key: 
     """
     if not isinstance(space, spaces.Dict):
         if key is not None:
-            raise RlpreError(
-                f"image_key={key!r} is for Dict observations, these are {type(space).__name__}: leave it out"
-            )
+            raise RlpreError(f"image_key={key!r} is for Dict observations, these are {type(space).__name__}: drop it")
         return ImagePart(None, _check_image(space, input, stack))
     if key is None:
         key = _only_image(space, stacked(input, stack))
@@ -205,15 +190,16 @@ def _check_image(space: spaces.Space[Any], input: InputSpec, stack: int) -> bool
     """Returns whether channels are last."""
     channels, *size = input.shape
     channels_last = False
-    if isinstance(space, spaces.Box) and len(space.shape) == 4 and space.shape[1:] in (input.shape, (*size, channels)):
-        frames = space.shape[0]
+    shape = space.shape if isinstance(space, spaces.Box) else ()
+    if len(shape) == 4 and shape[1:] in (input.shape, (*size, channels)):
+        frames = shape[0]
         raise RlpreError(
             f"an observation holds {frames} frames along an axis of their own, as Gymnasium's FrameStackObservation "
             f"gives them: leave that wrapper out, and use EncodedVecEnv(venv, encoder, stack={frames}), or "
             f"policy_kwargs(encoder, stack={frames}) on VecFrameStack(venv, {frames})"
         )
-    if isinstance(space, spaces.Box) and len(space.shape) == 3:
-        channels_last = list(space.shape[1:]) != size and list(space.shape[:2]) == size
+    if isinstance(space, spaces.Box) and len(shape) == 3:
+        channels_last = list(shape[1:]) != size and list(shape[:2]) == size
         low, high = (np.moveaxis(bound, -1, 0) if channels_last else bound for bound in (space.low, space.high))
         frames, rest = divmod(len(low), channels)
         if list(low.shape[1:]) == size and rest == 0:
@@ -244,36 +230,27 @@ def _only_image(space: spaces.Dict, image: spaces.Box) -> str:
 # Environments.
 
 
+@dataclass(frozen=True)
 class _History:
-    """The last ``depth`` steps of each environment, oldest first; before an episode's first step, ``blank``."""
+    """The last steps of each environment, oldest first; before an episode's first step, ``blank``."""
 
-    def __init__(self, num_envs: int, depth: int, **blank: Any) -> None:
-        self._blank = blank
-        nothing = {name: np.stack([part] * num_envs) for name, part in blank.items()}
-        self._steps = deque([nothing] * depth, depth)
-        self._ages = np.zeros(num_envs, np.int64)
+    steps: tuple[dict[str, np.ndarray], ...]  # parts (num_envs, ...)
+    ages: np.ndarray  # steps of the episode so far, (num_envs,)
+    blank: dict[str, np.ndarray]
 
-    def append(self, starts: np.ndarray | None = None, **step: np.ndarray) -> Self:
-        """A new history with one more step, parts (num_envs, ...); episodes begin where ``starts`` is true."""
-        longer = copy.copy(self)
-        longer._steps = self._steps.copy()
-        longer._steps.append(step)
-        longer._ages = self._ages + 1 if starts is None else np.where(starts, 1, self._ages + 1)
-        return longer
-
-    def last(self) -> tuple[dict[str, np.ndarray], np.ndarray]:
-        """The last step, and in which environments it is the first of an episode."""
-        return self._steps[-1], self._ages == 1
+    def append(self, step: dict[str, np.ndarray], starts: Any = False) -> Self:
+        """A history with one more step; episodes begin where ``starts`` is true."""
+        return replace(self, steps=(*self.steps[1:], step), ages=np.where(starts, 1, self.ages + 1))
 
     def present(self) -> np.ndarray:
         """Which of the last steps are of the current episode, (num_envs, depth) int8."""
-        depth = len(self._steps)
-        return (np.arange(depth) >= depth - self._ages[:, None]).astype(np.int8)
+        depth = len(self.steps)
+        return (np.arange(depth) >= depth - self.ages[:, None]).astype(np.int8)
 
     def window(self, name: str) -> np.ndarray:
         """One part of the last steps, (num_envs, depth, ...)."""
-        joined = np.stack([step[name] for step in self._steps], axis=1)
-        joined[self.present() == 0] = self._blank[name]
+        joined = np.stack([step[name] for step in self.steps], axis=1)
+        joined[self.present() == 0] = self.blank[name]
         return joined
 
 
@@ -283,7 +260,7 @@ class FeaturesVecEnv(VecEnvWrapper):
     encoder: AnyEncoder
 
     def __init__(
-        self, venv: Any, encoder: AnyEncoder, device: torch.device | str, depth: int, image_key: str | None = None
+        self, venv: Any, encoder: AnyEncoder, device: Device, depth: int, image_key: str | None = None
     ) -> None:
         venv = as_vec_env(venv)
         self._normalizer = unwrap_vec_normalize(venv)
@@ -306,7 +283,9 @@ class FeaturesVecEnv(VecEnvWrapper):
             features = FeatureSpace(self.encoder, (depth * self.encoder.num_features,))
             space, blank = with_image(venv.observation_space, self._image.key, features), self._encode([black])[0]
         super().__init__(venv, observation_space=space)
-        self._history = _History(self.num_envs, depth, frames=black, features=blank, actions=np.int64(NO_ACTION))
+        nothing: dict[str, np.ndarray] = {"frames": black, "features": blank, "actions": np.array(NO_ACTION)}
+        step = {name: np.stack([part] * self.num_envs) for name, part in nothing.items()}
+        self._history = _History((step,) * depth, np.zeros(self.num_envs, np.int64), nothing)
         self._missions = np.zeros((self.num_envs, self._vocabulary.length if self._vocabulary else 0), np.int64)
         self._state: tuple[torch.Tensor, ...] | None = None  # of an encoder that runs one step at a time
         self._actions = np.zeros(self.num_envs, np.int64)
@@ -336,7 +315,7 @@ class FeaturesVecEnv(VecEnvWrapper):
         if last:
             features = np.zeros((self.num_envs, encoded.shape[1]), np.float32)
             features[list(last)] = encoded[self.num_envs :]
-            ended, _ = self._read(self._history.append(features=features, actions=self._actions))
+            ended, _ = self._read(self._history.append({"features": features, "actions": self._actions}))
             for i, observation in last.items():
                 one = {name: part[i] for name, part in ended.items()} if isinstance(ended, dict) else ended[i]
                 infos[i]["terminal_observation"] = self._image.replace(observation, one)
@@ -351,7 +330,7 @@ class FeaturesVecEnv(VecEnvWrapper):
             self._missions = self._missions.copy()  # earlier observations hold the old array
             for env in np.flatnonzero(starts).tolist():
                 self._missions[env] = self._vocabulary.encode([self._mission(env)])[0]
-        self._observations, self._history = observations, self._history.append(starts, **step)
+        self._observations, self._history = observations, self._history.append(step, starts)
         read, self._state = self._read(self._history)
         observed: Any = self._image.replace(observations, read)
         if self._normalizer:  # an off-policy algorithm stores what it calls original, wherever it is in the stack
@@ -377,14 +356,13 @@ class FeaturesVecEnv(VecEnvWrapper):
         if self._state is None:
             return self._view(history, "features"), None
         assert isinstance(self.encoder, SequenceEncoder)
-        step, starts = history.last()
-        features, actions, first, missions = (
+        step = history.steps[-1]
+        features, actions, missions, starts = (
             torch.from_numpy(part).to(self.encoder.device)
-            for part in (step["features"], step["actions"], starts, self._missions)
+            for part in (step["features"], step["actions"], self._missions, history.ages == 1)
         )
-        current, state = self.encoder.step(
-            features, actions, missions if self._vocabulary else None, self._state, first
-        )
+        mission = missions if self._vocabulary else None
+        current, state = self.encoder.step(features, actions, mission, self._state, starts)
         return current.float().cpu().numpy(), state
 
     def _view(self, history: _History, images: str) -> Any:
@@ -419,18 +397,15 @@ class EncodedVecEnv(FeaturesVecEnv):
 
     Inside the policy a frozen encoder runs 1 + n_epochs times per frame. Here it runs once, and not again for a frame
     that it has already seen. Terminal observations are encoded too. `fuse` puts encoder and trained policy together.
-
-    In a Dict, the image is replaced by its features and the other keys stay; train ``"MultiInputPolicy"`` on it.
+    In a Dict, features replace the image and the other keys stay; train ``"MultiInputPolicy"`` on it.
 
     A `SequenceEncoder` is run one step at a time from the state it kept. It also reads the actions, and the missions
     as `HistoryVecEnv` does. A GRU thus remembers the whole episode.
 
     Args:
-        venv: an SB3 ``VecEnv``, or any other environment that `rlpre.data.adapters.as_vec_env` takes. It gives frames
-            as ``encoder.input`` (of a `SequenceEncoder`, ``encoder.frames.input``) describes them, channels first or
-            last, or a Dict with such an image.
-        encoder: an encoder, its directory, or the result of `rlpre.pretrain`; copied, so training it later does not
-            change the features.
+        venv: an environment that `rlpre.data.adapters.as_vec_env` takes. It gives frames as ``encoder.input`` (of a
+            `SequenceEncoder`, ``encoder.frames.input``) describes them, channels first or last, or in a Dict.
+        encoder: an encoder, its directory, or the result of `rlpre.pretrain`; copied.
         device: where to encode.
         stack: number of frames whose features an observation holds, oldest first. Before an episode's first frame
             they are black, as in SB3's ``VecFrameStack``. Other keys of a Dict are not stacked.
@@ -442,17 +417,11 @@ class EncodedVecEnv(FeaturesVecEnv):
             (num_envs, stack * C, H, W). For a `SequenceEncoder`, windows of pixels as of `HistoryVecEnv`.
 
     Raises:
-        RlpreError: if the encoder cannot read the observations, or the device does not exist; for a `SequenceEncoder`
-            also if the actions are not its own, or it is not causal.
+        RlpreError: if the encoder cannot read observations or actions, is not causal, or the device does not exist.
     """
 
     def __init__(
-        self,
-        venv: Any,
-        encoder: EncoderLike,
-        device: torch.device | str = "auto",
-        stack: int = 1,
-        image_key: str | None = None,
+        self, venv: Any, encoder: EncoderLike, device: Device = "auto", stack: int = 1, image_key: str | None = None
     ) -> None:
         encoder, self.stack = as_encoder(encoder), stack
         at_least(self, stack=1)
@@ -472,9 +441,7 @@ class HistoryVecEnv(FeaturesVecEnv):
 
     The encoder of single frames is frozen and runs here, once per frame. The layers that mix the steps are in the
     policy, where they can train: ``policy_kwargs(encoder, "finetuned")``. Windows are Dicts, see `window_space`; they
-    never reach beyond the episode's start. Terminal observations are windows too.
-
-    Missions are read at each reset from ``info["mission"]``, and hold for the episode.
+    never reach beyond the episode's start. Missions are read at each reset from ``info["mission"]``.
 
     Args:
         venv: as of `EncodedVecEnv`, with ``encoder.actions`` discrete actions.
@@ -488,13 +455,11 @@ class HistoryVecEnv(FeaturesVecEnv):
         frames: the current windows with pixels: "frames" (num_envs, window, C, H, W) in place of "features".
 
     Raises:
-        RlpreError: if the encoder cannot read the frames, actions or missions, the window is too long, or the device
-            does not exist.
+        RlpreError: if the encoder cannot read frames, actions or missions, the window is too long, or the device does
+            not exist.
     """
 
-    def __init__(
-        self, venv: Any, encoder: EncoderLike, window: int | None = None, device: torch.device | str = "auto"
-    ) -> None:
+    def __init__(self, venv: Any, encoder: EncoderLike, window: int | None = None, device: Device = "auto") -> None:
         encoder = as_encoder(encoder)
         if not isinstance(encoder, SequenceEncoder):
             raise RlpreError(
