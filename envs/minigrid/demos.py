@@ -12,7 +12,6 @@ from envs.minigrid.trials import ExpertActor, NoisyActor, Trial, layout_seeds, p
 from envs.minigrid.worlds import LOOK, make
 from rlpre.data.collect import seeds
 from rlpre.data.store import FrameStore, FrameWriter, new_store, resume_store
-from rlpre.data.writer import FrameWriter
 from rlpre.errors import RlpreError
 
 LABELS = ("expert", "layout")  # the expert's action, and the layout of the episode

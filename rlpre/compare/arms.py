@@ -16,7 +16,7 @@ from rlpre.errors import RlpreError, lookup
 from rlpre.objectives import parse_objective
 from rlpre.pretrain import PretrainConfig, kept
 from rlpre.sb3 import MODES, policy_kwargs
-from rlpre.sb3.spaces import check_actions, find_image
+from rlpre.sb3.vecenv import check_actions, find_image
 from rlpre.utils import read_json
 
 KINDS: dict[str, type[AnyEncoder]] = {of.kind: of for of in (Encoder, SequenceEncoder)}
