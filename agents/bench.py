@@ -1,8 +1,10 @@
-"""What rlpre is faster than, and by how much: each function measures one claim against what one would do without it."""
+"""What rlpre is faster than, and by how much: each function measures one claim against the way without rlpre."""
 
+import copy
+import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -10,18 +12,182 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium import spaces
+from minigrid.wrappers import ImgObsWrapper, RGBImgObsWrapper, RGBImgPartialObsWrapper
 from PIL import Image
 from stable_baselines3 import DQN, PPO
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor
 from torch import Tensor
 
 import envs
-from agents.bench_ways import ENV, N_ENVS, SHAPE, Forgetful, by_hand, fast_vec, fresh_encoder, stock_env, stock_vec
-from agents.stopwatch import Row, compare, interleave, timed, wait
-from agents.train import PPOConfig
-from rlpre import EncodedVecEnv, FrameStore, PretrainConfig, SequenceEncoder, policy_kwargs, pretrain
-from rlpre.loop import LOG_EVERY, Pretext, first_encoder
+from rlpre import (
+    EncodedVecEnv,
+    Encoder,
+    FrameStore,
+    InputSpec,
+    PretrainConfig,
+    SequenceEncoder,
+    policy_kwargs,
+    pretrain,
+)
+from rlpre.evaluation.page import Table, aligned
 from rlpre.objectives import draw_batch, make_objective
+from rlpre.pretrain import LOG_EVERY, Pretext, first_encoder
+
+ENV = "MiniGrid-DoorKey-8x8-v0"
+N_ENVS = 16
+SHAPE = (3, 56, 56)  # of the partial view
+HIDDEN = 64  # width of the two hidden layers of each head
+# PPO as in the presets of scripts/compare.py; rl-starter-files
+PPO_SETTINGS = {"batch_size": 256, "n_epochs": 4, "learning_rate": 3e-4, "ent_coef": 0.01, "n_steps": 64}
+WRAPPERS = {"partial": RGBImgPartialObsWrapper, "full": RGBImgObsWrapper}
+
+
+def stock_env(view: str) -> gym.Env:
+    """A pixel environment with MiniGrid's own wrappers."""
+    return ImgObsWrapper(WRAPPERS[view](gym.make(ENV)))
+
+
+def stock_vec(view: str = "partial") -> VecMonitor:
+    """Many of them in SB3's own vectorised environment, with the episode statistics that ``make_vec`` keeps too."""
+    return VecMonitor(DummyVecEnv([partial(stock_env, view)] * N_ENVS))
+
+
+def fast_vec() -> VecMonitor:
+    """The same environments as ``stock_vec``, rendered by look-up."""
+    return envs.make_vec(ENV, N_ENVS, seed=0)
+
+
+def fresh_encoder() -> Encoder:
+    """The default encoder; its speed does not depend on its weights."""
+    return Encoder("cnn", InputSpec(SHAPE))
+
+
+class ByHand(BaseFeaturesExtractor):
+    """An encoder in SB3's policy, written without rlpre."""
+
+    def __init__(self, observation_space: spaces.Box, encoder: Encoder, trainable: bool) -> None:
+        super().__init__(observation_space, encoder.num_features)
+        self.encoder = copy.deepcopy(encoder).requires_grad_(trainable)
+
+    def forward(self, observations: Tensor) -> Tensor:
+        return self.encoder(observations)
+
+
+def by_hand(encoder: Encoder, trainable: bool) -> dict[str, Any]:
+    """Policy arguments for ``ByHand``."""
+    return {
+        "features_extractor_class": ByHand,
+        "features_extractor_kwargs": {"encoder": encoder, "trainable": trainable},
+        "normalize_images": False,
+    }
+
+
+HEADER = ["ours / stock", "stock", "ours", "unit", "ratio", "min..max", "aim", "met"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """The speed of our way compared with the stock way."""
+
+    what: str  # our way / the stock way
+    stock: float  # median, in ``unit``
+    ours: float  # median, in ``unit``
+    unit: str
+    ratio: float  # how many times faster ours is: median over rounds
+    low: float  # smallest ratio of a round
+    high: float  # largest
+    aim: str = ""  # empty where the row only explains another one
+    met: bool | None = None  # whether the median reaches the aim
+
+
+def compare(
+    what: str,
+    stock: Sequence[float],
+    ours: Sequence[float],
+    work: int,
+    unit: str,
+    *,
+    at_least: float | None = None,
+    at_most: float | None = None,
+) -> Row:
+    """Makes a row from the seconds that both ways took.
+
+    Args:
+        what: our way / the stock way.
+        stock: seconds of a run, round by round.
+        ours: seconds of a run in the same rounds.
+        work: number of items of one run.
+        unit: items per second such as "steps/s", or microseconds per item such as "us/frame".
+        at_least: aim for the ratio.
+        at_most: aim for our number.
+    """
+    ratios = np.divide(stock, ours)
+    medians = np.array([np.median(stock), np.median(ours)])
+    theirs, own = (medians / work * 1e6 if unit.startswith("us/") else work / medians).tolist()
+    ratio, low, high = float(np.median(ratios)), float(ratios.min()), float(ratios.max())
+    aim, met = "", None
+    if at_least is not None:
+        aim, met = f"ratio >= {at_least:g}", ratio >= at_least
+    elif at_most is not None:
+        aim, met = f"ours <= {at_most:g}", own <= at_most
+    return Row(what, theirs, own, unit, ratio, low, high, aim, met)
+
+
+def timed(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds that ``work`` takes, including its work on a GPU."""
+    wait(device)
+    start = time.perf_counter()
+    work()
+    wait(device)
+    return time.perf_counter() - start
+
+
+def interleave(
+    ways: dict[str, Callable[[], object]], device: torch.device, rounds: int = 5
+) -> dict[str, Sequence[float]]:
+    """Seconds of each way in each round.
+
+    All ways run in turn in every round, so that a slower machine slows down all of them. The first round is a warm-up
+    and is not counted.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for _ in range(1 + rounds):
+        for name, work in ways.items():
+            seconds[name].append(timed(work, device))
+    return {name: times[1:] for name, times in seconds.items()}
+
+
+def wait(device: torch.device) -> None:
+    """Waits until a GPU has finished its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def table(rows: Sequence[Row]) -> str:
+    """The rows as aligned text."""
+    return aligned(Table(HEADER, [_cells(row) for row in rows]))
+
+
+def hardware(device: torch.device) -> dict[str, str | int]:
+    """The hardware that the figures depend on."""
+    cpus = Path("/proc/cpuinfo")
+    lines = cpus.read_text().splitlines() if cpus.exists() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "cpu": named[0] if named else platform.processor() or platform.machine(),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _cells(row: Row) -> list[str]:
+    numbers = [f"{number:,.1f}" if number < 100 else f"{number:,.0f}" for number in (row.stock, row.ours)]
+    verdict = "" if row.met is None else "yes" if row.met else "no"
+    spread = f"{row.low:.2f}..{row.high:.2f}"
+    return [row.what, *numbers, row.unit, f"{row.ratio:.2f}", spread, row.aim, verdict]
+
 
 BATCH = 256  # frames a random read
 PPO_ROUNDS = 3
@@ -29,10 +195,10 @@ PPO_ROUNDS = 3
 
 @dataclass(frozen=True)
 class Bench:
-    """Where and how much to measure."""
+    """Device, directory and size of the measurements."""
 
     device: torch.device
-    home: Path  # for frames and checkpoints that nobody keeps
+    home: Path  # for temporary frames and checkpoints
     size: float = 1.0  # factor on the work of a run
 
     def count(self, full: int, least: int = 1) -> int:
@@ -74,7 +240,7 @@ def worlds(view: str, at_least: float, bench: Bench) -> list[Row]:
 
 
 def frames(bench: Bench) -> list[Row]:
-    """Microseconds per frame to draw, read and decode random batches, against a folder of images."""
+    """Microseconds per frame to read and decode random batches, compared with a folder of images."""
     store, batches = bench.frames, bench.count(40)
     rng = np.random.default_rng(0)
     files = [bench.home / f"{i}.png" for i in range(bench.count(2048, least=BATCH))]
@@ -95,9 +261,9 @@ def frames(bench: Bench) -> list[Row]:
 
 
 def pretraining(bench: Bench) -> list[Row]:
-    """Pairs per second of the real loop, against forward and backward alone on a batch that is there already.
+    """Pairs per second of the real loop, compared with forward and backward passes on one batch in memory.
 
-    The loop tells its progress after each step; between two runs of its steps the bare model has its turn.
+    The loop reports its progress after each step; the bare model runs between two measured parts of the loop.
     """
     rounds, chunk = 5, bench.count(LOG_EVERY, least=2)
     steps = (1 + rounds) * chunk  # the first chunk warms up
@@ -121,7 +287,7 @@ def pretraining(bench: Bench) -> list[Row]:
 
 
 def bare_update(bench: Bench, config: PretrainConfig) -> Callable[[], None]:
-    """Forward and backward of the model that ``config`` trains, in the same precision, on one batch."""
+    """Forward and backward pass of the model that ``config`` trains, in the same precision, on one batch."""
     store, device = bench.frames, bench.device
     encoder = first_encoder(store, None, config)
     model = Pretext(encoder, make_objective(config.objective, encoder, store)).to(device)
@@ -138,28 +304,26 @@ def bare_update(bench: Bench, config: PretrainConfig) -> Callable[[], None]:
 
 
 def plug_frozen(bench: Bench) -> list[Row]:
-    """PPO's steps per second with a frozen encoder, and what each part of the gain brings."""
-    encoder, heads = fresh_encoder(), {"net_arch": [PPOConfig.hidden] * 2}
+    """PPO's steps per second with a frozen encoder, and the parts of the gain."""
+    encoder, heads = fresh_encoder(), {"net_arch": [HIDDEN] * 2}
     inside = heads | by_hand(encoder, trainable=False)
     agents = {
         "stock": make_ppo(bench, stock_vec(), "CnnPolicy", inside),
         "stock, our worlds": make_ppo(bench, fast_vec(), "CnnPolicy", inside),
-        "no memory": make_ppo(bench, Forgetful(fast_vec(), encoder, bench.device), "MlpPolicy", heads),
         "ours": make_ppo(bench, EncodedVecEnv(fast_vec(), encoder, bench.device), "MlpPolicy", heads),
     }
     seconds, work = learn(agents, bench)
-    theirs, ours = seconds["stock"], seconds["ours"]
+    ours = seconds["ours"]
     row = partial(compare, work=work, unit="steps/s")
     return [
-        row("PPO frozen: EncodedVecEnv / encoder in SB3's policy, stock wrappers", theirs, ours, at_least=6),
-        row("  without the memory of seen frames / the same", theirs, seconds["no memory"]),
+        row("PPO frozen: EncodedVecEnv / encoder in SB3's policy, stock wrappers", seconds["stock"], ours, at_least=6),
         row("  EncodedVecEnv / the same, both on our worlds", seconds["stock, our worlds"], ours),
     ]
 
 
 def plug_finetuned(bench: Bench) -> list[Row]:
     """PPO's steps per second with a trained encoder."""
-    encoder, heads = fresh_encoder(), {"net_arch": [PPOConfig.hidden] * 2}
+    encoder, heads = fresh_encoder(), {"net_arch": [HIDDEN] * 2}
     agents = {
         "NatureCNN": make_ppo(bench, stock_vec(), "CnnPolicy", {}),
         "same encoder": make_ppo(bench, stock_vec(), "CnnPolicy", heads | by_hand(encoder, trainable=True)),
@@ -176,7 +340,7 @@ def plug_finetuned(bench: Bench) -> list[Row]:
 
 
 def cached_step(kind: str, bench: Bench) -> list[Row]:
-    """Steps per second of a sequence encoder that keeps its state, against one that reads its whole window again."""
+    """Steps per second of a sequence encoder that keeps its state, compared with reading its whole window again."""
     torch.manual_seed(0)
     encoder = SequenceEncoder(kind, fresh_encoder(), actions=7).to(bench.device).eval()
     length, repeats = encoder.window, bench.count(32)
@@ -209,7 +373,7 @@ def cached_step(kind: str, bench: Bench) -> list[Row]:
 
 
 def repeat(work: Callable[[], object], times: int) -> None:
-    """Does the same so often that it can be timed."""
+    """Calls ``work`` many times."""
     for _ in range(times):
         work()
 
@@ -239,16 +403,14 @@ MEASURES: dict[str, Callable[[Bench], list[Row]]] = {
 
 
 def make_ppo(bench: Bench, venv: VecEnv, policy: str, arguments: dict[str, Any]) -> PPO:
-    """PPO with the settings that all our agents share; a small bench has shorter rollouts."""
-    rollout = bench.count(PPOConfig.n_steps, least=PPOConfig.batch_size // N_ENVS)
-    settings = asdict(PPOConfig(n_steps=rollout, learning_rate=3e-4, n_epochs=4))
-    for ours in ("hidden", "n_envs", "advantage_floor"):
-        del settings[ours]
+    """PPO with the settings that all our agents share; a small benchmark has shorter rollouts."""
+    rollout = bench.count(PPO_SETTINGS["n_steps"], least=PPO_SETTINGS["batch_size"] // N_ENVS)
+    settings = {**PPO_SETTINGS, "n_steps": rollout}
     return PPO(policy, venv, policy_kwargs=arguments, seed=0, device=bench.device, **settings)
 
 
 def learn(agents: dict[str, PPO], bench: Bench) -> tuple[dict[str, Sequence[float]], int]:
-    """Seconds of each agent per round of one rollout and one update, and the steps of a round."""
+    """Seconds of each agent for one rollout and one update, round by round, and the steps of a round."""
     steps = next(iter(agents.values())).n_steps * N_ENVS
     ways = {name: partial(agent.learn, steps, reset_num_timesteps=False) for name, agent in agents.items()}
     return interleave(ways, bench.device, PPO_ROUNDS), steps

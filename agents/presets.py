@@ -10,14 +10,14 @@ import tyro
 
 import envs
 from agents import causes
-from envs.worlds import NARROW_MEMORY
+from agents.distinct import take_distinct
+from envs.minigrid.worlds import NARROW_MEMORY
 from rlpre import FrameStore, PretrainConfig, RlpreError
 from rlpre.compare.arms import Arm, Backbone, check_arm, fresh_config, fresh_encoder
 from rlpre.compare.compare import ComparisonResult, compare
 from rlpre.compare.train import EVALUATION_SEED, MakeEnv, Training, make_venv
 from rlpre.errors import at_least, lookup
 from rlpre.sb3 import MODES, floored_advantages
-from rlpre.sources.distinct import take_distinct
 
 MIXED = "0.5*random + 0.5*expert:0.3"  # half of the episodes at random, half by a noisy expert, see envs.collect
 AGENTS = {  # that are trained one by one; those that start pretrained take encoders of frames and of sequences
@@ -148,8 +148,6 @@ class TrainConfig(AgentConfig):
         check_arm(self.agent, arm, (), 0, venv, fresh_encoder(fresh, 0))
         venv.close()
         return replace(training, fresh=fresh)
-
-    check = training  # ALIAS
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
-"""The worlds to measure on: MiniGrid and BabyAI as pixels, drawn by look-up."""
+"""The environments that we measure in: MiniGrid and BabyAI as exact pixels, experts, frames and demonstrations."""
 
-from envs.atlas import atlas
-from envs.collect import collect
-from envs.demos import demonstrations
-from envs.worlds import make, make_vec
+from envs.minigrid.collect import collect
+from envs.minigrid.demos import demonstrations
+from envs.minigrid.render import atlas
+from envs.minigrid.worlds import WORDS as MISSION_WORDS
+from envs.minigrid.worlds import make, make_vec
 
-__all__ = ["atlas", "collect", "demonstrations", "make", "make_vec"]
+__all__ = ["MISSION_WORDS", "atlas", "collect", "demonstrations", "make", "make_vec"]

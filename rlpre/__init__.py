@@ -2,14 +2,16 @@
 
 from rlpre.compare.arms import Arm, Backbone
 from rlpre.compare.compare import ComparisonResult, compare
+from rlpre.data.collect import collect
+from rlpre.data.files import from_arrays, from_images
+from rlpre.data.minari import from_minari, to_minari
+from rlpre.data.store import FrameStore
 from rlpre.encoders import Encoder, InputSpec, SequenceEncoder, Vocabulary, register_encoder
 from rlpre.errors import RlpreError
-from rlpre.frames import FrameStore
-from rlpre.loop import PretrainConfig
-from rlpre.pretrain import PretrainResult, pretrain
+from rlpre.features import whiten
+from rlpre.hub import push_to_hub
+from rlpre.pretrain import PretrainConfig, PretrainResult, pretrain
 from rlpre.sb3 import EncodedVecEnv, HistoryVecEnv, fuse, policy_kwargs
-from rlpre.sources import collect, from_arrays, from_images, from_minari, to_minari
-from rlpre.whiten import whiten
 
 __all__ = [
     "Arm",
@@ -33,6 +35,7 @@ __all__ = [
     "fuse",
     "policy_kwargs",
     "pretrain",
+    "push_to_hub",
     "register_encoder",
     "to_minari",
     "whiten",

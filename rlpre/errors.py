@@ -1,4 +1,4 @@
-"""The one error users see, and the look-up that names the nearest known name."""
+"""The error that users see, and the checks that raise it."""
 
 import difflib
 from collections.abc import Mapping
@@ -12,15 +12,10 @@ class RlpreError(ValueError):
 
 
 def lookup(kind: str, name: str, known: Mapping[str, T]) -> T:
-    """Returns ``known[name]``.
-
-    Args:
-        kind: what is looked up, for the message ("encoder", "objective", ...).
-        name: the key asked for.
-        known: the registry.
+    """Returns ``known[name]``; ``kind`` says what it is, for the message ("encoder", "objective", ...).
 
     Raises:
-        RlpreError: if the name is unknown; the message gives the nearest known name and all of them.
+        RlpreError: if the name is unknown; the message gives the nearest known name and lists the others.
     """
     if name in known:
         return known[name]
@@ -32,11 +27,7 @@ def lookup(kind: str, name: str, known: Mapping[str, T]) -> T:
 
 
 def at_least(settings: object, **least: float) -> None:
-    """Refuses settings that are too small; None stands for a default and is let be.
-
-    Args:
-        settings: an object with numbers as attributes.
-        **least: the smallest value of each, by name.
+    """Checks that attributes of ``settings`` are None or not below these values.
 
     Raises:
         RlpreError: naming the first that is smaller.

@@ -1,41 +1,79 @@
-"""Pretraining: frames in, an encoder out, on one device or several."""
+"""Pretraining: frames in, an encoder out. `Pretraining` is the whole algorithm, ``update`` is one step of it."""
 
+import copy
+import io
+import math
 import pickle
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, fields, replace
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
+import numpy as np
 import torch
+from torch import Tensor, nn
 
-from rlpre.collapse import Parts
-from rlpre.device import resolve_device
-from rlpre.encoders import Encoder
+from rlpre.callbacks import Parts, Progress, TensorBoard, explain_collapse, fresh_health, measure_health, not_fatal
+from rlpre.data.store import FrameStore
+from rlpre.encoders import AnyEncoder, Encoder, InputSpec
+from rlpre.encoders.encoder import CONFIG, WEIGHTS
 from rlpre.errors import RlpreError, at_least, lookup
-from rlpre.frames import FrameStore
-from rlpre.loop import PretrainConfig, Reaction, Reports, Run
-from rlpre.objectives import AnyEncoder
+from rlpre.evaluation.probes import linear_probe
+from rlpre.objectives import AnyBatch, WeightedSum, make_objective, make_reader
+from rlpre.utils import provenance, read_json, resolve_device, write_bytes, write_json
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric  # which takes as long to import as torch
 
+STATE = "state.ckpt"  # what resuming needs beside the checkpoint
+LOG_EVERY = 50  # steps between points of the curves
+STANDARD_ROWS = 2048  # frames over which features are standardised
+SEED_STRIDE = 1_000_003  # keeps the random streams of two seeds apart
+IRRELEVANT = ("device", "devices", "checkpoint_every", "collapse")  # settings that do not change the weights
+
+Reports = dict[str, Any]  # what was measured at the last checkpoint, see `PretrainResult`
+Reaction = Literal["warn", "stop"]
+
+
+@dataclass(frozen=True)
+class PretrainConfig:
+    """Everything that decides the weights, together with the frames and an encoder to start from."""
+
+    encoder: str = "cnn"  # architecture (or backbone), a name in the registry
+    features: int | None = None  # length of the feature vector; None: the architecture's default
+    objective: str = "temporal+inverse"  # names joined by +, weights after a colon
+    steps: int = 2000  # updates
+    batch: int = 256  # pairs of frames (or windows) per update, over all devices; SimCLR's smallest
+    gap: int = 5  # k: largest number of steps between the frames of a pair, or that cpc predicts ahead
+    lr: float = 1e-3  # peak learning rate of AdamW
+    weight_decay: float = 1e-4  # of AdamW
+    warmup: float = 0.05  # share of the steps in which the learning rate rises; then it follows a cosine to 0
+    clip: float = 1.0  # largest gradient norm
+    seed: int = 0  # of the weights, the batches and the shifts
+    checkpoint_every: int = 500  # steps between checkpoints, each with probes and a check for collapse
+    collapse: Reaction = "warn"  # or "stop": what happens at a checkpoint with collapsed features or projections
+    device: str = "auto"  # "cpu", "cuda", "cuda:1", ...
+    devices: int = 1  # processes that share the batch, each on its own GPU if there are any
+
 
 @dataclass(frozen=True)
 class PretrainResult:
-    """What pretraining made.
+    """The result of `pretrain`.
 
     Attributes:
         encoder: the pretrained encoder, on the CPU; its features have mean 0 and SD 1 over the frames.
         path: its checkpoint directory.
-        probes: scores of the linear probes on the last checkpoint, by label.
-        control: the same for the encoder that it started from.
-        health: numbers of `rlpre.measure.health.Health` of the last checkpoint: of "features", and by the names of
-            objectives that compare projections of those.
+        probes: scores of the linear probes at the last checkpoint, by label.
+        control: the same for the encoder that pretraining started from.
+        health: fields of `rlpre.evaluation.health.Health` at the last checkpoint, for "features" and for each objective
+            that compares projections of them.
         fresh: the same for fresh weights.
         collapse: what has collapsed, and how; None if nothing has.
-        seconds: wall-clock time spent in this call; near 0 if everything was there already.
+        metrics: of the last batch, by "OBJECTIVE/METRIC"; each objective has a "loss", most have an "accuracy".
+        seconds: wall-clock time of this call; near 0 if the pretraining was complete before.
     """
 
     encoder: AnyEncoder
@@ -45,6 +83,7 @@ class PretrainResult:
     health: Parts
     fresh: Parts
     collapse: str | None
+    metrics: dict[str, float]
     seconds: float
 
 
@@ -62,30 +101,26 @@ def pretrain(
     keep: Collection[int] = (),
     **changes: Any,
 ) -> PretrainResult:
-    """Pretrains an encoder on frames; killed and called again it goes on and ends with the same weights, bit for bit.
+    """Pretrains an encoder on frames.
 
-    At each checkpoint features and projections are compared with those of fresh weights (`rlpre.measure.health`): if
-    they have collapsed, a warning says how, or the run ends.
+    A pretraining that was killed goes on when called again and ends with the same weights, bit for bit: every step
+    draws its randomness from (seed, step). At each checkpoint features and projections are compared with those of
+    fresh weights (`rlpre.evaluation.health`); if they have collapsed, a warning says how, or the run ends.
 
-    Every step draws its randomness from (seed, step) alone, so the state to resume from is the weights, the optimiser
-    and a step number.
-
-    With ``devices=N``, N processes share the batch out (DDP): loss and weights are those of one process up to rounding,
-    heads, negatives and batch statistics being those of the whole batch; only batch normalisation inside an encoder
-    sees its own part alone. The processes are spawned here, so that a script, a test and a function call work alike,
-    and the calling script needs the usual ``if __name__ == "__main__":``. Started by torchrun or Slurm with N tasks,
-    no process is spawned: those there are join.
+    With ``devices=N``, N processes share each batch (DDP). Loss and weights are those of one process up to rounding,
+    except that batch normalisation inside an encoder sees one process's part only. The processes are spawned here, so
+    the calling script needs the usual ``if __name__ == "__main__":``. Under torchrun or Slurm with N tasks the existing
+    processes are used.
 
     Args:
         frames: what to learn from.
         out: directory for the checkpoint (``config.json``, ``model.safetensors``), the TensorBoard log and the state.
-        encoder: an architecture's name, or an encoder whose weights to start from; it is copied, never changed. A
-            `SequenceEncoder` is always given, with its vision, which stays as it is.
+        encoder: an architecture's name, or an encoder to start from, which is copied. To pretrain a `SequenceEncoder`,
+            give one; its encoder of frames stays frozen.
         config: settings; default ``PretrainConfig()``.
         report: called with the number of steps so far; with several devices in another process, so it must be a
             function of a module.
-        keep: steps after which the encoder stays as it is then, a checkpoint in ``step-<number>`` below ``out``; 0: as
-            it starts. They belong to one run: the learning rate follows the whole of its steps.
+        keep: steps after which a copy of the encoder is saved in ``step-<number>`` below ``out``; 0: before the first.
         **changes: single settings that replace those of ``config``, as ``objective="jigsaw"``.
 
     Returns:
@@ -93,15 +128,16 @@ def pretrain(
 
     Raises:
         RlpreError: for unknown settings, frames without what the objective learns from, an encoder that does not fit
-            the frames, a directory that holds another pretraining, a missing device, a process that was lost, a loss
-            that is not finite (the last checkpoint stays), or a collapse with ``collapse="stop"``.
+            the frames, a directory with another pretraining or with an encoder that it did not make, a missing device,
+            a process that was lost, a loss that is not finite (the last checkpoint stays), an encoder that gets no
+            gradient, or a collapse with ``collapse="stop"``.
     """
     known = {field.name for field in fields(PretrainConfig)}
     for name in changes.keys() - known:
         raise RlpreError(f"pretraining has no setting {name!r}: it has {', '.join(sorted(known))}")
     start = None if isinstance(encoder, str) else encoder
     if encoder is not None:
-        changes["encoder"] = encoder if isinstance(encoder, str) else getattr(encoder, encoder.design)
+        changes["encoder"] = encoder if isinstance(encoder, str) else encoder.name
     config = replace(config or PretrainConfig(), **changes)
     _check(config)
     began = time.perf_counter()
@@ -112,17 +148,294 @@ def pretrain(
     return PretrainResult(pretrained, Path(out), **reports, seconds=time.perf_counter() - began)
 
 
+class Pretext(nn.Module):
+    """Encoder and objective as one module with one forward pass, as DDP needs; see `Views` for rank and world."""
+
+    def __init__(self, encoder: AnyEncoder, objective: WeightedSum, rank: int = 0, world: int = 1) -> None:
+        super().__init__()
+        self.encoder, self.objective, self.rank, self.world = encoder, objective, rank, world
+
+    def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """Returns the loss and the metrics of a batch."""
+        loss, metrics = self.objective(batch.views(self.encoder, self.rank, self.world))
+        return loss, metrics
+
+
+class Pretraining:
+    """One pretraining in one of its processes; only the first process measures and writes.
+
+    Args: as `pretrain`, but a launched ``fabric``, and as ``start`` an encoder to copy, or None for fresh weights.
+    """
+
+    def __init__(
+        self,
+        fabric: "Fabric",
+        frames: FrameStore,
+        start: AnyEncoder | None,
+        out: Path,
+        config: PretrainConfig,
+        report: Callable[[int], None] = quiet,
+        keep: Collection[int] = (),
+    ) -> None:
+        self.fabric, self.frames, self.out, self.config, self.report = fabric, frames, out, config, report
+        self.keep = keep
+        torch.manual_seed(config.seed)
+        encoder = first_encoder(frames, start, config)
+        objective = make_objective(config.objective, encoder, frames)
+        self.reader: Any = make_reader(frames, encoder, None if objective.single else config.gap, fabric.device)
+        self.pretext = Pretext(encoder, objective, fabric.global_rank, fabric.world_size)
+        trained = [parameter for parameter in self.pretext.parameters() if parameter.requires_grad]
+        optimizer = torch.optim.AdamW(trained, lr=config.lr, weight_decay=config.weight_decay)
+        self.model, self.optimizer = fabric.setup(self.pretext, optimizer)
+        self.identity = {name: value for name, value in asdict(config).items() if name not in IRRELEVANT}
+        self.identity |= {"features": encoder.num_features, "frames": frames.hash}
+        self.identity["start"] = start.fingerprint() if start else None
+        self.step = 0
+        self.saved: str | None = None  # fingerprint of the encoder in the directory
+        self.reports: Reports = {"collapse": None}  # the others come with the first checkpoint
+
+    def run(self) -> Reports:
+        """Resumes if there is a state, then trains to the last step; returns what the last checkpoint measured."""
+        self._resume()
+        self._stop_if_collapsed()
+        self._check_keep()
+        if self.step < self.config.steps:
+            with TensorBoard(self.out, self.step) if self.fabric.is_global_zero else nullcontext() as board:
+                if board and self.step == 0:
+                    self._begin()
+                self._train(board)
+        return self.fabric.broadcast(self.reports)  # the others wait for the first one's files
+
+    def _check_keep(self) -> None:
+        for step in self.keep:
+            path = step_directory(self.out, step)
+            missed = 0 < self.step >= step and not path.exists()
+            if missed or not 0 <= step <= self.config.steps:
+                raise RlpreError(
+                    f"step {step} cannot be kept: {self.out} is at step {self.step} of {self.config.steps}; keep steps "
+                    "that are still to come, or choose another directory"
+                )
+            if (path / CONFIG).exists() and read_json(path / CONFIG).get("pretraining") != self._origin(step):
+                raise RlpreError(
+                    f"{path} holds an encoder that this pretraining did not make: choose another directory"
+                )
+
+    def _begin(self) -> None:
+        """Measures the encoder that training starts from, and fresh weights."""
+        encoder, config = self.pretext.encoder, self.config
+        self.reports["control"] = linear_probe(encoder, self.reader)
+        self.reports["fresh"] = fresh_health(encoder, config.objective, self.reader, config.seed)
+        write_json(self.out / "run.json", {"configuration": self.identity, **provenance()})
+        self._keep()
+
+    def _train(self, board: TensorBoard | None) -> None:
+        """The loop; every step draws its randomness from (seed, step)."""
+        config = self.config
+        self.model.train()
+        metrics: dict[str, Tensor] = {}
+        with Progress(f"pretrain {config.objective}", self.step, config.steps, silent=board is None) as progress:
+            while self.step < config.steps:
+                torch.manual_seed(config.seed * SEED_STRIDE + self.step)
+                batch = self.reader.draw(config.batch, np.random.default_rng((config.seed, self.step)))
+                previous, metrics = metrics, self.update(batch)
+                self._refuse_nan(previous)  # one step late, so that a GPU is never waited for
+                self._refuse_untrained()
+                self.step += 1
+                checkpoint = self.step == config.steps or self.step % config.checkpoint_every == 0
+                if checkpoint:
+                    self._refuse_nan(metrics)
+                progress.update(self.step, metrics)
+                if board:
+                    self._keep()
+                    self.report(self.step)
+                    if self.step % LOG_EVERY == 0:
+                        rate = self.optimizer.param_groups[0]["lr"]
+                        board.curves(self.step, metrics, rate, config.batch * self.reader.reads)
+                    if checkpoint:
+                        self._checkpoint(board, batch, metrics)
+
+    def update(self, batch: AnyBatch) -> dict[str, Tensor]:
+        """One optimiser step on a batch; returns the metrics, each objective's loss among them."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.config.lr * rate_factor(self.step, self.config.steps, self.config.warmup)
+        loss, metrics = self.model(batch)
+        self.fabric.backward(loss)
+        self.fabric.clip_gradients(self.model, self.optimizer, max_norm=self.config.clip, error_if_nonfinite=False)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.pretext.objective.after_step(self.pretext.encoder)
+        return cast(dict[str, Tensor], metrics)
+
+    def _checkpoint(self, board: TensorBoard, batch: AnyBatch, metrics: dict[str, Tensor]) -> None:
+        """Measures and draws the encoder, then saves it and the state to resume from."""
+        self.model.eval()
+        encoder = self._finished()
+        self.reports["metrics"] = {name: float(value) for name, value in metrics.items()}
+        health = measure_health(self.pretext.encoder, self.pretext.objective, self.reader, self.config.seed)
+        self.reports |= {"probes": linear_probe(encoder, self.reader), "health": health}
+        self.reports["collapse"] = explain_collapse(health, self.reports["fresh"], metrics)
+        board.measurements(self.step, self.reports)
+        with not_fatal("pictures", self.step):
+            board.pictures(self.step, self.pretext, encoder, batch)
+        if self.step == self.config.steps:
+            with not_fatal("the projector's features", self.step):
+                board.embedding(self.step, partial(self.reader.encode, encoder), self.frames)
+        self.model.train()
+        self._save(encoder)
+        self._stop_if_collapsed()
+
+    def _keep(self) -> None:
+        if self.step in self.keep:
+            encoder = self._finished()
+            encoder.pretraining = self._origin(self.step)
+            encoder.save(step_directory(self.out, self.step))
+
+    def _origin(self, step: int) -> dict[str, Any]:
+        """What an encoder saved after ``step`` says of how its weights were made."""
+        return {**self.identity, "step": step}
+
+    def _finished(self) -> AnyEncoder:
+        """The encoder as users get it: a copy whose features have mean 0 and SD 1 over the frames."""
+        encoder = copy.deepcopy(self.pretext.encoder).eval()
+        rows = self.frames.sample(STANDARD_ROWS, np.random.default_rng(self.config.seed))
+        encoder.standardise(self.reader.encode(encoder, rows))
+        return encoder
+
+    def _refuse_nan(self, metrics: dict[str, Tensor]) -> None:
+        broken = [name for name, value in metrics.items() if name.endswith("/loss") and not torch.isfinite(value)]
+        if broken:
+            raise RlpreError(
+                f"the loss of objective {broken[0].removesuffix('/loss')!r} is not finite near step {self.step}: lower "
+                f"lr={self.config.lr:g}; the last good checkpoint stays in {self.out}"
+            )
+
+    def _refuse_untrained(self) -> None:
+        """Checks after the first update that the encoder got a gradient; AdamW has a state for what it has updated."""
+        if self.step == 0 and not any(weight in self.optimizer.state for weight in self.pretext.encoder.parameters()):
+            raise RlpreError(
+                f"objective {self.config.objective!r} trains nothing: no gradient reaches a weight of encoder "
+                f"{self.config.encoder!r}; does its forward detach, or has it only buffers?"
+            )
+
+    def _stop_if_collapsed(self) -> None:
+        if self.reports["collapse"] and self.config.collapse == "stop":
+            raise RlpreError(
+                f"{self.reports['collapse']}; stopped after step {self.step}, the checkpoint is in {self.out}: "
+                "choose another objective or a lower lr, or go on with collapse='warn'"
+            )
+
+    def _save(self, encoder: AnyEncoder) -> None:
+        """Saves the state, then the encoder; the state lists which encoders may be in the directory, in this order."""
+        encoder.pretraining = {**self._origin(self.step), **self.reports}
+        content: dict[str, Any] = {"identity": self.identity, "step": self.step, "reports": self.reports}
+        content["encoders"] = [self.saved, encoder.fingerprint()]
+        buffer = io.BytesIO()
+        torch.save({"model": self.pretext.state_dict(), "optimizer": self.optimizer.state_dict(), **content}, buffer)
+        write_bytes(self.out / STATE, buffer.getbuffer())
+        encoder.save(self.out)
+        self.saved = content["encoders"][-1]
+
+    def _saved_fingerprint(self) -> str | None:
+        """Identifies the encoder in the directory; None if there is none."""
+        if not all((self.out / name).exists() for name in (CONFIG, WEIGHTS)):
+            return None
+        try:
+            return type(self.pretext.encoder).load(self.out).fingerprint()
+        except RlpreError as error:
+            raise RlpreError(f"{self.out} holds another encoder ({error}): choose another directory") from error
+
+    def _resume(self) -> None:
+        if not (self.out / STATE).exists():
+            if (self.out / CONFIG).exists():
+                raise RlpreError(f"{self.out} holds an encoder, but no pretraining to resume: choose another directory")
+            return
+        state = read_state(self.out, self.fabric.device)
+        for name, value in self.identity.items():
+            if state["identity"].get(name) != value:
+                raise RlpreError(
+                    f"{self.out} holds a pretraining with {name}={state['identity'].get(name)!r}, asked for {value!r}: "
+                    "choose another directory"
+                )
+        try:
+            self.pretext.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            raise RlpreError(f"{self.out / STATE} is of another version of rlpre: choose another directory") from error
+        self.step, self.reports = state["step"], state["reports"]
+        self.saved = self._saved_fingerprint()
+        if self.saved not in (None, *state["encoders"]):
+            raise RlpreError(
+                f"the encoder in {self.out} is not the one that this pretraining saved there: move it away, or choose "
+                "another directory"
+            )
+        if self.saved != state["encoders"][-1] and self.fabric.is_global_zero:  # killed before it was saved
+            self._save(self._finished())
+
+
+def step_directory(path: Path, step: int) -> Path:
+    """Where the pretraining in the directory ``path`` saves the encoder of a step that it was asked to keep."""
+    return path / f"step-{step}"
+
+
+def read_state(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
+    """Reads what the pretraining in the directory ``path`` resumes from, the weights of its heads among it.
+
+    Raises:
+        RlpreError: if there is none, or the file is damaged.
+    """
+    try:
+        return cast(dict[str, Any], torch.load(path / STATE, map_location=device, weights_only=True))
+    except Exception as error:
+        raise RlpreError(f"{path / STATE} cannot be read ({error}): remove {path} to begin again") from error
+
+
+def first_encoder(frames: FrameStore, start: AnyEncoder | None, config: PretrainConfig) -> AnyEncoder:
+    """A trainable copy of ``start`` (the encoder of frames in a sequence encoder stays frozen), or fresh weights.
+
+    Raises:
+        RlpreError: if ``start`` does not read such frames or has another number of features than ``config`` asks for.
+    """
+    if start is None:
+        arguments = {} if config.features is None else {"features": config.features}
+        return Encoder(config.encoder, InputSpec(tuple(frames.space.shape)), **arguments)  # type: ignore[arg-type]
+    vision = start if isinstance(start, Encoder) else start.frames
+    try:
+        vision.input.check(frames.space)
+    except RlpreError as error:
+        raise RlpreError(f"the encoder to start from does not fit {frames.path}: {error}") from error
+    if config.features not in (None, start.num_features):
+        raise RlpreError(
+            f"the encoder to start from has {start.num_features} features, asked for {config.features}: leave them out"
+        )
+    with torch.random.fork_rng(devices=[]):
+        encoder = type(start).from_config(start.config)  # not a copy: a plug turns frozen weights into buffers
+    encoder.load_state_dict(start.state_dict())
+    return encoder
+
+
+def rate_factor(step: int, steps: int, warmup: float) -> float:
+    """Factor on the learning rate: rises linearly over the share ``warmup`` of the steps, then a cosine to 0."""
+    rising = max(1, round(warmup * steps))
+    if step < rising:
+        return (step + 1) / rising
+    return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
+
+
 def _check(config: PretrainConfig) -> None:
     at_least(config, features=1, steps=1, batch=2, gap=1, seed=0, checkpoint_every=1, devices=1)
+    at_least(config, weight_decay=0, warmup=0)
+    for name in ("lr", "clip"):
+        if not 0 < getattr(config, name) < math.inf:
+            raise RlpreError(f"{name} is {getattr(config, name)}: it must be a number above 0, or nothing is trained")
     lookup("reaction to a collapse", config.collapse, dict.fromkeys(get_args(Reaction)))
     if config.batch % config.devices:
-        raise RlpreError(f"a batch of {config.batch} cannot be shared out to {config.devices} devices: use a multiple")
+        raise RlpreError(f"a batch of {config.batch} cannot be shared by {config.devices} devices: use a multiple")
     if config.devices > 1 and resolve_device(config.device).index is not None:
         raise RlpreError(f"device {config.device!r} is one, but devices={config.devices}: leave out its number")
 
 
 def _fabric(config: PretrainConfig) -> "Fabric":
-    """Devices and precision; whether processes are there already (torchrun, Slurm) or must be spawned."""
+    """Devices, precision, and whether processes exist already (torchrun, Slurm) or must be spawned."""
     from lightning_fabric import Fabric
     from lightning_fabric.plugins.environments.slurm import SLURMEnvironment
     from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvironment
@@ -138,13 +451,13 @@ def _fabric(config: PretrainConfig) -> "Fabric":
             strategy="auto" if config.devices == 1 else "ddp" if launched else "ddp_spawn",
             precision="bf16-mixed" if half else "32-true",
         )
-    except Exception as error:  # Fabric's own classes, one per reason
+    except Exception as error:  # Fabric has a class of its own for each reason
         raise RlpreError(f"devices={config.devices} cannot be used here ({error}): ask for fewer") from error
 
 
 def _work(fabric: "Fabric", **task: Any) -> Reports:
     """What every process does."""
-    return Run(fabric, **task).finish()
+    return Pretraining(fabric, **task).run()
 
 
 def _launch(fabric: "Fabric", work: "partial[Reports]") -> Reports:
@@ -155,13 +468,17 @@ def _launch(fabric: "Fabric", work: "partial[Reports]") -> Reports:
         try:
             pickle.dumps(work.keywords["report"])
         except (pickle.PicklingError, AttributeError, TypeError) as error:
-            raise RlpreError(f"report cannot travel to other processes ({error}): give a module's function") from error
+            raise RlpreError(f"report cannot be sent to other processes ({error}): give a module's function") from error
     try:
-        reports: Reports = fabric.launch(work)
+        return cast(Reports, fabric.launch(work))
     except (ProcessExitedException, ProcessRaisedException) as error:
         text = str(error).strip()
         _, ours, sentence = text.rpartition(f"{RlpreError.__module__}.{RlpreError.__qualname__}: ")
-        why = text.splitlines()[-1]
-        lost = f"a process of the pretraining was lost ({why}): the same call goes on from its last checkpoint"
+        lost = (
+            f"a process of the pretraining was lost ({text.splitlines()[-1]}): the same call goes on from its last "
+            "checkpoint"
+        )
         raise RlpreError(sentence if ours else lost) from error
-    return reports
+
+
+Run, kept, rate, UNRELATED = Pretraining, step_directory, rate_factor, IRRELEVANT  # ALIAS

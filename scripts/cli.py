@@ -10,7 +10,7 @@ from typing import Any
 import tyro
 
 from rlpre import RlpreError
-from rlpre.cluster import cluster
+from rlpre.compare.executors import cluster
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Where:
     workers: int | None = None
     """Runs at a time, default one per core; on a cluster, what the cores of each machine are shared by."""
     dask: str | None = None
-    """Address of a dask scheduler, such as tcp://host:8786, whose workers run them; `rlpre.cluster` says how to start
+    """Address of a dask scheduler, such as tcp://host:8786; `rlpre.compare.executors.cluster` says how to start
     them. They must see the results directory under the same path."""
     gpus: float = 0
     """What each run takes of the resource GPU of dask workers: 1, or 0.25 for four runs on one."""

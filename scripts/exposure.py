@@ -5,8 +5,7 @@ from typing import Annotated
 
 import tyro
 
-from agents.exposure import expose
-from agents.exposure_presets import EXPOSURES
+from agents.exposure import EXPOSURES, expose
 from cli import Where, run
 
 Preset = tyro.extras.subcommand_type_from_defaults(EXPOSURES)
@@ -17,16 +16,16 @@ def main(
     out: Path = Path("runs/exposure"),
     where: tyro.conf.OmitArgPrefixes[Where] = Where(),  # noqa: B008 (frozen)
 ) -> None:
-    """Answers how much worse a cloned policy acts on its own than after its expert, and what cures it.
+    """Measures how much worse a cloned policy acts on its own than in its expert's contexts, and what corrects it.
 
     Args:
-        study: a preset, any part of which can be set.
-        out: results directory; an interrupted study there goes on.
+        study: a preset; every setting of it can be changed.
+        out: results directory; an interrupted study there is resumed.
         where: processes of this machine, or a cluster.
     """
     with where.executor() as executor:
         print(expose(study, out, where.workers, executor))
-    print(f"page: {out}/runs/report.html   figures: {out}/runs/results.json   tensorboard --logdir {out}")
+    print(f"page: {out}/runs/report.html   numbers: {out}/runs/summary.json   tensorboard --logdir {out}")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import tyro
 
 import rlpre
 from cli import run
+from rlpre.callbacks import describe
 
 
 def main(
@@ -23,7 +24,7 @@ def main(
     window: int = 32,
     config: Annotated[rlpre.PretrainConfig, tyro.conf.arg(name="")] = rlpre.PretrainConfig(),  # noqa: B008 (frozen)
 ) -> None:
-    """Pretrains an encoder and prints what can be read from it linearly.
+    """Pretrains an encoder and prints loss, accuracy and what can be read linearly from its features.
 
     Args:
         frames: directory of a frame store, see collect.py.
@@ -41,6 +42,10 @@ def main(
     result = rlpre.pretrain(store, out=out, encoder=first, config=config)
     encoder = result.encoder
     print(f"{result.path}: {encoder.pretraining['encoder']}, {encoder.num_features} features, {result.seconds:.0f} s")
+    print(f"last batch: {describe(result.metrics)}")
+    if not result.probes:
+        print("no linear probe: the frames have no labels that it could predict")
+        return
     print(f"{'linear probe':<16}{'pretrained':>12}{'before':>12}")
     for name, score in result.probes.items():
         print(f"{name:<16}{score:>12.3f}{result.control.get(name, float('nan')):>12.3f}")

@@ -5,8 +5,7 @@ from typing import Annotated
 
 import tyro
 
-from agents.transfer import transfer
-from agents.transfer_presets import TRANSFERS
+from agents.transfer import TRANSFERS, transfer
 from cli import Where, run
 
 Preset = tyro.extras.subcommand_type_from_defaults(TRANSFERS)
@@ -17,16 +16,16 @@ def main(
     out: Path = Path("runs/transfer"),
     where: tyro.conf.OmitArgPrefixes[Where] = Where(),  # noqa: B008 (frozen)
 ) -> None:
-    """Answers which pretraining helps which task, which one harms, and whether it should have stopped earlier.
+    """Measures which pretraining helps which task, which one harms, and whether it should have stopped earlier.
 
     Args:
-        study: a preset, any part of which can be set.
-        out: results directory; an interrupted study there goes on.
+        study: a preset; every setting of it can be changed.
+        out: results directory; an interrupted study there is resumed.
         where: processes of this machine, or a cluster.
     """
     with where.executor() as executor:
         print(transfer(study, out, where.workers, executor))
-    print(f"curves: {out}/runs/transfer.png   figures: {out}/runs/results.json   tensorboard --logdir {out}")
+    print(f"page: {out}/runs/report.html   numbers: {out}/runs/summary.json   tensorboard --logdir {out}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A tiny level, its demonstrations and a small encoder, for tests of what is cloned."""
+"""A tiny level, its demonstrations and small encoders, for tests of cloned policies."""
 
 from dataclasses import replace
 from functools import cache
@@ -9,17 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from agents.clone import CloneConfig, judge
-from agents.episodes import Episodes
-from agents.policy import SequencePolicy
-from envs.demos import demonstrations, stored
-from envs.trials import expert, play, train_seeds
+from agents.cloning import CloneConfig, Episodes, SequencePolicy, loss_and_agreement
+from envs.minigrid.demos import demonstrations, stored
+from envs.minigrid.trials import expert, layout_seeds, play
 from rlpre import Encoder, FrameStore, InputSpec, SequenceEncoder, Vocabulary
 
 LEVEL = "BabyAI-GoToObj-v0"
 SHORT = CloneConfig(steps=60, lr=3e-3, check_every=10, device="cpu")
 
-HOME = TemporaryDirectory()  # goes with the process
+HOME = TemporaryDirectory()  # removed with the process
 
 
 def home() -> Path:
@@ -43,17 +41,17 @@ def small(backbone: str = "gru", actions: int = 7, features: int = 128, **argume
 
 @cache
 def perfect(count: int = 6) -> tuple[SequencePolicy, list[int]]:
-    """A policy that has the expert's actions by heart, and the seeds of the episodes that it knows."""
-    seeds = train_seeds(LEVEL, count)
+    """A policy that has learned the expert's actions by heart, and the seeds of these episodes."""
+    seeds = layout_seeds(LEVEL, "train", count)
     policy = SequencePolicy(small())
     store = stored(play(LEVEL, seeds, expert()), LEVEL, home() / "known")
     batch = Episodes.read(store, policy.encoder).batch(np.arange(count))
     optimizer = torch.optim.Adam(policy.parameters(), lr=3e-3)
     for _ in range(200):
-        loss, agreement = judge(policy, batch, replace(SHORT, label_smoothing=0), 0.0, torch.Generator())
+        loss, agreement = loss_and_agreement(policy, batch, replace(SHORT, label_smoothing=0), 0.0, torch.Generator())
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
     assert agreement == 1
-    policy.head.weight.data *= 10  # without doubt
+    policy.head.weight.data *= 10  # makes it sure
     return policy.eval(), seeds

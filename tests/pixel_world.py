@@ -6,6 +6,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import pytest
 import torch
 from gymnasium import spaces
 from sb3_contrib import QRDQN, MaskablePPO, RecurrentPPO
@@ -15,7 +16,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch import Tensor, nn
 
-from rlpre.encoders import Encoder, InputSpec, SequenceEncoder
+from rlpre.encoders import ARCHITECTURES, Encoder, InputSpec, SequenceEncoder
 
 FRAME = InputSpec((3, 36, 36))
 OFF_POLICY = {"buffer_size": 200, "learning_starts": 4, "train_freq": 2, "batch_size": 8, "tau": 0.005}
@@ -48,20 +49,33 @@ WAYS: dict[str, dict[str, Any]] = {
 def dict_space(seed: int | None = None, **others: spaces.Space[Any]) -> spaces.Dict:
     """Frames and three more keys, and ``others``."""
     parts = {"direction": spaces.Discrete(4), "mission": spaces.MultiBinary((2, 3))}
-    return spaces.Dict({"image": FRAME.space, "velocity": spaces.Box(-1, 1, (2, 2)), **parts, **others}, seed=seed)
+    velocity = spaces.Box(-1, 1, (2, 2))
+    return spaces.Dict({"image": FRAME.space, "velocity": velocity, **parts, **others}, seed=seed)
 
 
 class Quadrant(gym.Env[Any, Any]):
     """One quadrant of a noisy frame is bright; reward 1 for naming it; truncated after ``length`` steps.
 
     With ``continuous`` actions, reward is how far their two numbers point to it. With ``parts``, observations are a
-    Dict: the frame is its "image", the other keys are noise. The quadrant after the bright one is masked.
+    Dict: the frame is its "image", the other keys are noise. With ``last``, channels are. The quadrant after the
+    bright one is masked.
     """
 
-    def __init__(self, length: int = 6, noise: int = 60, continuous: bool = False, parts: bool = False) -> None:
+    def __init__(
+        self,
+        length: int = 6,
+        noise: int = 60,
+        continuous: bool = False,
+        parts: bool = False,
+        last: bool = False,
+        dtype: type = np.uint8,
+    ) -> None:
         self.action_space = spaces.Box(-1, 1, (2,), np.float32) if continuous else spaces.Discrete(4)
         self.observation_space: spaces.Space[Any] = dict_space(seed=0) if parts else FRAME.space
-        self.length, self.noise = length, noise
+        self.length, self.noise, self.last, self.dtype = length, noise, last, dtype
+        if last or dtype is not np.uint8:
+            image = spaces.Box(0, 255, (36, 36, 3) if last else FRAME.shape, dtype)
+            self.observation_space = dict_space(seed=0, image=image) if parts else image
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
@@ -89,7 +103,7 @@ class Quadrant(gym.Env[Any, Any]):
         frame = self.np_random.integers(0, self.noise + 1, FRAME.shape, dtype=np.uint8)
         row, column = divmod(self.quadrant, 2)
         frame[:, 18 * row : 18 * row + 18, 18 * column : 18 * column + 18] += 180
-        return frame
+        return (frame.transpose(1, 2, 0) if self.last else frame).astype(self.dtype)
 
 
 class Recall(Quadrant):
@@ -134,13 +148,27 @@ def plain(encoder: Encoder | Path, **others: Any) -> dict[str, Any]:
     return {**extractor, "normalize_images": False, **others}
 
 
-def odd_encoder() -> Encoder:
+def odd_encoder(shift: float = 0.0) -> Encoder:
     """An encoder whose weights no initialisation gives: half of an orthogonal start, shifted."""
     torch.manual_seed(0)
     encoder = Encoder("cnn", FRAME, features=16)
     with torch.no_grad():
         for parameter in encoder.parameters():
-            parameter.mul_(0.5).add_(0.01)
+            parameter.mul_(0.5).add_(0.01).add_(shift)
+    return encoder
+
+
+def normed_encoder(monkeypatch: pytest.MonkeyPatch) -> Encoder:
+    """Two stages with batch norm and dropout, whose running statistics are not those of the task."""
+
+    def layers(channels: int, height: int, width: int) -> list[nn.Module]:
+        first = nn.Sequential(nn.Conv2d(channels, 4, kernel_size=12, stride=12), nn.BatchNorm2d(4), nn.ReLU())
+        return [first, nn.Sequential(nn.Dropout(0.5), nn.Flatten(), nn.Linear(36, 8), nn.BatchNorm1d(8))]
+
+    monkeypatch.setitem(ARCHITECTURES, "normed", layers)
+    torch.manual_seed(0)
+    encoder = Encoder("normed", FRAME)
+    encoder.train()(torch.randint(0, 256, (8, *FRAME.shape)))
     return encoder
 
 
@@ -164,7 +192,7 @@ def build(
     **arguments: Any,
 ) -> BaseAlgorithm:
     """A small model on the quadrant task, or on ``venv``."""
-    settings = {**TINY[algorithm], "seed": seed, "device": "cpu", **arguments}
+    settings = {**TINY.get(algorithm, {"n_steps": 8, "batch_size": 8}), "seed": seed, "device": "cpu", **arguments}
     policy += "LstmPolicy" if algorithm is RecurrentPPO else "Policy"
     heads = {**HEADS.get(algorithm, {}), **policy_kwargs}
     return algorithm(policy, worlds_for(algorithm) if venv is None else venv, policy_kwargs=heads, **settings)

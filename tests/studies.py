@@ -7,7 +7,7 @@ import numpy as np
 
 from rlpre.compare.runner import FORMAT, Run
 from rlpre.compare.summary import Metric, Record, read_results
-from rlpre.files import write_json
+from rlpre.utils import write_json
 
 STEPS = np.arange(1000, 10_001, 1000)
 METRIC = Metric({"scratch": 0, "random": 0, "jigsaw": 500, "best": 60_000}, answer="best", controls=["random"])

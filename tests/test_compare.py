@@ -18,7 +18,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 import rlpre
 from rlpre import Arm, Backbone, Encoder, PretrainConfig, RlpreError, SequenceEncoder
-from rlpre.files import read_json
+from rlpre.utils import read_json
 
 ROOT = Path(__file__).parents[1]
 PPO = {"n_steps": 16, "batch_size": 32, "n_epochs": 1, "device": "cpu", "policy_kwargs": {"net_arch": [8]}}

@@ -23,7 +23,7 @@ from rlpre.compare import executors
 from rlpre.compare.executors import cluster
 from rlpre.compare.runner import Run, run_study
 from rlpre.errors import RlpreError
-from rlpre.files import read_json
+from rlpre.utils import read_json
 
 ROOT = Path(__file__).parents[1]
 WORLD = "MiniGrid-Empty-5x5-v0"

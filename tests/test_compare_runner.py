@@ -21,7 +21,7 @@ from stable_baselines3.common.env_util import make_vec_env
 from rlpre.compare import runner
 from rlpre.compare.runner import Row, Run, finished_runs, read_rows, run_study
 from rlpre.errors import RlpreError
-from rlpre.files import read_json
+from rlpre.utils import read_json
 
 STEPS = {"here": 100}
 

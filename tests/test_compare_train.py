@@ -19,7 +19,7 @@ import envs
 from agents.presets import AGENTS, PPOConfig, TrainConfig
 from rlpre import Backbone, EncodedVecEnv, Encoder, HistoryVecEnv, InputSpec, RlpreError, SequenceEncoder
 from rlpre.compare.train import EPISODE_STEPS, EPISODES, SIDE, train
-from rlpre.files import read_json
+from rlpre.utils import read_json
 
 ROOT = Path(__file__).parents[1]
 TINY = TrainConfig(

@@ -18,9 +18,8 @@ from torch.multiprocessing import ProcessRaisedException
 
 import rlpre
 from rlpre import Encoder, FrameStore, PretrainConfig, RlpreError
-from rlpre.loop import Run
-from rlpre.measure.probe import encode
-from rlpre.pretrain import _launch, quiet
+from rlpre.features import encode
+from rlpre.pretrain import Pretraining, _launch, quiet
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "pretrain.py"
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -31,18 +30,18 @@ LOST = "a process of the pretraining was lost"
 
 def updates(fabric: Fabric, frames: FrameStore, out: Path) -> list[dict[str, float]]:
     """Three updates: the metrics of each; the gradients that the optimiser sees go into ``out``."""
-    run = Run(fabric, frames, None, out, PretrainConfig(objective=OBJECTIVE, features=32, batch=32), quiet)
+    run = Pretraining(fabric, frames, None, out, PretrainConfig(objective=OBJECTIVE, features=32, batch=32))
     weights = [weight for weight in run.pretext.parameters() if weight.requires_grad]
     seen: list[npt.NDArray[np.float32]] = []
     run.optimizer.optimizer.register_step_pre_hook(lambda *_: seen.extend(w.grad.numpy().copy() for w in weights))
-    told = []
+    metrics = []
     for run.step in range(3):
         torch.manual_seed(run.step)
         batch = run.reader.draw(32, np.random.default_rng(run.step))
-        told.append({name: float(value) for name, value in run.update(batch).items()})
+        metrics.append({name: float(value) for name, value in run.update(batch).items()})
     if fabric.is_global_zero:
         np.savez(out / f"{fabric.world_size}.npz", *seen)
-    return told
+    return metrics
 
 
 def test_two_processes_give_the_losses_and_gradients_of_one(doorkey: FrameStore, tmp_path: Path) -> None:
@@ -76,7 +75,7 @@ def test_a_lost_process_is_named_and_torchrun_goes_on_to_the_weights_of_one_proc
     start.save(tmp_path / "start")
     given = (doorkey.path, tmp_path / "two", f"--start={tmp_path / 'start'}")
     process = script(*given, "--checkpoint-every=4")
-    while not (tmp_path / "two" / "state.ckpt").exists():
+    while not (tmp_path / "two" / "config.json").exists():
         assert process.poll() is None
         time.sleep(0.01)
     os.kill(workers(process)[1], signal.SIGKILL)
@@ -97,8 +96,8 @@ def test_a_lost_process_is_named_and_torchrun_goes_on_to_the_weights_of_one_proc
 
 def fail(fabric: Fabric, error: Exception, report: object) -> None:
     """Ends as a launcher does when a spawned process ended with ``error``."""
-    told = "".join(traceback.format_exception(error))
-    raise ProcessRaisedException(f"\n\n-- Process 1 terminated with the following error:\n{told}", 1, 4711)
+    text = "".join(traceback.format_exception(error))
+    raise ProcessRaisedException(f"\n\n-- Process 1 terminated with the following error:\n{text}", 1, 4711)
 
 
 @pytest.mark.parametrize(

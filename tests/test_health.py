@@ -1,18 +1,18 @@
-"""Health of features: numbers by hand, and each collapse by its name."""
+"""Health of features: numbers by hand, and a name for each collapse."""
 
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from rlpre import Encoder, FrameStore, InputSpec, RlpreError, SequenceEncoder
-from rlpre.measure.health import Health, diagnose, effective_rank, encoder_health, health
-from rlpre.measure.probe import fresh
-from rlpre.objectives import FrameReader, WindowReader
+from rlpre.evaluation.health import Health, collapse_cause, conditioning, effective_rank, encoder_health, health
+from rlpre.evaluation.probes import fresh
+from rlpre.objectives import make_reader
 
-CPU = torch.device("cpu")
 N, DIM = 200, 16
 
 
@@ -33,12 +33,15 @@ def test_numbers_by_hand() -> None:
     assert found.effective_rank == found.centred_rank == pytest.approx(2)
     assert found.spread == pytest.approx(math.sqrt(2 / 3) * math.sqrt(2))  # variances are 2 / (4 - 1)
     assert (found.dead, found.inputs, found.dim) == (0, 4, 2)
-    wide = measured(torch.cat([noise(), torch.ones(N, DIM)], dim=1))
-    assert wide.dead == 0.5
+    assert measured(torch.cat([noise(), torch.ones(N, DIM)], dim=1)).dead == 0.5
+    stretched = torch.cat([3 * axes[:, :1], axes[:, 1:], torch.ones(4, 1)], dim=1)
+    found = conditioning(stretched)
+    assert (found.number, found.dimensions) == (pytest.approx(9), 2)
+    assert conditioning(torch.ones(4, 2)).number == math.inf
 
 
-def test_what_does_not_matter_and_what_does() -> None:
-    """Scale is no matter; a constant beside the features shows in all but the centred rank."""
+def test_scale_does_not_matter_and_a_constant_does() -> None:
+    """A constant beside the features shows in all measures except the centred rank."""
     plain, larger, lifted = (measured(features) for features in (noise(), 1000 * noise(), noise() + 30))
     assert larger.spread == pytest.approx(plain.spread)
     assert larger.effective_rank == pytest.approx(plain.effective_rank)
@@ -62,36 +65,30 @@ def test_what_does_not_matter_and_what_does() -> None:
 )
 def test_each_collapse_has_its_name(features: Tensor, cause: str | None) -> None:
     control = measured(noise() + 0.5)
-    assert diagnose(measured(features), control) == cause
-    assert diagnose(replace(measured(features), inputs=7), control) is None  # too few to tell
+    assert collapse_cause(measured(features), control) == cause
+    assert collapse_cause(replace(measured(features), inputs=7), control) is None  # too few
 
 
-def test_noise_on_a_constant_fools_the_centred_rank_and_its_own_control() -> None:
+def test_collapse_is_relative_to_fresh_weights_except_for_a_constant() -> None:
     noisy = measured(1 + noise(1e-3))
     assert noisy.centred_rank > 0.95 * DIM
     assert effective_rank(1 + noise(1e-3)) < 1.1
-    assert diagnose(noisy, noisy) == "constant and noise"
-
-
-def test_low_rank_is_no_collapse_where_fresh_weights_have_no_more() -> None:
+    assert collapse_cause(noisy, noisy) == "constant and noise"
     flat = measured(noise()[:, :2] @ torch.eye(2, DIM) + 1)
-    assert diagnose(flat, flat) is None
+    assert collapse_cause(flat, flat) is None
 
 
 def test_encoders_of_either_kind_are_measured_before_their_standardisation(doorkey: FrameStore) -> None:
     torch.manual_seed(0)
     vision = Encoder("cnn", InputSpec(doorkey.space.shape), features=32)
-    sequence = SequenceEncoder("gru", vision, doorkey.num_actions, width=16, window=4)
-    for encoder, reader in (
-        (vision, FrameReader(doorkey, vision, None, CPU)),
-        (sequence, WindowReader(doorkey, sequence, None, CPU)),
-    ):
+    for encoder in (vision, SequenceEncoder("gru", vision, doorkey.num_actions, width=16, window=4)):
+        reader = make_reader(doorkey, encoder)
         before, state = encoder_health(encoder, reader), torch.get_rng_state()
         assert before.dim == encoder.num_features
         assert before.inputs > 100
         assert 0 < before.alignment < 4
-        assert diagnose(before, encoder_health(fresh(encoder), reader)) is None
-        encoder.standardise(reader.encode(encoder, reader.distinct(torch.arange(len(doorkey)).numpy())))
+        assert collapse_cause(before, encoder_health(fresh(encoder), reader)) is None
+        encoder.standardise(reader.encode(encoder, reader.distinct(np.arange(len(doorkey)))))
         after = encoder_health(encoder, reader)
         assert after.spread == pytest.approx(before.spread, abs=1e-3)
         assert after.effective_rank == pytest.approx(before.effective_rank, abs=0.1)
@@ -104,5 +101,5 @@ def test_bad_input() -> None:
         measured(noise()[:1])
     broken = noise()
     broken[3, 0] = math.nan
-    with pytest.raises(RlpreError, match=r"the features to measure hold NaN or infinity in 1 of 200 rows"):
+    with pytest.raises(RlpreError, match=r"the features to measure hold NaN or infinity in 1 of 200 rows \(first: row"):
         measured(broken)

@@ -1,4 +1,4 @@
-"""What changes of frames do to features: on frames whose factors a change is known to keep, to swap or to destroy."""
+"""Invariances: on frames whose factors a change is known to keep, to swap or to destroy."""
 
 from pathlib import Path
 
@@ -11,12 +11,9 @@ from torch import Tensor, nn
 import rlpre
 from rlpre import Encoder, FrameStore, InputSpec, RlpreError, SequenceEncoder, register_encoder
 from rlpre.encoders import ARCHITECTURES
-from rlpre.measure import invariance
-from rlpre.measure.invariance import CHANGES, crop, gray, invariances, noise, shows
-from rlpre.objectives import FrameReader
-from rlpre.report.probes import draw_invariances, invariance_rows
+from rlpre.evaluation.invariance import CHANGES, Invariances, changed_frames, crop, gray, invariances, noise
+from rlpre.objectives import make_reader
 
-CPU = torch.device("cpu")
 SIDE = 36
 
 
@@ -42,40 +39,33 @@ def coloured(tmp_path_factory: pytest.TempPathFactory) -> FrameStore:
 
 
 @pytest.fixture(scope="module")
-def pixels(coloured: FrameStore) -> invariance.Invariances:
+def pixels(coloured: FrameStore) -> Invariances:
     """Of fresh features, and one more change: every frame becomes another one."""
     torch.manual_seed(1)
     encoder = Encoder("cnn", InputSpec(coloured.space.shape), features=32)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(CHANGES, "another", lambda frames: frames.roll(1, 0))
-        return invariances(encoder, FrameReader(coloured, encoder, None, CPU))
+        return invariances(encoder, make_reader(coloured, encoder))
 
 
-def test_plain_frames_tell_all(pixels: invariance.Invariances) -> None:
+def test_swapped_values_mislead_and_destroyed_ones_leave_chance(pixels: Invariances) -> None:
     assert set(pixels.plain) == {"place", "colour"}
     assert min(*pixels.plain.values(), *pixels.fresh.values()) > 0.95
-    assert list(pixels.changes) == [*("shift", "crop", "flip", "hue", "gray", "noise"), "another"]
-
-
-def test_a_change_that_swaps_values_misleads_but_destroys_nothing(pixels: invariance.Invariances) -> None:
+    assert list(pixels.changes) == ["shift", "crop", "flip", "hue", "gray", "noise", "another"]
     for change, swapped, kept in (("flip", "place", "colour"), ("hue", "colour", "place")):
         found = pixels.changes[change]
         assert found.asked[swapped] < 0.05  # left is right, red is green: always wrong
-        assert found.relearnt[swapped] > 0.95
-        assert found.relearnt[kept] > 0.95
-
-
-def test_a_change_that_destroys_a_factor_leaves_chance(pixels: invariance.Invariances) -> None:
+        assert min(found.relearnt[swapped], found.relearnt[kept]) > 0.95
     assert pixels.changes["gray"].relearnt["colour"] == pytest.approx(1 / 3, abs=0.12)
     assert pixels.changes["gray"].relearnt["place"] > 0.95
     another = pixels.changes["another"]
     assert max(another.asked["place"], another.relearnt["place"]) < 0.45
 
 
-def test_moved_is_zero_for_nothing_and_one_for_another_frame(pixels: invariance.Invariances) -> None:
+def test_moved_is_zero_for_nothing_and_one_for_another_frame(pixels: Invariances) -> None:
     assert pixels.changes["another"].moved == pytest.approx(1, abs=0.1)
     assert 0 < pixels.changes["noise"].moved < 0.2
-    assert not any(of.learnt for of in pixels.changes.values())  # one fresh encoder against another
+    assert not any(effect.learnt for effect in pixels.changes.values())  # one fresh encoder against another
 
 
 def test_an_encoder_without_colours_ignores_them_and_cannot_tell_them(coloured: FrameStore) -> None:
@@ -86,7 +76,7 @@ def test_an_encoder_without_colours_ignores_them_and_cannot_tell_them(coloured: 
     register_encoder("colourless", lambda c, h, w: [Mean(), nn.Sequential(nn.Flatten(), nn.Linear(h * w, 16))])
     try:
         encoder = Encoder("colourless", InputSpec(coloured.space.shape))
-        found = invariances(encoder, FrameReader(coloured, encoder, None, CPU), changes=["hue", "flip"])
+        found = invariances(encoder, make_reader(coloured, encoder), changes=["hue", "flip"])
     finally:
         del ARCHITECTURES["colourless"]
     assert found.changes["hue"].moved == pytest.approx(0, abs=1e-9)
@@ -98,23 +88,17 @@ def test_an_encoder_without_colours_ignores_them_and_cannot_tell_them(coloured: 
 def test_contrast_under_shifts_learns_to_ignore_them(doorkey: FrameStore, tmp_path: Path) -> None:
     settings = {"steps": 30, "batch": 32, "features": 16, "lr": 2e-3, "checkpoint_every": 30}
     encoder = rlpre.pretrain(doorkey, objective="contrastive", out=tmp_path / "encoder", **settings).encoder
-    reader = FrameReader(doorkey, encoder, None, CPU)
+    reader = make_reader(doorkey, encoder)
     found = invariances(encoder, reader, ["front"], ["shift", "flip", "palette"])
     assert found.changes["shift"].learnt
     assert not found.changes["flip"].learnt
     assert found.changes["shift"] == invariances(encoder, reader, ["front"], ["shift"]).changes["shift"]
-    rows = invariance_rows(found)
-    assert rows[0] == ["frames", "moved", "moved (fresh)", "ignored", "front"]
-    assert [row[0] for row in rows[1:]] == ["plain (fresh weights)", "plain", "shift", "flip", "palette"]
-    assert [row[3] for row in rows[3:5]] == ["learnt", "no"]
-    draw_invariances(found, tmp_path / "invariances.png")
-    assert (tmp_path / "invariances.png").stat().st_size > 10_000
 
 
 def test_what_changes_do_to_pixels(doorkey: FrameStore) -> None:
     raw = doorkey.read(np.arange(40))
     frames = doorkey.decode(raw)
-    for show in shows(doorkey).values():
+    for show in changed_frames(doorkey).values():
         assert show(raw).shape == frames.shape
         assert show(raw).dtype == torch.uint8
     flat = torch.full((8, 3, 20, 30), 100, dtype=torch.uint8)
@@ -125,21 +109,18 @@ def test_what_changes_do_to_pixels(doorkey: FrameStore) -> None:
     assert crop(ramp).amin((1, 2, 3)).unique().numel() > 5  # each at a place of its own
     assert gray(torch.tensor([10, 20, 60], dtype=torch.uint8).view(1, 3, 1, 1)).flatten().tolist() == [30, 30, 30]
     assert noise(flat).float().std() == pytest.approx(16, rel=0.05)
-    assert torch.equal(shows(doorkey, ["hue"])["hue"](raw)[:, 1], frames[:, 0])  # what was red is green
+    assert torch.equal(changed_frames(doorkey, ["hue"])["hue"](raw)[:, 1], frames[:, 0])  # what was red is green
     assert doorkey.atlas is not None
     night = doorkey.atlas.decode(doorkey.codes(np.arange(40)), "night")
-    assert np.array_equal(shows(doorkey)["palette"](raw).numpy(), night)
+    assert np.array_equal(changed_frames(doorkey)["palette"](raw).numpy(), night)
 
 
-def test_gray_frames_have_no_hue(tmp_path: Path) -> None:
+def test_changes_that_do_not_fit(doorkey: FrameStore, tmp_path: Path) -> None:
     store = store_of(tmp_path, np.zeros((3, 1, SIDE, SIDE), np.uint8))
-    assert list(shows(store)) == ["shift", "crop", "flip", "noise"]
+    assert list(changed_frames(store)) == ["shift", "crop", "flip", "noise"]
     with pytest.raises(RlpreError, match=r"unknown change of .*'hue'"):
-        shows(store, ["hue"])
-
-
-def test_sequences_have_no_single_frames(doorkey: FrameStore) -> None:
+        changed_frames(store, ["hue"])
     vision = Encoder("cnn", InputSpec(doorkey.space.shape), features=16)
     sequence = SequenceEncoder("gru", vision, doorkey.num_actions, width=16)
     with pytest.raises(RlpreError, match="changes are of single frames, which SequenceEncoder does not read"):
-        invariances(sequence, FrameReader(doorkey, vision, None, CPU))
+        invariances(sequence, make_reader(doorkey, sequence))

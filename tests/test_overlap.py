@@ -1,4 +1,4 @@
-"""Overlap of offline frames with what an agent meets: by hand, against brute force, and played again."""
+"""Overlap of offline frames with a target, and the gain of a pretraining without it."""
 
 import json
 import runpy
@@ -13,11 +13,11 @@ from scipy.stats import binomtest
 
 import envs
 import rlpre
-from envs.overlap import overlaps, state, states
+from agents.distinct import take_distinct
+from envs.minigrid.overlap import overlaps, state, states
 from rlpre import Encoder, FrameStore, InputSpec, RlpreError
-from rlpre.files import read_json, write_json
-from rlpre.measure.overlap import nearest, overlap, share
-from rlpre.sources.distinct import take_distinct
+from rlpre.evaluation.overlap import nearest, overlap, pure_gain, share
+from rlpre.utils import read_json, write_json
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 EMPTY, DOOR, LARGER = "MiniGrid-Empty-5x5-v0", "MiniGrid-DoorKey-5x5-v0", "MiniGrid-DoorKey-6x6-v0"
@@ -77,9 +77,8 @@ def test_nearest_is_the_smallest_number_of_different_cells(doorkey: FrameStore) 
     codes = doorkey.codes(rows)
     some, others = codes[::2], codes[1::2]
     brute = (some[:, None] != others[None]).any(-1).sum((2, 3)).min(1)
-    for most in range(3):
-        assert nearest(some, others, most).tolist() == np.minimum(brute, most + 1).tolist()
-    assert len(set(np.minimum(brute, 3).tolist())) == 3
+    assert nearest(some, others).tolist() == brute.tolist()
+    assert len(set(brute.tolist())) > 3
     assert not nearest(codes, codes).any()
 
 
@@ -92,22 +91,22 @@ def test_states_of_a_world_that_one_can_count(empty: FrameStore) -> None:
     assert len(shown) == 34  # a state shows one frame
 
 
-def test_states_are_those_that_were_lived_through(tmp_path: Path) -> None:
+def test_states_are_replayed(tmp_path: Path) -> None:
     """DoorKey has keys, doors and things in hands; its worlds are stepped beside the collection."""
     store = envs.collect([DOOR, EMPTY], tmp_path, 400, seed=3, behaviour="expert:0.3", n_envs=2)
     found, lived, row = states(store), [], 0
     for number, name in enumerate((DOOR, EMPTY)):
-        worlds = envs.make_vec(name, 2, rlpre.sources.rollout.seeds(3, number)[0])
+        worlds = envs.make_vec(name, 2, rlpre.data.collect.seeds(3, number)[0])
         worlds.reset()
         for world in worlds.unwrapped.envs:
             for _ in range(100):
                 lived.append(state(world.grid_env))
-                _, terminated, truncated, _ = world.advance(store.column("action")[row])
+                _, terminated, truncated, _ = world.step_unrendered(store.column("action")[row])
                 row += 1
                 if terminated or truncated:
                     lived.append(state(world.grid_env))
                     row += 1
-                    world.begin()
+                    world.reset_unrendered()
             if not store.column("episode_start")[row:][:1].all() or row == len(store) - 1:
                 lived.append(state(world.grid_env))
                 row += 1
@@ -131,20 +130,20 @@ def test_an_independent_encoder_finds_what_is_alike(empty: FrameStore) -> None:
     found = overlaps(empty, [DOOR], steps=600, encoder=judge)[DOOR]
     assert found.observation.value <= found.alike.value < 1
     judge.pretraining["frames"] = empty.hash
-    with pytest.raises(RlpreError, match=r"the encoder learned from .*empty, whose frames it is to compare"):
+    with pytest.raises(RlpreError, match=r"the encoder was pretrained on .*empty, whose frames it should compare"):
         overlaps(empty, [DOOR], steps=100, encoder=judge)
     with pytest.raises(RlpreError, match=r"the observation shape is \(3, 56, 56\), the encoder was built for \(3, 36"):
         overlaps(empty, [DOOR], steps=100, encoder=Encoder("cnn", InputSpec((3, 36, 36))))
 
 
-def test_what_cannot_be_told_is_said(empty: FrameStore, tmp_path: Path) -> None:
+def test_unknown_states_have_a_reason(empty: FrameStore, tmp_path: Path) -> None:
     mine = rlpre.collect(envs.make_vec(EMPTY, 4, seed=0), tmp_path / "mine", steps=400)
     found = overlaps(mine, [EMPTY], steps=200)[EMPTY]
     assert (found.state, found.layout, found.near) == (None, None, ())
     assert found.observation.value > 0.9
-    assert "mine is no whole collection by envs.collect" in found.untold
+    assert "mine is not a complete collection of envs.collect" in found.untold
     part = take_distinct(empty, tmp_path / "part", 10)
-    assert "part is no whole collection" in overlaps(part, [EMPTY], steps=200)[EMPTY].untold
+    assert "part is not a complete collection" in overlaps(part, [EMPTY], steps=200)[EMPTY].untold
     other = tmp_path / "other"
     shutil.copytree(empty.path, other)
     manifest = read_json(other / "manifest.json")
@@ -191,9 +190,78 @@ def test_script_says_shares(
     assert call(empty, [EMPTY, DOOR, "--steps", "300", "--out", str(out)], monkeypatch) == 0
     printed = capsys.readouterr().out.splitlines()
     assert "26 distinct" in printed[0]
-    assert printed[1].endswith("1 cell apart        2 cells apart       cosine 0.95")
-    assert printed[2].split()[:2] == [EMPTY, "1.00"]
-    assert printed[3].split()[:2] == [DOOR, "0.00"]
+    assert " ".join(printed[1].split()) == "state layout observation 1 cell apart 2 cells apart cosine 0.95"
+    assert printed[3].split()[:2] == [EMPTY, "1.00"]
+    assert printed[4].split()[:2] == [DOOR, "0.00"]
     shown = json.loads(out.read_text())
     assert shown["hash"] == empty.hash
     assert shown["overlap"][EMPTY]["layout"]["value"] == 1
+
+
+PLAIN = np.array([[1.0, 0.0], [0.0, 0.0]])  # contaminated and clean pretraining, on seen and unseen items
+PURE, LEAK = 0.12, 0.1
+
+
+def simulated(rng: np.random.Generator, seeds: int, noise: float = 0.02) -> np.ndarray:
+    """Seen items are harder by .04, the frames that hold them are better by .03 in general; the mean gain is .12."""
+    items, frames = np.array([-0.02, 0.02]), np.array([[0.0], [-0.03]])
+    return PURE + items + frames + LEAK * PLAIN + noise * rng.standard_normal((seeds, 2, 2))
+
+
+def test_pure_gain_by_hand() -> None:
+    """Naive .17; the leak is (.20 - .09) - (.14 - .13) = .10, half of which is in it."""
+    gain = pure_gain(np.array([[[0.20, 0.14], [0.09, 0.13]]] * 3), PLAIN)
+    assert (gain["naive"].value, gain["leak"].value, gain["pure"].value) == pytest.approx((0.17, 0.10, 0.12))
+    assert gain["pure"].low == pytest.approx(0.12)
+    assert pure_gain(simulated(np.random.default_rng(0), 2), PLAIN)["pure"].low is None  # too few seeds
+
+
+def test_over_several_overlaps_it_is_the_height_of_the_line_at_zero() -> None:
+    overlap = np.array([0.1, 0.4, 0.5, 0.9])
+    rng = np.random.default_rng(0)
+    gains = PURE + LEAK * overlap + 0.01 * rng.standard_normal((5, 4))
+    slope, height = np.polyfit(overlap, gains.mean(0), 1)
+    gain = pure_gain(gains, overlap)
+    assert (gain["leak"].value, gain["pure"].value) == pytest.approx((slope, height))
+    assert gain["naive"].value == pytest.approx(height + slope * overlap.mean())
+
+
+def test_what_pretrainings_and_items_have_in_common_drops_out() -> None:
+    overlap = np.array([[0.8, 0.3, 0.0], [0.1, 0.2, 0.0], [0.0, 0.0, 0.4]])
+    rng = np.random.default_rng(0)
+    items, frames = rng.standard_normal((3, 1)), rng.standard_normal(3)
+    gain = pure_gain(np.stack([items + frames + 0.7 * overlap] * 3), overlap)
+    assert gain["leak"].value == pytest.approx(0.7)
+    assert gain["pure"].value == pytest.approx((items[0] + frames).mean())
+
+
+@pytest.mark.parametrize("seeds", [3, 10])
+def test_planted_overlap_is_recovered_where_the_naive_gain_is_not(seeds: int) -> None:
+    rng = np.random.default_rng(0)
+    gains = [pure_gain(simulated(rng, seeds), PLAIN) for _ in range(200)]
+
+    def covered(figure: str, truth: float) -> float:
+        return float(np.mean([gain[figure].low <= truth <= gain[figure].high for gain in gains]))
+
+    assert covered("pure", PURE) > 0.91
+    assert covered("leak", LEAK) > 0.91
+    assert covered("naive", PURE) < (0.5 if seeds == 3 else 0.01)
+    assert np.mean([gain["pure"].value for gain in gains]) == pytest.approx(PURE, abs=0.004)
+    assert np.mean([gain["naive"].value for gain in gains]) == pytest.approx(0.17, abs=0.004)
+
+
+@pytest.mark.parametrize(
+    ("gains", "overlap", "words"),
+    [
+        (np.zeros((3, 2)), PLAIN, r"gains \(3, 2\) and overlap \(2, 2\) do not fit"),
+        (np.zeros((0, 2, 2)), PLAIN, "do not fit"),
+        (np.full((3, 2, 2), np.nan), PLAIN, "gains must be finite"),
+        (np.zeros((3, 2, 2)), 2 * PLAIN, r"shares in \[0, 1\]"),
+        (np.zeros((3, 1, 2)), PLAIN[:1], "say nothing about a leak: measure a clean pretraining too"),
+        (np.zeros((3, 2, 2)), np.array([[1, 1], [0, 0]]), "say nothing about a leak"),
+        (np.zeros((3, 2)), np.array([0.5, 0.5]), "say nothing about a leak"),
+    ],
+)
+def test_bad_gains(gains: np.ndarray, overlap: np.ndarray, words: str) -> None:
+    with pytest.raises(RlpreError, match=words):
+        pure_gain(gains, overlap)

@@ -14,8 +14,7 @@ from PIL import Image
 from studies import METRIC, NEVER, write_study
 
 from rlpre import FrameStore, pretrain
-from rlpre.compare.background import MOST_BYTES
-from rlpre.compare.report import report, style
+from rlpre.compare.report import MOST_BYTES, report, style
 from rlpre.compare.runner import Run
 from rlpre.evaluation.page import (
     Figure,
@@ -32,7 +31,7 @@ from rlpre.evaluation.page import (
     write_html,
 )
 from rlpre.evaluation.stats import Interval, StepsRatio
-from rlpre.files import write_json
+from rlpre.utils import write_json
 
 DOOR, EMPTY = "MiniGrid-DoorKey-5x5-v0", "MiniGrid-Empty-5x5-v0"
 
@@ -46,7 +45,9 @@ DOOR, EMPTY = "MiniGrid-DoorKey-5x5-v0", "MiniGrid-Empty-5x5-v0"
         (show_interval(Interval(float("nan"), None, None, 3)), "-"),
         (show_interval(Interval(0.5, 0.4, 0.6, 3), bound="<="), "<=0.50 [0, 0.60]"),
         (show_ratio(StepsRatio(Interval(2, 1.5, 3, 3), ">=", 1, 3)), ">=2.00 [1.50, inf]"),
-        (show_ratio(StepsRatio(Interval(1, 1, 1, 3), "?", 0, 0)), "? (none reach)"),
+        (show_ratio(StepsRatio(Interval(1, None, None, 3), "?", 0, 0)), "? (none reach)"),
+        (show_ratio(StepsRatio(Interval(1.25, None, None, 3), "", 3, 3)), "1.25 (all runs are equal, no interval)"),
+        (show_ratio(StepsRatio(Interval(1.25, None, None, 2), "", 3, 2)), "1.25 (n<3)"),
         (signed(Interval(0.1, -0.1, 0.3, 3)), "+0.10 [-0.10, +0.30]"),
         (" ".join(map(thousands, (500, 12_345, 999_499, 1_234_567))), "0.5k 12.3k 999k 1.23M"),
     ],

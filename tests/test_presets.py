@@ -13,13 +13,13 @@ from studies import STEPS, write_study
 import envs
 from agents.causes import OVERLAP, TARGETS, cause_sentence, overlap_section, sections, two_way
 from agents.presets import PRESETS, AgentConfig, Data, PPOConfig, Preset
-from envs.overlap import overlaps
-from envs.worlds import NARROW_MEMORY
+from envs.minigrid.overlap import overlaps
+from envs.minigrid.worlds import NARROW_MEMORY
 from rlpre import Encoder, FrameStore, PretrainConfig, RlpreError
 from rlpre.compare.runner import Run
 from rlpre.compare.summary import Metric
 from rlpre.evaluation.page import Section
-from rlpre.files import read_json, write_json
+from rlpre.utils import read_json, write_json
 
 WORLD = "MiniGrid-DoorKey-5x5-v0"
 PPO = PPOConfig(n_envs=2, n_steps=32, batch_size=32, n_epochs=1)

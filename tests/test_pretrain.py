@@ -1,6 +1,7 @@
 """Pretraining: it learns, resumes bit for bit, and keeps what it has when it must stop."""
 
-import math
+import copy
+import re
 import shutil
 import signal
 import subprocess
@@ -11,16 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from gymnasium import spaces
-from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import rlpre
 from rlpre import Encoder, FrameStore, RlpreError
-from rlpre.loop import kept, rate
-from rlpre.measure.probe import linear_probe
-from rlpre.objectives import FrameReader
-from rlpre.watch import POINTS
+from rlpre.encoders import ARCHITECTURES
+from rlpre.encoders.encoder import freeze
+from rlpre.pretrain import rate_factor, step_directory
 
 SHORT = {"objective": "temporal+inverse", "steps": 8, "batch": 16, "features": 32, "checkpoint_every": 4}
 
@@ -40,18 +37,15 @@ def done(doorkey: FrameStore, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_rate_rises_then_falls_to_zero() -> None:
-    rates = [rate(step, 100, 0.1) for step in range(101)]
-    assert rates[0] == pytest.approx(0.1)
-    assert rates[9] == rates[10] == 1.0
-    assert rates[55] == pytest.approx(0.5)
-    assert rates[100] == pytest.approx(0.0)
+    rates = [rate_factor(step, 100, 0.1) for step in (0, 9, 10, 55, 100)]
+    assert rates == pytest.approx([0.1, 1, 1, 0.5, 0])
 
 
 def test_same_seed_same_weights_and_another_seed_others(doorkey: FrameStore, done: Path, tmp_path: Path) -> None:
     for seed in (0, 1):
         state = torch.get_rng_state()
         rlpre.pretrain(doorkey, out=tmp_path / str(seed), seed=seed, **SHORT)
-        assert torch.equal(state, torch.get_rng_state())  # the caller's random numbers are left alone
+        assert torch.equal(state, torch.get_rng_state())  # the caller's random numbers do not change
         assert equal(weights(done), weights(tmp_path / str(seed))) == (seed == 0)
 
 
@@ -63,7 +57,7 @@ def test_killed_and_resumed_ends_with_the_same_weights(doorkey: FrameStore, tmp_
         f"rlpre.pretrain(rlpre.FrameStore.open({str(doorkey.path)!r}), out={str(tmp_path / 'cut')!r}, **{settings!r})"
     )
     process = subprocess.Popen([sys.executable, "-c", code])
-    while not (tmp_path / "cut" / "state.ckpt").exists():
+    while not (tmp_path / "cut" / "config.json").exists():
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
@@ -71,63 +65,6 @@ def test_killed_and_resumed_ends_with_the_same_weights(doorkey: FrameStore, tmp_
     assert Encoder.load(tmp_path / "cut").pretraining["step"] < 12
     rlpre.pretrain(doorkey, out=tmp_path / "cut", **settings)
     assert equal(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
-
-
-def test_tensorboard_and_checkpoint_say_everything(doorkey: FrameStore, tmp_path: Path) -> None:
-    settings = {**SHORT, "objective": "jigsaw+temporal", "steps": 60, "checkpoint_every": 30}
-    result = rlpre.pretrain(doorkey, out=tmp_path, **settings)
-    board = EventAccumulator(str(tmp_path)).Reload()
-    scalars, images = board.Tags()["scalars"], board.Tags()["images"]
-    for name in ("pretext/jigsaw/loss", "pretext/temporal/accuracy", "time/rate", "time/frames_per_second"):
-        assert name in scalars
-    for name in ("health/alignment", "health/uniformity", "health/effective_rank", "probes/front", "control/front"):
-        assert [event.step for event in board.Scalars(name)] == [30, 60]
-    assert set(images) == {"jigsaw", "neighbours"}
-    history = Encoder.load(tmp_path).pretraining
-    assert history["frames"] == doorkey.hash
-    assert history["objective"] == "jigsaw+temporal"
-    assert history["probes"] == result.probes
-    assert (tmp_path / "run.json").exists()
-    projector = tmp_path / "00060" / "features"
-    assert 'tensor_path: "00060/features/tensors.tsv"' in (tmp_path / "projector_config.pbtxt").read_text()
-    features = np.loadtxt(projector / "tensors.tsv", delimiter="\t")
-    header, *labels = (projector / "metadata.tsv").read_text().splitlines()
-    count = min(POINTS, doorkey.distinct)
-    assert features.shape == (count, 32)
-    assert 0.5 < features.std() < 2  # standardised over the frames
-    assert header.split("\t") == doorkey.labels
-    assert len(labels) == count
-    with Image.open(projector / "sprite.png") as sprite:
-        assert sprite.size == (56 * math.ceil(count**0.5),) * 2
-    again = rlpre.pretrain(doorkey, out=tmp_path, **settings)
-    assert again.probes == result.probes
-
-
-def test_probe_reads_what_is_there_and_nothing_else(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    frames = rng.integers(0, 30, (600, 3, 36, 36)).astype(np.uint8)
-    bright = rng.integers(0, 4, 600)
-    for frame, place in zip(frames, bright, strict=True):
-        top, left = 18 * (place // 2), 18 * (place % 2)
-        frame[:, top : top + 18, left : left + 18] += 100
-    action = np.zeros(600, int)
-    action[-1] = -1
-    columns = {"reward": 0.0, "terminated": False, "truncated": False, "task": 0, "action": action}
-    start = np.arange(600) == 0
-    labels = {"bright": bright, "coin": rng.integers(0, 2, 600), "distance": bright * 2, "same": 1, "unknown": -1}
-    space = spaces.Box(0, 255, (3, 36, 36), np.uint8)
-    with FrameStore.create(
-        tmp_path, space=space, action_space=spaces.Discrete(1), spec={}, labels=list(labels)
-    ) as writer:
-        writer.append(frames, episode_start=start, **columns, **labels)
-    store = FrameStore.open(tmp_path)
-    torch.manual_seed(0)
-    encoder = Encoder("cnn", rlpre.InputSpec((3, 36, 36)), features=32)
-    scores = linear_probe(encoder, FrameReader(store, encoder, None, torch.device("cpu")))
-    assert set(scores) == {"bright", "coin", "distance"}  # one value, or none known: nothing to probe
-    assert scores["bright"] > 0.95
-    assert scores["distance"] > 0.9
-    assert 0.3 < scores["coin"] < 0.7
 
 
 def test_nan_stops_names_the_objective_and_saves_nothing_broken(doorkey: FrameStore, tmp_path: Path) -> None:
@@ -147,8 +84,12 @@ def test_nan_stops_names_the_objective_and_saves_nothing_broken(doorkey: FrameSt
         ({"encoder": "cn"}, "did you mean 'cnn'"),
         ({"features": 0}, "features is 0: it must be at least 1"),
         ({"devices": 0}, "devices is 0: it must be at least 1"),
-        ({"devices": 3}, "a batch of 16 cannot be shared out to 3 devices"),
-        ({"devices": 2, "report": lambda step: None}, "report cannot travel to other processes"),
+        ({"lr": 0}, "lr is 0: it must be a number above 0, or nothing is trained"),
+        ({"clip": float("nan")}, "clip is nan: it must be a number above 0, or nothing is trained"),
+        ({"devices": 3}, "a batch of 16 cannot be shared by 3 devices"),
+        ({"devices": 2, "report": lambda step: None}, "report cannot be sent to other processes"),
+        ({"keep": (5,)}, "^step 5 cannot be kept: .* of 8; keep steps that are still to come"),
+        ({"keep": (9,)}, "^step 9 cannot be kept: .* of 8; keep steps that are still to come"),
     ],
 )
 def test_bad_input(change: dict, sentence: str, doorkey: FrameStore, done: Path) -> None:
@@ -172,43 +113,25 @@ def test_goes_on_from_an_encoder_and_leaves_it_as_it_is(doorkey: FrameStore, don
         rlpre.pretrain(doorkey, out=tmp_path / "b", **SHORT)
     with pytest.raises(RlpreError, match=r"start='[0-9a-f]{64}', asked for '[0-9a-f]{64}'"):
         rlpre.pretrain(doorkey, encoder=second.encoder, out=tmp_path / "b", **settings)
-
-
-@pytest.mark.parametrize(
-    ("shape", "features", "sentence"),
-    [
+    for shape, features, sentence in (
         ((3, 64, 64), None, r"to start from does not fit .*doorkey: the observation shape is \(3, 56, 56\)"),
         ((3, 56, 56), 33, "to start from has 32 features, asked for 33"),
-    ],
-)
-def test_encoders_that_do_not_fit_are_refused(
-    shape: tuple[int, int, int], features: int | None, sentence: str, doorkey: FrameStore, tmp_path: Path
-) -> None:
-    start = Encoder("cnn", rlpre.InputSpec(shape), features=32)
-    with pytest.raises(RlpreError, match=sentence):
-        rlpre.pretrain(doorkey, encoder=start, out=tmp_path, **{**SHORT, "features": features})
-    assert not list(tmp_path.iterdir())
-
-
-def test_features_are_the_architectures_own_unless_given(doorkey: FrameStore, tmp_path: Path) -> None:
-    result = rlpre.pretrain(doorkey, out=tmp_path, objective="contrastive", steps=1, batch=8)
-    assert result.encoder.num_features == result.encoder.pretraining["features"] == 128
+    ):
+        other = Encoder("cnn", rlpre.InputSpec(shape), features=32)
+        with pytest.raises(RlpreError, match=sentence):
+            rlpre.pretrain(doorkey, encoder=other, out=tmp_path / "c", **{**SHORT, "features": features})
+        assert not (tmp_path / "c").exists()
 
 
 def test_single_images_without_labels_are_enough(tmp_path: Path) -> None:
     frames = np.random.default_rng(0).integers(0, 256, (50, 4, 80, 72), np.uint8)
-    space = spaces.Box(0, 255, frames.shape[1:], np.uint8)
-    columns = {"reward": 0.0, "terminated": False, "truncated": False, "task": 0, "action": -1, "episode_start": True}
-    with FrameStore.create(tmp_path / "frames", space=space, action_space=None, spec={}) as writer:
-        writer.append(frames, **columns)
-    store = FrameStore.open(tmp_path / "frames")
-    settings = {**SHORT, "objective": "contrastive+jigsaw"}
+    store = rlpre.from_arrays(frames, tmp_path / "frames", episode_start=np.ones(50, bool))
+    settings = {**SHORT, "objective": "contrastive+jigsaw", "features": None}
     result = rlpre.pretrain(store, out=tmp_path / "out", **settings)
+    assert result.encoder.num_features == result.encoder.pretraining["features"] == 128  # the architecture's own
     assert result.probes == {}
     assert (tmp_path / "out" / "00008" / "features" / "sprite.png").exists()
     assert not (tmp_path / "out" / "00008" / "features" / "metadata.tsv").exists()
-    with pytest.raises(RlpreError, match=r"'temporal' learns from pairs, but .*frames holds single images"):
-        rlpre.pretrain(store, out=tmp_path / "no", **SHORT)
 
 
 def test_states_that_are_damaged_or_of_another_version_are_named(
@@ -240,22 +163,81 @@ def test_full_disk_keeps_the_last_checkpoint(done: Path, monkeypatch) -> None:
 
 
 def test_keeps_the_encoders_it_is_asked_for(doorkey: FrameStore, done: Path, tmp_path: Path) -> None:
-    result = rlpre.pretrain(doorkey, out=tmp_path / "a", keep=(0, 3, 8), **SHORT)
+    result = rlpre.pretrain(doorkey, out=tmp_path, keep=(0, 3, 8), **SHORT)
     assert equal(weights(result.path), weights(done)), "keeping changes nothing"
-    assert equal(weights(kept(result.path, 8)), weights(result.path))
-    first = Encoder.load(kept(result.path, 0))
+    kept = [Encoder.load(step_directory(tmp_path, step)) for step in (0, 3, 8)]
+    assert [encoder.pretraining["step"] for encoder in kept] == [0, 3, 8]
+    assert len({encoder.fingerprint() for encoder in kept}) == 3
+    assert equal(kept[2].state_dict(), weights(result.path))
     torch.manual_seed(0)
-    fresh = Encoder("cnn", first.input, features=32)
-    standard = ("feature_mean", "feature_std")
-    assert all(
-        torch.equal(first.state_dict()[name], fresh.state_dict()[name]) for name in fresh.state_dict().keys() - standard
-    )
-    features = first(torch.from_numpy(doorkey.frames(doorkey.sample(500, np.random.default_rng(1)))))
-    assert float(features.detach().mean(0).abs().max()) < 0.2
-    assert Encoder.load(kept(result.path, 3)).pretraining["step"] == 3
-    assert len({Encoder.load(kept(result.path, step)).fingerprint() for step in (0, 3, 8)}) == 3
-    for step, out in ((5, result.path), (9, tmp_path / "b"), (-1, tmp_path / "b")):
-        with pytest.raises(
-            RlpreError, match=rf"^step {step} cannot be kept: .* of 8; keep steps that are still to come"
-        ):
-            rlpre.pretrain(doorkey, out=out, keep=(step,), **SHORT)
+    fresh = Encoder("cnn", kept[0].input, features=32)
+    assert equal(dict(fresh.named_parameters()), dict(kept[0].named_parameters()))
+    features = kept[0](torch.from_numpy(doorkey.frames(doorkey.sample(500, np.random.default_rng(1)))))
+    assert float(features.detach().mean(0).abs().max()) < 0.2  # standardised
+
+
+def test_an_encoder_that_something_froze_is_trained_like_the_original(doorkey: FrameStore, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    start = Encoder("cnn", rlpre.InputSpec(doorkey.space.shape), features=32)
+    partly, wholly = copy.deepcopy(start), copy.deepcopy(start)
+    freeze(partly.stages[:2])
+    freeze(wholly)
+    results = [
+        rlpre.pretrain(doorkey, encoder=encoder, out=tmp_path / str(number), **SHORT).encoder
+        for number, encoder in enumerate((start, partly, wholly))
+    ]
+    assert len({encoder.fingerprint() for encoder in results}) == 1
+    assert results[0].fingerprint() != start.fingerprint()
+    assert all(weight.requires_grad for weight in results[2].parameters())
+
+
+class Detached(torch.nn.Linear):
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return super().forward(features).detach()
+
+
+@pytest.mark.parametrize("last", [Detached(27, 8), torch.nn.AdaptiveAvgPool1d(8)])
+def test_an_encoder_that_gets_no_gradient_is_refused(
+    last: torch.nn.Module, doorkey: FrameStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(3), torch.nn.Flatten())
+    monkeypatch.setitem(ARCHITECTURES, "mine", lambda *shape, features=8: [pool, last])
+    with pytest.raises(RlpreError, match="objective 'contrastive' trains nothing: no gradient reaches a weight of enc"):
+        rlpre.pretrain(doorkey, encoder="mine", out=tmp_path, objective="contrastive", steps=2, batch=8)
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_an_encoder_that_it_did_not_make_is_never_overwritten(doorkey: FrameStore, done: Path, tmp_path: Path) -> None:
+    other = Encoder.load(done)
+    with torch.no_grad():
+        other.stages[-1][0].weight.mul_(1.01)  # as fine-tuning would
+    other.save(tmp_path / "bare")
+    other.save(tmp_path / "kept" / "step-4")
+    for name in ("whitened", "tuned", "cut"):
+        shutil.copytree(done, tmp_path / name)
+    rlpre.whiten(Encoder.load(done), doorkey).save(tmp_path / "whitened")
+    other.save(tmp_path / "tuned")
+    for name, sentence in (
+        ("bare", "bare holds an encoder, but no pretraining to resume: choose another directory"),
+        ("kept", "step-4 holds an encoder that this pretraining did not make: choose another directory"),
+        ("whitened", "the encoder in .*whitened is not the one that this pretraining saved there: move it away"),
+        ("tuned", "the encoder in .*tuned is not the one that this pretraining saved there: move it away"),
+    ):
+        before = {path: path.read_bytes() for path in (tmp_path / name).rglob("*.*")}
+        with pytest.raises(RlpreError, match=sentence):
+            rlpre.pretrain(doorkey, out=tmp_path / name, keep=(4,) if name == "kept" else (), **SHORT)
+        assert {path: path.read_bytes() for path in (tmp_path / name).rglob("*.*")} == before
+    for file in ("config.json", "model.safetensors"):  # as if killed between the state and the encoder
+        (tmp_path / "cut" / file).unlink()
+        assert equal(rlpre.pretrain(doorkey, out=tmp_path / "cut", **SHORT).encoder.state_dict(), weights(done))
+
+
+def test_the_script_says_loss_and_accuracy_of_frames_without_labels(tmp_path: Path) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (30, 36, 36), np.uint8)
+    rlpre.from_arrays(frames, tmp_path / "frames", episode_start=np.ones(30, bool))
+    script = Path(__file__).parents[1] / "scripts" / "pretrain.py"
+    settings = ["--objective=contrastive", "--steps=4", "--batch=8", "--features=8", "--device=cpu"]
+    command = [sys.executable, script, tmp_path / "frames", tmp_path / "out", *settings]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert re.search(r"^last batch: contrastive loss \d.*, accuracy \d.*$", answer.stdout, re.MULTILINE)
+    assert "no linear probe: the frames have no labels" in answer.stdout

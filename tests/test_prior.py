@@ -1,4 +1,4 @@
-"""The head with two priors: the formula, the evidence, the variances, the gate, and real frames."""
+"""The head with two priors: the formula, the evidence, the variances, the limit, and real frames."""
 
 from pathlib import Path
 
@@ -10,9 +10,9 @@ from sklearn.linear_model import Ridge
 
 import envs
 from rlpre import Encoder, FrameStore, InputSpec, RlpreError
-from rlpre.measure.prior import Gate, PriorHead
-from rlpre.measure.prior_gain import prior_gain
-from rlpre.objectives import FrameReader
+from rlpre.evaluation.prior import PriorHead, prior_gain
+from rlpre.evaluation.probes import labelled_features
+from rlpre.objectives import make_reader
 
 Array = np.ndarray
 
@@ -49,7 +49,7 @@ def test_isotropic_rows_give_the_weighted_mean():
 
 
 def test_uneven_rows_need_the_matrix_form():
-    """The weighted mean loses to the priors in weights and to least squares in predictions; the matrix beats both."""
+    """The weighted mean of priors and least squares predicts worse than least squares alone."""
     rng, errors = np.random.default_rng(1), []
     for _ in range(20):
         x, true = uneven(rng, 64, 16), rng.normal(size=16)
@@ -57,17 +57,13 @@ def test_uneven_rows_need_the_matrix_form():
         parent, pretrained = true + 0.5 * rng.normal(size=(2, 16))
         centred = x - x.mean(0)
         theta = np.linalg.lstsq(centred, y - y.mean(), rcond=None)[0]
-        scalar = (64 * theta + 4 * parent + 4 * pretrained) / 72
         matrix = PriorHead.fit(x, y, parent, pretrained, strengths=(4, 4)).weights
         exact = np.linalg.solve(centred.T @ centred + 8 * np.eye(16), centred.T @ y + 4 * parent + 4 * pretrained)
         np.testing.assert_allclose(matrix, exact, atol=1e-8)
-        misses = np.array([parent, pretrained, theta, scalar, matrix]) - true
-        errors.append([np.square(misses).sum(1), np.square(misses @ centred.T).mean(1)])
-    weights, predictions = np.mean(errors, axis=0)
-    assert weights[3] > 10 * max(weights[0], weights[1])
-    assert predictions[3] > 1.2 * predictions[2]
-    for error in (weights, predictions):
-        assert error[4] < 0.6 * np.delete(error, 4).min()
+        misses = np.array([theta, (64 * theta + 4 * parent + 4 * pretrained) / 72, matrix]) - true
+        errors.append(np.square(misses @ centred.T).mean(1))
+    least_squares, mean, exact = np.mean(errors, axis=0)
+    assert exact < 0.6 * least_squares < least_squares < mean / 1.2
 
 
 @pytest.mark.parametrize("rows", [12, 80])
@@ -125,8 +121,9 @@ def test_the_strengths_chosen_have_the_highest_evidence():
     )
     assert chosen.evidence == pytest.approx(-found.fun, abs=0.02)
     np.testing.assert_allclose(chosen.strengths, np.exp(found.x), rtol=0.15)
-    assert not chosen.gate.distance > chosen.gate.limit
-    assert chosen.gate.best == pytest.approx(sum(chosen.strengths))  # by construction: nothing else was estimated
+    assert chosen.distance < chosen.limit
+    # by construction, nothing else was estimated: the strength is t² d / δ²
+    assert sum(chosen.strengths) == pytest.approx(chosen.noise * 10 / chosen.distance)
 
 
 def test_the_strengths_that_made_the_data_are_found():
@@ -175,51 +172,31 @@ def test_variance_is_that_of_sampled_answers(rows):
     assert head.predict(centre)[1] == pytest.approx(head.noise * (1 + 1 / rows))
 
 
-def test_variance_covers_new_targets():
-    rng, inside = np.random.default_rng(9), []
-    for _ in range(100):
-        true, x, new = rng.normal(size=10) * 0.7, rng.normal(size=(40, 10)), rng.normal(size=(50, 10))
-        mean, variance = PriorHead.fit(x, x @ true + rng.normal(size=40)).predict(new)
-        inside.append(np.abs(new @ true + rng.normal(size=50) - mean) < 1.96 * np.sqrt(variance))
-    assert np.mean(inside) == pytest.approx(0.95, abs=0.03)
-
-
-def test_gate_by_hand():
-    gate = Gate(distance=2.0, noise=0.5, weights=16, strength=4.0, rows=8.0)
-    assert gate.limit == 0.5 * 16 * (2 / 4 + 1 / 8) == 5
-    assert (gate.best, gate.helps) == (4, True)
-    assert str(gate).startswith("the prior helps at strength 4: its squared distance 2 is below 0.5 x 16 x (2 / 4 + ")
-    far = Gate(distance=5.0, noise=0.5, weights=16, strength=4.0, rows=8.0)
-    assert not far.helps
-    assert "hurts" in str(far)
-    assert far.best == Gate(5.0, 0.5, 16, 1.0, 800.0).best  # whatever the rows and the strength
-    assert Gate(0.0, 0.5, 16, 4.0, 8.0).best == np.inf
-
-
 @pytest.mark.parametrize("make", [isotropic, uneven])
 @pytest.mark.parametrize("nearness", [0.6, 1.6])
-def test_gate_says_on_which_side_the_risk_falls(make, nearness):
+def test_the_limit_says_on_which_side_the_risk_falls(make, nearness):
     """A prior somewhat nearer or farther than the limit, against least squares on the same draws of noise."""
     rng = np.random.default_rng(10)
     x, strength = make(rng, 120, 40), 30.0
     centred, true = x - x.mean(0), rng.normal(size=40)
     axes = np.linalg.svd(centred, full_matrices=False)[2].T
     clean = x @ true
-    rows = PriorHead.fit(x, clean + rng.normal(size=120), strengths=(0, strength)).gate.rows
+    eigenvalues = np.linalg.svd(centred, compute_uv=False) ** 2
+    rows = np.average(eigenvalues, weights=(eigenvalues + strength) ** -2.0)
     assert make is uneven or rows == pytest.approx(120)
-    limit = Gate(0.0, 1.0, 40, strength, rows).limit
+    limit = 40 * (2 / strength + 1 / rows)
     prior = true + axes @ (rng.choice([-1, 1], 40) * np.sqrt(nearness * limit / 40))
-    risks, gates = [], []
+    risks, heads = [], []
     for _ in range(150):
         y = clean + rng.normal(size=120)
         head = PriorHead.fit(x, y, pretrained=prior, strengths=(0, strength))
         least = np.linalg.lstsq(centred, y, rcond=None)[0]
         risks.append([np.square(centred @ (weights - true)).sum() for weights in (head.weights, least)])
-        gates.append(head.gate)
+        heads.append(head)
     held, free = np.mean(risks, axis=0)
     assert (held < free) == (nearness < 1)
-    assert np.mean([gate.helps == (nearness < 1) for gate in gates]) > 0.9
-    assert np.mean([gate.distance for gate in gates]) == pytest.approx(nearness * limit, rel=0.15)
+    assert np.mean([(head.distance < head.limit) == (nearness < 1) for head in heads]) > 0.9
+    assert np.mean([head.distance for head in heads]) == pytest.approx(nearness * limit, rel=0.15)
 
 
 GOOD = np.random.default_rng(11).normal(size=(20, 3))
@@ -230,7 +207,7 @@ GOOD = np.random.default_rng(11).normal(size=(20, 3))
     [
         ({"features": GOOD[:, 0]}, "features are of shape (20,): give (rows, dimensions)"),
         ({"features": GOOD[:0]}, "features are of shape (0, 3)"),
-        ({"features": GOOD[:1], "targets": [1.0]}, "two rows at least"),
+        ({"features": GOOD[:1], "targets": [1.0]}, "a head needs at least two"),
         ({"targets": np.ones(19)}, "targets are of shape (19,) for 20 rows"),
         ({"targets": np.ones((20, 1, 1))}, "targets are of shape (20, 1, 1)"),
         ({"targets": np.ones(20)}, "targets are the same in all 20 rows"),
@@ -256,19 +233,13 @@ def test_bad_input_is_one_sentence(arguments, message):
     assert "\n" not in str(error.value)
 
 
-def test_bad_features_to_predict():
-    head = PriorHead.fit(GOOD, GOOD[:, 0])
-    with pytest.raises(RlpreError, match="features have 2 dimensions, the head 3"):
-        head.predict(GOOD[:, :2])
-    with pytest.raises(RlpreError, match="features hold NaN"):
-        head.predict(GOOD * np.nan)
-
-
-def test_targets_that_a_prior_explains_without_error():
+def test_a_perfect_prior_and_features_of_another_encoder():
     head = PriorHead.fit(GOOD, GOOD @ [1, 2, 3], pretrained=[1, 2, 3])
     np.testing.assert_allclose(head.weights, [1, 2, 3], atol=1e-12)
     assert np.isfinite(head.evidence)
-    assert head.gate.helps
+    assert head.distance < head.limit
+    with pytest.raises(RlpreError, match="features have 2 dimensions, the head 3"):
+        head.predict(GOOD[:, :2])
 
 
 @pytest.fixture(scope="module")
@@ -280,15 +251,13 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> FrameStore:
 def test_a_small_rooms_head_is_a_prior_for_a_larger_room(doorkey, other):
     torch.manual_seed(0)
     encoder = Encoder("cnn", InputSpec(doorkey.space.shape))
-    small, large = (FrameReader(store, encoder, None, torch.device("cpu")) for store in (doorkey, other))
-    gain = prior_gain(encoder, small, large, "front", rows=30)
+    small, large = (labelled_features(encoder, make_reader(store, encoder)) for store in (doorkey, other))
+    gain = prior_gain(small["front"], large["front"])
     assert gain.gain.low > 0
     assert gain.gain.value == pytest.approx(gain.with_prior.value - gain.without.value)
     assert 0 < gain.trust.value <= 1
-    assert gain == prior_gain(encoder, small, large, "front", rows=30)
-    few = prior_gain(encoder, small, large, "distance", rows=100, seeds=(0, 1))
+    assert gain == prior_gain(small["front"], large["front"])
+    few = prior_gain(small["distance"], large["distance"], rows=100, seeds=(0, 1))
     assert (few.gain.n, few.gain.low) == (2, None)
     with pytest.raises(RlpreError, match="100000 labels 'front' are asked for"):
-        prior_gain(encoder, small, large, "front", rows=100_000)
-    with pytest.raises(RlpreError, match="unknown label 'colour'"):
-        prior_gain(encoder, small, large, "colour")
+        prior_gain(small["front"], large["front"], rows=100_000)

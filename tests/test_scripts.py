@@ -18,7 +18,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from agents.presets import PRESETS
 from rlpre import Encoder, FrameStore, SequenceEncoder
-from rlpre.files import read_json
+from rlpre.utils import read_json
 
 ROOT = Path(__file__).parents[1]
 SCRIPTS = {path.stem for path in (ROOT / "scripts").glob("*.py")} - {"cli"}

@@ -6,13 +6,15 @@ import pytest
 from rlpre.errors import RlpreError
 from rlpre.evaluation import stats
 
+REPEATS = 400
+
 
 def column(*values: float) -> np.ndarray:
     return np.array(values, dtype=np.float64)[:, None]
 
 
-def rng(seed: int = 0) -> np.random.Generator:
-    return np.random.default_rng(seed)
+def reach(*steps: float, never: int = 0, budget: float = 100) -> tuple[np.ndarray, np.ndarray]:
+    return np.array([*steps, *[budget] * never], dtype=np.float64), np.array([True] * len(steps) + [False] * never)
 
 
 @pytest.mark.parametrize(
@@ -31,7 +33,7 @@ def test_iqm(scores, expected):
 
 def test_bootstrap_resamples_runs_within_each_task():
     scores = np.array([[0.0, 100.0], [1.0, 200.0], [2.0, 300.0]])
-    per_task = stats.bootstrap(scores, lambda x: x.transpose(2, 0, 1), rng())
+    per_task = stats.bootstrap(scores, lambda x: x.transpose(2, 0, 1), np.random.default_rng(0))
     assert set(np.unique(per_task[0])) == {0, 1, 2}
     assert set(np.unique(per_task[1])) == {100, 200, 300}
     assert not np.array_equal(per_task[0] * 100 + 100, per_task[1])  # each task draws its own runs
@@ -39,25 +41,18 @@ def test_bootstrap_resamples_runs_within_each_task():
 
 def test_intervals_by_hand():
     # Mean 3, standard error 3 / sqrt(3) = 1.732, t(0.975, 2) = 4.303: 3 -+ 7.452.
-    found = stats.mean_interval([0, 3, 6])
-    assert (found.value, found.low, found.high, found.n) == pytest.approx((3, -4.452, 10.452, 3), abs=1e-3)
+    exact = stats.mean_interval([0, 3, 6])
+    assert (exact.value, exact.low, exact.high, exact.n) == pytest.approx((3, -4.452, 10.452, 3), abs=1e-3)
+    # The IQM of three runs is their mean; its bootstrap has some noise, but repeats itself.
+    resampled = stats.iqm_interval([0, 3, 6])
+    assert (resampled.low, resampled.high) == pytest.approx((exact.low, exact.high), abs=0.3)
+    assert resampled == stats.iqm_interval([0, 3, 6])
     # Standard error of log mean = 10 / (100 sqrt(3)) = 0.0577 (delta method): factor exp(4.303 x 0.0577) = 1.282.
-    found = stats.mean_interval([90, 100, 110], logarithmic=True)
-    assert (found.low, found.high) == pytest.approx((100 / 1.282, 100 * 1.282), rel=1e-3)
+    logarithmic = stats.mean_interval([90, 100, 110], logarithmic=True)
+    assert (logarithmic.low, logarithmic.high) == pytest.approx((100 / 1.282, 100 * 1.282), rel=1e-3)
     # Logarithms 0, 1, 2: mean 1, standard error 1 / sqrt(3): exp(1 -+ 2.484).
-    found = stats.geometric_mean_interval(np.exp([0, 1, 2]))
-    assert np.log([found.value, found.low, found.high]) == pytest.approx([1, -1.484, 3.484], abs=1e-3)
-
-
-def test_iqm_interval_of_three_runs_is_that_of_the_mean_up_to_the_noise_of_its_bootstrap():
-    found = stats.iqm_interval([0, 3, 6])
-    assert (found.low, found.high) == pytest.approx((-4.452, 10.452), abs=0.3)
-    assert found == stats.iqm_interval([0, 3, 6])
-    assert found != stats.iqm_interval([0, 3, 6], seed=1)
-    # Eight runs of four tasks, normal: the error of the IQM is some 10 % above the mean's, 28 degrees of freedom.
-    scores = rng().normal(size=(8, 4))
-    found = stats.iqm_interval(scores)
-    assert found.high - found.value == pytest.approx(2.048 * 1.1 * scores.std() / np.sqrt(32), rel=0.25)
+    geometric = stats.geometric_mean_interval(np.exp([0, 1, 2]))
+    assert np.log([geometric.value, geometric.low, geometric.high]) == pytest.approx([1, -1.484, 3.484], abs=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -65,64 +60,63 @@ def test_iqm_interval_of_three_runs_is_that_of_the_mean_up_to_the_noise_of_its_b
     [((0.2, 1.2), (0.2, 1.0)), ((-0.1, 0.5), (0.0, 0.5)), ((0.3, 0.4), (0.3, 0.4)), ((None, None), (None, None))],
 )
 def test_an_interval_of_a_share_ends_at_nought_and_one(ends, inside):
-    found = stats.Interval(0.4, *ends, 3).within(0, 1)
-    assert (found.value, found.low, found.high, found.n) == (0.4, *inside, 3)
+    cut = stats.Interval(0.4, *ends, 3).within(0, 1)
+    assert (cut.value, cut.low, cut.high, cut.n) == (0.4, *inside, 3)
 
 
 @pytest.mark.parametrize("runs", [1, 2])
 def test_too_few_runs_give_no_interval(runs):
     scores = np.arange(runs, dtype=np.float64)[:, None] + 1
-    enough = np.array([1.0, 2.0, 3.0]), np.ones(3, bool)
-    for found in (
+    for estimate in (
         stats.mean_interval(scores[:, 0]),
         stats.geometric_mean_interval(scores[:, 0]),
         stats.iqm_interval(scores),
         stats.probability_of_improvement(scores, column(1, 2, 3)),
-        stats.steps_ratio(enough, (scores[:, 0], np.ones(runs, bool)), 10).ratio,
+        stats.steps_ratio([(reach(1, 2, 3), (scores[:, 0], np.ones(runs, bool)), 10)]).ratio,
     ):
-        assert (found.low, found.high, found.n) == (None, None, runs)
+        assert (estimate.low, estimate.high, estimate.n) == (None, None, runs)
+
+
+def covered(truth: float, draw) -> float:
+    intervals = [draw(np.random.default_rng(seed)) for seed in range(REPEATS)]
+    return float(np.mean([interval.low <= truth <= interval.high for interval in intervals]))
 
 
 @pytest.mark.parametrize("runs", [3, 5])
-def test_interval_covers_the_mean_where_percentiles_do_not(runs):
-    source, ours, percentile = rng(1), 0, 0
-    for _ in range(400):
-        scores = source.normal(size=(runs, 1))
-        found = stats.mean_interval(scores[:, 0])
-        ours += found.low <= 0 <= found.high
-        low, high = np.percentile(stats.bootstrap(scores, lambda x: x.mean((1, 2)), source), [2.5, 97.5])
-        percentile += low <= 0 <= high
-    assert ours / 400 == pytest.approx(0.95, abs=0.03)
-    assert percentile / 400 < 0.90
+def test_intervals_cover_the_truth_where_percentiles_do_not(runs):
+    def percentile(rng):
+        draws = stats.bootstrap(rng.normal(size=(runs, 1)), lambda x: x.mean((1, 2)), rng)
+        return stats.Interval(0, *np.percentile(draws, [2.5, 97.5]), runs)
+
+    def ratio(rng, spread=0.8):
+        shape = 1 / spread**2
+        slow, fast = rng.gamma(shape, 3 / shape, runs), rng.gamma(shape, 1 / shape, runs)
+        return stats.steps_ratio([(reach(*(1e4 * slow)), reach(*(1e4 * fast)), 1e9)]).ratio
+
+    def improvement(rng):  # normal scores a distance d apart: P = Phi(d / sqrt(2)), z(0.97) = 1.881
+        return stats.probability_of_improvement(
+            rng.normal(1.881 * np.sqrt(2), 1, (runs, 1)), rng.normal(size=(runs, 1))
+        )
+
+    assert covered(0, lambda rng: stats.mean_interval(rng.normal(size=runs))) == pytest.approx(0.95, abs=0.03)
+    assert covered(0, percentile) < 0.90
+    assert covered(3, ratio) > 0.92
+    assert covered(0.97, improvement) > 0.92
 
 
 def test_probability_of_improvement():
     # Pairs of (1, 3, 5) against (1, 2, 4): 0.5 + 0 + 0, 1 + 1 + 0, 1 + 1 + 1 = 5.5 of 9.
-    found = stats.probability_of_improvement(column(1, 3, 5), column(1, 2, 4))
-    assert found.value == pytest.approx(5.5 / 9)
-    assert 0 < found.low < found.value < found.high < 1
+    chance = stats.probability_of_improvement(column(1, 3, 5), column(1, 2, 4))
+    assert chance.value == pytest.approx(5.5 / 9)
+    assert 0 < chance.low < chance.value < chance.high < 1
     swapped = stats.probability_of_improvement(column(1, 2, 4), column(1, 3, 5))
-    assert (swapped.low, swapped.high) == pytest.approx((1 - found.high, 1 - found.low))
+    assert (swapped.low, swapped.high) == pytest.approx((1 - chance.high, 1 - chance.low))
     mixed = np.hstack([column(4, 5, 6), column(1, 2, 3)])
     assert stats.probability_of_improvement(mixed, mixed[:, ::-1]).value == 0.5  # tasks are averaged
-
-
-def test_probability_of_improvement_stays_unsure_when_three_runs_win_every_pair():
-    found = stats.probability_of_improvement(column(4, 5, 6), column(1, 2, 3))
-    assert found.value == found.high == 1
-    # p = 0.501: (1 - p)^2 = 0.249 and 1.96^2 * p (1 - p) (1 + 2 (0.333 + 0.334)) / 9 = 0.249.
-    assert found.low == pytest.approx(0.501, abs=1e-3)
-
-
-@pytest.mark.parametrize("chance", [0.75, 0.97])
-def test_probability_of_improvement_coverage(chance):
-    # Normal scores a distance d apart: P = Phi(d / sqrt(2)); z(0.75) = 0.674, z(0.97) = 1.881.
-    distance = {0.75: 0.674, 0.97: 1.881}[chance] * np.sqrt(2)
-    source, covered = rng(2), 0
-    for _ in range(400):
-        found = stats.probability_of_improvement(source.normal(distance, 1, (5, 1)), source.normal(size=(5, 1)))
-        covered += found.low <= chance <= found.high
-    assert covered / 400 > 0.92
+    # Three runs that win every pair stay unsure, p = 0.501: (1 - p)^2 = 0.249 and
+    # 1.96^2 * p (1 - p) (1 + 2 (0.333 + 0.334)) / 9 = 0.249.
+    sure = stats.probability_of_improvement(column(4, 5, 6), column(1, 2, 3))
+    assert (sure.value, sure.high, sure.low) == (1, 1, pytest.approx(0.501, abs=1e-3))
 
 
 def test_area_under_curve():
@@ -135,15 +129,10 @@ def test_area_under_curve():
 
 
 def test_steps_to_threshold():
-    steps = np.array([10, 20, 30])
     returns = np.array([[0.0, 0.8, 0.1], [0.0, 0.0, 0.9], [0.0, 0.7, 0.79], [1.0, 1.0, 1.0]])
-    found, reached = stats.steps_to_threshold(steps, returns, 0.8)
-    assert found.tolist() == [20, 30, 30, 10]
+    steps, reached = stats.steps_to_threshold(np.array([10, 20, 30]), returns, 0.8)
+    assert steps.tolist() == [20, 30, 30, 10]
     assert reached.tolist() == [True, True, False, True]
-
-
-def reach(*steps: float, never: int = 0, budget: float = 100) -> tuple[np.ndarray, np.ndarray]:
-    return np.array([*steps, *[budget] * never], dtype=np.float64), np.array([True] * len(steps) + [False] * never)
 
 
 @pytest.mark.parametrize(
@@ -157,45 +146,36 @@ def reach(*steps: float, never: int = 0, budget: float = 100) -> tuple[np.ndarra
     ],
 )
 def test_steps_ratio_counts_censored_runs_at_the_budget(baseline, treated, value, bound):
-    found = stats.steps_ratio(baseline, treated, 100)
-    assert found.ratio.value == pytest.approx(value)
-    assert found.bound == bound
+    ratio = stats.steps_ratio([(baseline, treated, 100)])
+    assert (ratio.ratio.value, ratio.bound) == (pytest.approx(value), bound)
     reached = [(ok & (steps <= 100)).sum() for steps, ok in (baseline, treated)]
-    assert [found.baseline_reached, found.treated_reached] == reached
+    assert [ratio.baseline_reached, ratio.treated_reached] == reached
 
 
 def test_steps_ratio_interval_is_welch_on_logarithms():
     # Delta method: standard error of log mean = sd / (mean sqrt(n)) = 0.1 / sqrt(3) for both; Welch: 4 degrees,
     # t = 2.776; margin exp(2.776 * 0.1 * sqrt(2 / 3)) = 1.2544.
-    found = stats.steps_ratio(reach(270, 300, 330, budget=900), reach(90, 100, 110), 900).ratio
-    assert (found.low, found.high) == pytest.approx((3 / 1.2544, 3 * 1.2544), rel=1e-3)
-    equal = stats.steps_ratio(reach(never=3), reach(never=3), 100)
-    assert (equal.ratio.low, equal.ratio.value, equal.ratio.high, equal.bound) == (1, 1, 1, "?")
+    ratio = stats.steps_ratio([(reach(270, 300, 330, budget=900), reach(90, 100, 110), 900)]).ratio
+    assert (ratio.low, ratio.high) == pytest.approx((3 / 1.2544, 3 * 1.2544), rel=1e-3)
+    equal = stats.steps_ratio([(reach(never=3), reach(never=3), 100)])
+    assert (equal.ratio, equal.bound, equal.known) == (stats.Interval(1, None, None, 3), "?", False)
+    equal = stats.steps_ratio([(reach(50, 50, 50), reach(40, 40, 40), 100)])
+    assert equal.ratio == stats.Interval(1.25, None, None, 3)  # what other runs would give is not known
+    one = stats.steps_ratio([(reach(50, 50, 50), reach(20, 40, 60), 100)]).ratio
+    assert one.low < one.value == 1.25 < one.high
 
 
-@pytest.mark.parametrize("spread", [0.2, 0.8])
-def test_steps_ratio_coverage(spread):
-    source, covered = rng(3), 0
-    shape = 1 / spread**2
-    for _ in range(400):
-        slow, fast = source.gamma(shape, 3 / shape, 3), source.gamma(shape, 1 / shape, 3)
-        found = stats.steps_ratio(reach(*(1e4 * slow)), reach(*(1e4 * fast)), 1e9)
-        covered += found.ratio.low <= 3 <= found.ratio.high
-    assert covered / 400 > 0.92
-
-
-def test_overall_ratio_is_the_geometric_mean_over_tasks():
+def test_over_tasks_it_is_the_geometric_mean_over_tasks():
     # 300 / 100 and 80 / 60: sqrt(3 x 4/3) = 2, whatever the budgets.
     tasks = [(reach(300, 300, 300), reach(100, 100, 100), 900), (reach(70, 80, 90), reach(50, 60, 70), 100)]
-    found = stats.overall_ratio(tasks)
-    assert found.ratio.value == pytest.approx(2)
-    assert (found.bound, found.baseline_reached, found.treated_reached) == ("", 6, 6)
+    ratio = stats.steps_ratio(tasks)
+    assert (ratio.bound, ratio.baseline_reached, ratio.treated_reached) == ("", 6, 6)
     # Of the second task alone: log standard errors 10/80 and 10/60 over sqrt(3), halved by the mean over two tasks;
     # Welch: 3.71 degrees of freedom, t = 2.86, so that the factor is exp(2.86 x 0.1203 / 2).
-    assert found.ratio.high == pytest.approx(2 * np.exp(2.86 * 0.1203 / 2), rel=1e-2)
+    assert (ratio.ratio.value, ratio.ratio.high) == pytest.approx((2, 2 * np.exp(2.86 * 0.1203 / 2)), rel=1e-2)
     solved, unsolved = (reach(30, 30, 30), reach(10, 10, 10), 100), (reach(never=3), reach(50, 50, 50), 100)
-    assert stats.overall_ratio([solved, unsolved]).bound == ">="
-    assert stats.overall_ratio([unsolved, (solved[1], reach(never=3), 100)]).bound == "?"
+    assert stats.steps_ratio([solved, unsolved]).bound == ">="
+    assert stats.steps_ratio([unsolved, (solved[1], reach(never=3), 100)]).bound == "?"
 
 
 def test_holm_by_hand():

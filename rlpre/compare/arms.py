@@ -9,17 +9,15 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 
+from rlpre.data.adapters import find_images
 from rlpre.encoders import AnyEncoder, Encoder, InputSpec, SequenceEncoder, Vocabulary
-from rlpre.encoders.checkpoint import CONFIG
-from rlpre.encoders.whitened import PREFIX
+from rlpre.encoders.encoder import CONFIG, WHITENED
 from rlpre.errors import RlpreError, lookup
-from rlpre.files import read_json
-from rlpre.loop import PretrainConfig, kept
 from rlpre.objectives import parse_objective
+from rlpre.pretrain import PretrainConfig, kept
 from rlpre.sb3 import MODES, policy_kwargs
-from rlpre.sb3.observation import find_image
-from rlpre.sb3.window import check_actions
-from rlpre.sources.layout import find_images
+from rlpre.sb3.spaces import check_actions, find_image
+from rlpre.utils import read_json
 
 KINDS: dict[str, type[AnyEncoder]] = {of.kind: of for of in (Encoder, SequenceEncoder)}
 
@@ -141,7 +139,7 @@ def fresh_config(arm: Arm, arms: Iterable[Arm], pretrain: PretrainConfig, space:
         arguments: dict[str, Any] = {} if pretrain.features is None else {"features": pretrain.features}
         return Encoder(pretrain.encoder, InputSpec(shape), **arguments).config
     config = (given if isinstance(given, Encoder) else given.frames).config
-    return {**config, "architecture": config["architecture"].removeprefix(PREFIX), "pretraining": {}}
+    return {**config, "architecture": config["architecture"].removeprefix(WHITENED), "pretraining": {}}
 
 
 def fresh_encoder(config: Mapping[str, Any], seed: int) -> Encoder:

@@ -26,13 +26,12 @@ from rlpre.compare.train import (
     prepare,
     train,
 )
-from rlpre.device import resolve_device
+from rlpre.data.collect import collect
+from rlpre.data.store import FrameStore
 from rlpre.encoders import Encoder, SequenceEncoder
 from rlpre.errors import RlpreError, lookup
-from rlpre.files import read_json
-from rlpre.frames import FrameStore
-from rlpre.loop import PretrainConfig
-from rlpre.sources import collect
+from rlpre.pretrain import PretrainConfig
+from rlpre.utils import read_json, resolve_device
 
 Frames = FrameStore | str | Path | Callable[[], FrameStore]
 Measure = Callable[[Run, Training], Measurements]

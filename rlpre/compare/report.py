@@ -4,51 +4,38 @@
 `write_report`.
 """
 
+import io
 import math
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import matplotlib.figure
 import numpy as np
+import torch
 from matplotlib.axes import Axes
 from matplotlib.ticker import EngFormatter, FuncFormatter, NullFormatter
+from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
-from rlpre.compare.background import films, notices, pretraining_sections, read_provenance
-from rlpre.compare.runner import ROWS, Row
+from rlpre.compare.runner import DONE, FAILED, ROWS, STUDY, Row, Run, finished_runs, flat
 from rlpre.compare.summary import ALL, Curves, Metric, Record, Results, Tasks, curves, read_results, save_rows
-from rlpre.evaluation.page import (
-    COLOURS,
-    CONTROLS,
-    DASHES,
-    Answer,
-    Cell,
-    Figure,
-    Gallery,
-    Page,
-    Section,
-    Table,
-    Toned,
-    as_png,
-    as_text,
-    draw_curve,
-    plain_axes,
-    sentence,
-    short_names,
-    show_interval,
-    show_ratio,
-    thousands,
-    write_html,
-)
+from rlpre.data.store import MANIFEST, FrameStore
+from rlpre.errors import RlpreError
+from rlpre.evaluation import page
+from rlpre.evaluation.page import Answer, Cell, Figure, Gallery, Page, Section, Table, Toned, short_names, thousands
 from rlpre.evaluation.stats import FEWEST, StepsRatio
-from rlpre.files import write_bytes, write_json
+from rlpre.utils import image_grid, read_json, write_bytes, write_json
 
 SAVED, COST, UNKNOWN, NONE = "saved", "cost", "not known", "no answer"
 TONES = {SAVED: "good", COST: "bad"}
 COLUMNS = 3  # of panels in the picture, at most
 HALF, THIRD = (5.2, 3.4), (3.8, 2.4)  # inches of figures two and three in a line of the page
+RUN, CHECKPOINT, FRAMES, ENCODERS = "run.json", "config.json", "frames", "encoders"
+STRIP = 12  # frames that a page shows of an environment
+MOST_BYTES = 500_000  # of a film
 
 READING = """\
 Curves, areas and final returns are interquartile means over runs; brackets are 95 % intervals. The area is the mean \
@@ -56,7 +43,8 @@ height of the learning curve. Steps are the mean to the first evaluation of at l
 gets there counts as its budget, so that its ratio is only a bound (>=, <=), or holds within the budget only (?). \
 {0.baseline} / arm is how many times the arm's steps {0.baseline} needs: above 1 the arm saves steps. Over several \
 tasks it is the geometric mean. P(better) is the probability that a run of the arm has a larger area than one of \
-{0.baseline}. Frames are the offline ones. Minutes are the wall-clock of a run. Fewer than 3 runs have no interval."""
+{0.baseline}. Frames are the offline ones. Minutes are the wall-clock of a run. Fewer than 3 runs have no interval, \
+nor has a ratio of runs that are all equal."""
 
 
 def report(directory: Path, sections: Sequence[Section] = ()) -> str:
@@ -75,30 +63,29 @@ def report(directory: Path, sections: Sequence[Section] = ()) -> str:
     """
     results = read_results(directory)
     metric, tasks = results.metric, results.tasks
-    found = answers(results)
-    lead = next(iter(found.values()))
-    page = Page(
+    by_task = answers(results)
+    lead = next(iter(by_task.values()))
+    content = Page(
         question=f"How many environment steps did {metric.cause} save?",
-        answer=f"{sentence(lead.claim)}.",
+        answer=f"{page.sentence(lead.claim)}.",
         tone=TONES.get(lead.verdict, ""),
-        facts=[f"{sentence(lead.facts)}."] if lead.facts else [],
-        notices=[*notices(directory), *_missing(results)],
+        facts=[f"{page.sentence(lead.facts)}."] if lead.facts else [],
+        notices=_missing(results),
         sections=[
-            *([_all_tasks(results, found)] if len(tasks) > 1 else []),
-            *(_task(results, task, found, films(directory, task)) for task in tasks),
+            *([_all_tasks(results, by_task)] if len(tasks) > 1 else []),
+            *(_task(results, task, by_task, _films(directory, task)) for task in tasks),
             *sections,
-            *pretraining_sections(directory),
+            *_background(directory),
             Section("Reading the numbers", [READING.format(metric)]),
         ],
-        provenance=read_provenance(directory),
     )
-    records = [record.flat() for record in results.records]
-    return write_report(directory, page, draw_curves(tasks, metric), records, results.rows)
+    summary = [record.flat() for record in results.records]
+    return write_report(directory, content, draw_curves(tasks, metric), summary, results.rows)
 
 
 def write_report(
     directory: Path,
-    page: Page,
+    content: Page,
     figure: matplotlib.figure.Figure,
     summary: Sequence[Mapping[str, Any]],
     rows: Sequence[Row] = (),
@@ -108,7 +95,7 @@ def write_report(
     Args:
         directory: receives ``report.html`` (the page), ``report.png`` (the figure), ``summary.json``, ``rows.json``
             (every row of the study in one file) and TensorBoard events (``tensorboard/``, see `log_rows`).
-        page: the report.
+        content: the report; failed and unfinished runs of the directory and the provenance of the others are added.
         figure: what the page shows, as one picture.
         summary: the results as flat records; of numbers 6 digits are written, null for those that are not finite.
         rows: what the study measured.
@@ -116,15 +103,16 @@ def write_report(
     Returns:
         The page for a terminal.
     """
+    content = replace(content, notices=[*_unfinished(directory), *content.notices], provenance=_provenance(directory))
+    answer = {"question": content.question, "answer": content.answer, "facts": list(content.facts)}
     records = [{name: _number(value) for name, value in record.items()} for record in summary]
-    answer = {"question": page.question, "answer": page.answer, "facts": list(page.facts)}
     write_json(directory / "summary.json", {**answer, "records": records})
-    write_bytes(directory / "report.png", as_png(figure))
-    write_html(page, directory / "report.html")
+    write_bytes(directory / "report.png", page.as_png(figure))
+    page.write_html(content, directory / "report.html")
     if rows:
         save_rows(rows, directory / ROWS)
         log_rows(rows, directory / "tensorboard")
-    return as_text(page)
+    return page.as_text(content)
 
 
 def log_rows(rows: Sequence[Row], directory: Path) -> None:
@@ -156,7 +144,7 @@ def log_rows(rows: Sequence[Row], directory: Path) -> None:
 def verdict(ratio: StepsRatio) -> str:
     """What the interval of a ratio says about 1; a bound leaves one of its ends open."""
     if ratio.ratio.low is None or ratio.ratio.high is None:
-        return NONE
+        return NONE if ratio.ratio.n < FEWEST else UNKNOWN
     if ratio.ratio.low > 1 and ratio.bound != "<=":
         return SAVED
     if ratio.ratio.high < 1 and ratio.bound != ">=":
@@ -166,8 +154,8 @@ def verdict(ratio: StepsRatio) -> str:
 
 def answers(results: Results) -> dict[str, Answer]:
     """The answers by task; with several tasks the answer over all of them comes first, as `ALL`."""
-    found = {task: _answer(results, task) for task in results.tasks}
-    return found if len(found) == 1 else {ALL: _overall_answer(results, found), **found}
+    by_task = {task: _answer(results, task) for task in results.tasks}
+    return by_task if len(by_task) == 1 else {ALL: _overall_answer(results, by_task), **by_task}
 
 
 def _answer(results: Results, task: str) -> Answer:
@@ -176,46 +164,46 @@ def _answer(results: Results, task: str) -> Answer:
     treated = results.record(task, metric.answer, metric.baseline)
     if baseline is None or treated is None or treated.ratio is None:
         missing = [arm for arm in (metric.baseline, metric.answer) if arm not in arms]
-        return Answer(NONE, f"no answer, {' and '.join(missing)} has no finished run")
+        return Answer(NONE, f"no answer, there is no finished run of {' or '.join(missing)}")
     budget = thousands(arms[metric.answer].steps[-1])
-    if baseline.reached + treated.reached == 0:
+    if not treated.ratio.known:
         both = f"no run of {metric.baseline} or {metric.answer}"
         return Answer(NONE, f"no answer, {both} reached {metric.threshold:g} in {budget} steps")
-    slow, fast = (of.steps.value for of in (baseline, treated) if of.steps)
+    slow, fast = (record.steps.value for record in (baseline, treated) if record.steps)
     facts = (
-        f"to reach {metric.threshold:g}, {metric.baseline} needs {show_ratio(treated.ratio)} times the steps of "
+        f"to reach {metric.threshold:g}, {metric.baseline} needs {page.show_ratio(treated.ratio)} times the steps of "
         f"{metric.answer} ({thousands(slow)} and {thousands(fast)}; {_reached(baseline)} and {_reached(treated)} runs "
         f"reach it in {budget})"
     )
     paid = metric.arms[metric.answer] - metric.arms[metric.baseline]
     facts += f", after {thousands(paid)} offline frames" if paid > 0 else ""
-    found = verdict(treated.ratio)
-    if found == NONE:
-        return Answer(found, f"no answer, fewer than {FEWEST} runs of an arm allow no interval", facts)
-    if found == UNKNOWN:
-        return Answer(found, f"it is not known whether {metric.cause} saves environment steps", facts)
+    outcome = verdict(treated.ratio)
     least = "at least " if treated.ratio.bound in (">=", "<=") else ""
-    return Answer(found, f"{metric.cause} {found} {least}{thousands(abs(slow - fast))} environment steps", facts)
+    claim = f"{metric.cause} {outcome} {least}{thousands(abs(slow - fast))} environment steps"
+    if outcome == NONE:
+        claim = f"no answer, fewer than {FEWEST} runs of an arm allow no interval"
+    elif outcome == UNKNOWN:
+        claim = f"it is not known whether {metric.cause} saves environment steps"
+    return Answer(outcome, claim, facts)
 
 
-def _overall_answer(results: Results, found: Mapping[str, Answer]) -> Answer:
+def _overall_answer(results: Results, by_task: Mapping[str, Answer]) -> Answer:
     """On how many tasks steps were saved, on which, and the ratio over all tasks."""
-    metric, names = results.metric, short_names(found)
-    where = {
-        kind: [names[task] for task, answer in found.items() if answer.verdict == kind]
-        for kind in (SAVED, COST, UNKNOWN, NONE)
-    }
+    metric, names = results.metric, short_names(by_task)
+    where: dict[str, list[str]] = {kind: [] for kind in (SAVED, COST, UNKNOWN, NONE)}
+    for task, answer in by_task.items():
+        where[answer.verdict].append(names[task])
     facts = "; ".join(f"{kind} on {', '.join(on)}" for kind, on in where.items() if on)
     overall = results.record(ALL, metric.answer, metric.baseline)
     ratio = overall.ratio if overall else None
-    if ratio:
-        times = show_interval(ratio.ratio, bound=ratio.bound.strip("?"))
+    if ratio and ratio.known:
+        times = page.show_ratio(replace(ratio, bound=ratio.bound.strip("?")))
         within = ", within the budgets," if ratio.bound == "?" else ""
         facts += f"; to reach {metric.threshold:g} on all tasks, {metric.baseline} needs {times} times the steps"
         facts += f"{within} of {metric.answer}"
-    if len(where[NONE]) == len(found):
-        return Answer(NONE, f"no answer on any of {len(found)} tasks", facts)
-    claim = f"{metric.cause} saved environment steps on {len(where[SAVED]) or 'none'} of {len(found)} tasks"
+    if len(where[NONE]) == len(by_task):
+        return Answer(NONE, f"no answer on any of {len(by_task)} tasks", facts)
+    claim = f"{metric.cause} saved environment steps on {len(where[SAVED]) or 'none'} of {len(by_task)} tasks"
     claim += f" and cost steps on {len(where[COST])}" if where[COST] else ""
     return Answer(verdict(ratio) if ratio else NONE, claim, facts)
 
@@ -231,9 +219,9 @@ def _all_tasks(results: Results, answers: Mapping[str, Answer]) -> Section:
         for over, record in records.items():
             verdicts[over] += [verdict(record.ratio)] if record and record.ratio else []
         own = next(filter(None, records.values()), None)
-        answer = Toned(sentence(answers[task].claim), TONES.get(answers[task].verdict, ""))
+        answer = Toned(page.sentence(answers[task].claim), TONES.get(answers[task].verdict, ""))
         rows.append([names[task], *map(_ratio, records.values()), _reached(own) if own else "-", answer])
-    won = [f"{of.count(SAVED)} won, {of.count(COST)} lost of {len(of)}" for of in verdicts.values()]
+    won = [f"{each.count(SAVED)} won, {each.count(COST)} lost of {len(each)}" for each in verdicts.values()]
     rows.append(["all", *won, "", ""])
     head = ["task", *(f"{over} / {metric.answer}" for over in overs), "reached", "answer"]
     note = f"{metric.answer}, to a return of {metric.threshold:g}. Won and lost: the interval excludes 1."
@@ -248,10 +236,10 @@ def _task(results: Results, task: str, answers: Mapping[str, Answer], films: Map
     metric, arms = results.metric, results.tasks[task]
     text = [f"{task}, {thousands(next(iter(arms.values())).steps[-1])} steps a run."]
     if len(answers) > 1:
-        text.append(sentence(str(answers[task])))
+        text.append(page.sentence(str(answers[task])))
     overview = matplotlib.figure.Figure(figsize=HALF, layout="constrained")
     _draw_overview(panel := overview.subplots(), arms, metric)
-    panel.legend(frameon=False, fontsize="small", ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.17))
+    panel.legend(frameon=False, fontsize="small", ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     against = []
     for arm in arms:
         if arm != metric.baseline:
@@ -271,28 +259,38 @@ def _task(results: Results, task: str, answers: Mapping[str, Answer], films: Map
 
 
 def _arms_table(results: Results, task: str) -> Table:
-    """One row per arm."""
-    metric, several = results.metric, task == ALL
-    overs = [over for over in (metric.baseline, *metric.controls) if any(of.over == over for of in results.records)]
-    head = ["arm", *(f"{over} / arm" for over in overs), f"steps to {metric.threshold:g}", "reached"]
-    head += ["P(better)", "area", "final return", "seeds" if several else "frames", "minutes"]
-    rows: list[list[Cell]] = []
-    for of in results.arms(task):
-        ratios = [_ratio(results.record(task, of.arm, over)) for over in overs]
-        every = of.reached == of.n
-        steps = show_interval(of.steps, thousands, "" if every else ">=") if of.steps else "-"
-        better = show_interval(of.better) if of.better and of.over == metric.baseline else "-"
-        frames = thousands(metric.arms[of.arm]) if metric.arms[of.arm] else "-"
-        minutes = results.minutes(task, of.arm)
-        row: list[Cell] = [Toned(of.arm, "strong" if of.arm == metric.answer else ""), *ratios, steps]
-        row += [Toned(_reached(of), "" if every or several else "bad"), better, show_interval(of.area)]
-        row += [show_interval(of.final), str(of.n) if several else frames, "-" if minutes is None else f"{minutes:.1f}"]
-        rows.append(row)
-    return Table(head, rows, "All arms over all tasks" if several else "Arms")
+    """One row per arm; columns without any content are left out."""
+    metric, records, alone = results.metric, results.arms(task), task != ALL
+    columns: dict[str, list[Cell]] = {
+        "arm": [Toned(record.arm, "strong" * (record.arm == metric.answer)) for record in records]
+    }
+    for over in (metric.baseline, *metric.controls):
+        columns[f"{over} / arm"] = [_ratio(results.record(task, record.arm, over)) for record in records]
+    columns[f"steps to {metric.threshold:g}"] = [
+        page.show_interval(record.steps, thousands, ">=" * (record.reached < record.n)) if record.steps else "-"
+        for record in records
+    ]
+    if alone:
+        columns["reached"] = [Toned(_reached(record), "bad" * (record.reached < record.n)) for record in records]
+    else:
+        columns["seeds"] = [str(record.n) for record in records]
+    columns["P(better)"] = [
+        page.show_interval(record.better) if record.better and record.over == metric.baseline else "-"
+        for record in records
+    ]
+    columns["area"] = [page.show_interval(record.area) for record in records]
+    columns["final return"] = [page.show_interval(record.final) for record in records]
+    columns["frames"] = [thousands(metric.arms[record.arm]) if metric.arms[record.arm] else "-" for record in records]
+    columns["minutes"] = [results.minutes(task, record.arm) for record in records]
+    filled = {name: cells for name, cells in columns.items() if any(cell != "-" for cell in cells)}
+    rows = list(zip(*filled.values(), strict=True))
+    return Table(list(filled), rows, "Arms" if alone else "All arms over all tasks")
 
 
 def _ratio(record: Record | None) -> Cell:
-    return Toned(show_ratio(record.ratio), TONES.get(verdict(record.ratio), "")) if record and record.ratio else "-"
+    if record is None or record.ratio is None:
+        return "-"
+    return Toned(page.show_ratio(record.ratio), TONES.get(verdict(record.ratio), ""))
 
 
 def _reached(record: Record) -> str:
@@ -300,9 +298,10 @@ def _reached(record: Record) -> str:
 
 
 def _missing(results: Results) -> list[str]:
-    names = short_names(results.tasks)
-    lacking = {names[task]: [arm for arm in results.metric.arms if arm not in of] for task, of in results.tasks.items()}
-    missing = [f"{', '.join(arms)} on {task}" for task, arms in lacking.items() if arms]
+    missing = []
+    for task, name in short_names(results.tasks).items():
+        if arms := [arm for arm in results.metric.arms if arm not in results.tasks[task]]:
+            missing.append(f"{', '.join(arms)} on {name}")
     return [f"Arms without a finished run: {'; '.join(missing)}."] if missing else []
 
 
@@ -322,49 +321,48 @@ def draw_curves(tasks: Tasks, metric: Metric) -> matplotlib.figure.Figure:
     figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.1)
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for task, arms in tasks.items():
-        panel = panels.pop(0)
+        _draw_overview(panel := panels.pop(0), arms, metric)
         panel.set_title(names[task], fontweight="bold")
-        _draw_overview(panel, arms, metric)
     for arm in each:
-        panel = panels.pop(0)
+        _draw_against_baseline(panel := panels.pop(0), arm, only, metric)
         panel.set_title(arm, color=style(arm, metric)[0])
-        _draw_against_baseline(panel, arm, only, metric)
     for empty in panels:
         empty.remove()
     lines = {line.get_label(): line for panel in figure.axes for line in panel.get_lines()}
     shown = [arm for arm in metric.arms if arm in lines]
     title = "thick: IQM over runs; thin: runs; band: 95 % interval; dotted: threshold" if each else "IQM over runs"
-    handles = [lines[arm] for arm in shown]
-    figure.legend(handles, shown, title=title, loc="outside lower center", ncols=columns, frameon=False)
+    figure.legend(
+        [lines[arm] for arm in shown], shown, title=title, loc="outside lower center", ncols=columns, frameon=False
+    )
     return figure
 
 
 def draw_ratios(results: Results, task: str) -> matplotlib.figure.Figure | None:
     """The ratios over the baseline on a logarithmic axis, open intervals up to its end; None if no run reached."""
     ratios = {
-        of.arm: of.ratio
-        for of in reversed(results.arms(task))
-        if of.over == results.metric.baseline and of.ratio and of.ratio.baseline_reached + of.ratio.treated_reached
+        record.arm: record.ratio
+        for record in reversed(results.arms(task))
+        if record.over == results.metric.baseline and record.ratio and record.ratio.known
     }
     if not ratios:
         return None
-    ends = [end for of in ratios.values() for end in (of.ratio.value, of.ratio.low, of.ratio.high) if end]
+    ends = [end for ratio in ratios.values() for end in (ratio.ratio.value, ratio.ratio.low, ratio.ratio.high) if end]
     reach = 1.1 * float(np.clip(max(max(end, 1 / end) for end in ends), 2, 20))
     figure = matplotlib.figure.Figure(figsize=HALF, layout="constrained")
     panel = figure.subplots()
     panel.axvline(1, color="#404040", linewidth=0.8)
-    for place, (arm, of) in enumerate(ratios.items()):
+    for place, (arm, ratio) in enumerate(ratios.items()):
         colour, _ = style(arm, results.metric)
-        low = 1 / reach if of.bound == "<=" else of.ratio.low or of.ratio.value
-        high = reach if of.bound == ">=" else of.ratio.high or of.ratio.value
+        low = 1 / reach if ratio.bound == "<=" else ratio.ratio.low or ratio.ratio.value
+        high = reach if ratio.bound == ">=" else ratio.ratio.high or ratio.ratio.value
         panel.plot([low, high], [place, place], color=colour, linewidth=2)
-        panel.plot(of.ratio.value, place, "o", color=colour)
+        panel.plot(ratio.ratio.value, place, "o", color=colour)
     panel.set_yticks(range(len(ratios)), list(ratios))
     panel.set(xscale="log", xlim=(1 / reach, reach), ylim=(-0.6, len(ratios) - 0.4), xlabel="← costs · saves →")
     panel.set_xticks([tick for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10) if 1 / reach <= tick <= reach])
     panel.xaxis.set_major_formatter(FuncFormatter(lambda tick, _: f"{tick:g}"))
     panel.xaxis.set_minor_formatter(NullFormatter())
-    plain_axes(panel)
+    page.plain_axes(panel)
     return figure
 
 
@@ -374,43 +372,138 @@ def style(arm: str, metric: Metric) -> tuple[str, str]:
     controls.sort(key=lambda name: name != metric.baseline)
     if arm in controls:
         place = controls.index(arm)
-        return CONTROLS[place % len(CONTROLS)], DASHES[place % len(DASHES)]
+        return page.CONTROLS[place % len(page.CONTROLS)], page.DASHES[place % len(page.DASHES)]
     place = [name for name in metric.arms if name not in controls].index(arm)
-    return COLOURS[place % len(COLOURS)], DASHES[place // len(COLOURS) % len(DASHES)]
+    return page.COLOURS[place % len(page.COLOURS)], page.DASHES[place // len(page.COLOURS) % len(page.DASHES)]
 
 
 def _draw_overview(panel: Axes, arms: Mapping[str, Curves], metric: Metric) -> None:
     """The IQM of every arm on one task."""
-    _frame(panel, arms.values(), metric)
-    for arm, of in arms.items():
+    _frame(panel, arms, metric)
+    for arm, curve in arms.items():
         colour, dashes = style(arm, metric)
-        values = [point.value for point in of.points]
-        panel.plot(of.steps, values, color=colour, linestyle=dashes, linewidth=2, label=arm)
+        values = [point.value for point in curve.points]
+        panel.plot(curve.steps, values, color=colour, linestyle=dashes, linewidth=2, label=arm)
 
 
 def _draw_against_baseline(panel: Axes, arm: str, arms: Mapping[str, Curves], metric: Metric) -> None:
     """One arm and the baseline on one task, with every run and the bands."""
-    _frame(panel, arms.values(), metric)
+    _frame(panel, arms, metric)
     for name in (metric.baseline, arm):
         if name in arms:
             colour, dashes = style(name, metric)
             panel.plot(arms[name].steps, arms[name].values.T, color=colour, linewidth=0.7, alpha=0.5)
-            draw_curve(panel, arms[name].steps, arms[name].points, colour, linestyle=dashes, linewidth=2)
+            page.draw_curve(panel, arms[name].steps, arms[name].points, colour, linestyle=dashes, linewidth=2)
 
 
-def _frame(panel: Axes, every: Iterable[Curves], metric: Metric) -> None:
-    values = np.concatenate([of.values.ravel() for of in every])
+def _frame(panel: Axes, arms: Mapping[str, Curves], metric: Metric) -> None:
+    values = np.concatenate([curve.values.ravel() for curve in arms.values()])
     low, high = min(values.min(), metric.threshold), max(values.max(), metric.threshold)
     margin = 0.05 * (high - low) or 1.0
     panel.set_ylim(low - margin, high + margin)  # of the runs, not of the bands, which are wide with few runs
-    panel.set_xlim(0, max(of.steps[-1] for of in every))
+    panel.set_xlim(0, max(curve.steps[-1] for curve in arms.values()))
     panel.axhline(metric.threshold, color="#404040", linewidth=0.8, linestyle=(0, (1, 2)))
     panel.xaxis.set_major_formatter(EngFormatter(sep=""))
     panel.set(xlabel="environment steps", ylabel="evaluation return")
-    plain_axes(panel)
+    page.plain_axes(panel)
 
 
 def _number(value: Any) -> Any:
     if not isinstance(value, float):
         return value
     return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+def _unfinished(directory: Path) -> list[str]:
+    """What a reader must know first: how many runs of a study are unfinished, and which ones failed with what error."""
+    markers = sorted(directory.rglob(FAILED))
+    failed = [f"{marker.parent.relative_to(directory)}: {read_json(marker)['error']}" for marker in markers]
+    runs = [path for path in directory.rglob("seed-*") if path.is_dir()]
+    unfinished = sum(not (path / DONE).exists() and not (path / FAILED).exists() for path in runs)
+    lines = [f"Unfinished runs: {unfinished}. This is as far as the study has come."] if unfinished else []
+    return [*lines, *([f"Failed runs: {len(failed)}.", *failed] if failed else [])]
+
+
+def _provenance(directory: Path) -> page.Provenance:
+    """What the finished runs of a study say about their making."""
+    versions: dict[str, None] = {}
+    commits: dict[str, None] = {}
+    for run in finished_runs(directory).values():
+        facts = read_json(run / RUN) if (run / RUN).exists() else {}
+        versions |= {f"{package} {version}": None for package, version in facts.get("versions", {}).items()}
+        if facts.get("commit"):
+            commits[facts["commit"] + (" with changes" if facts.get("dirty") else "")] = None
+    return page.Provenance(list(versions), list(commits), flat(read_json(directory / STUDY)))
+
+
+def _films(directory: Path, task: str) -> dict[str, Figure]:
+    """By arm the film (GIF) of its first seed that has one; of one that is too large only the size."""
+    figures: dict[str, Figure] = {}
+    for run, path in finished_runs(directory).items():
+        for film in sorted(path.glob("*.gif"))[:1] if run.task == task and run.arm not in figures else ():
+            large = film.stat().st_size > MOST_BYTES
+            note = f"{film.stat().st_size / 1e6:.1f} MB, too large for this page" if large else ""
+            figures[run.arm] = Figure(f"{run.arm}, seed {run.seed}", b"" if large else film.read_bytes(), note)
+    return figures
+
+
+def _background(directory: Path) -> list[Section]:
+    """The offline frames and the pretrained encoders, if any; damaged files are no reason to withhold the results."""
+    sections = []
+    for title, make in (("Offline frames", _frames), ("Pretraining", _pretraining)):
+        try:
+            text, blocks = make(directory)
+        except RlpreError as error:
+            text, blocks = [f"Not known: {error}."], []
+        sections += [Section(title, text, blocks)] if text or blocks else []
+    return sections
+
+
+def _frames(directory: Path) -> tuple[list[str], list[Table | Figure]]:
+    blocks: list[Table | Figure] = []
+    for manifest in sorted((directory / FRAMES).glob(f"*/{MANIFEST}")):
+        store = FrameStore.open(manifest.parent)
+        tasks, names = store.column("task"), short_names(store.tasks)
+        rows = {name: np.flatnonzero(tasks == number) for number, name in enumerate(store.tasks)}
+        note = (
+            f"{len(store):,} frames, of which {store.distinct:,} are distinct; {page.percent(store.unchanged)} of the "
+            f"transitions change nothing. Behaviour: {store.manifest['spec'].get('behaviour') or 'not recorded'}."
+        )
+        counts = [[name, f"{len(places):,}"] for name, places in rows.items()]
+        blocks.append(Table(["environment", "frames"], counts, store.path.name, note))
+        blocks += [Figure(names[name], _strip(store, places)) for name, places in rows.items() if len(places)]
+    return [], blocks
+
+
+def _strip(store: FrameStore, rows: np.ndarray) -> bytes:
+    """Different frames, evenly spread over ``rows``, side by side as PNG."""
+    _, first = np.unique(store.ids[rows], return_index=True)
+    chosen = np.sort(first)[np.linspace(0, len(first) - 1, min(STRIP, len(first))).astype(int)]
+    picture = image_grid(torch.from_numpy(store.frames(rows[chosen])), len(chosen))
+    content = io.BytesIO()
+    Image.fromarray((255 * picture).byte().permute(1, 2, 0).numpy()).save(content, format="PNG")
+    return content.getvalue()
+
+
+def _pretraining(directory: Path) -> tuple[list[str], list[Table]]:
+    """The probes of each encoder; a score below that of fresh weights is marked."""
+    facts: dict[Run, dict[str, Any]] = {}
+    for run, path in finished_runs(directory).items():
+        if run.task == ENCODERS and (fact := read_json(path / CHECKPOINT).get("pretraining")):
+            facts[run] = {"probes": {}, "control": {}, **fact, "seconds": read_json(path / DONE)["seconds"]}
+    if not facts:
+        return [], []
+    labels = list(dict.fromkeys(label for fact in facts.values() for label in (*fact["probes"], *fact["control"])))
+    rows: list[list[Cell]] = []
+    for run, fact in facts.items():
+        numbers = [f"{fact[name]:,}" if name in fact else "-" for name in ("steps", "batch")]
+        rows.append([run.arm, str(run.seed), *numbers, f"{fact['seconds']:.0f}"])
+        for label in labels:
+            score, fresh = (fact[kind].get(label, math.nan) for kind in ("probes", "control"))
+            shown = f"{score:.2f}" + ("" if math.isnan(fresh) else f" ({fresh:.2f})")
+            rows[-1].append("-" if math.isnan(score) else Toned(shown, "bad" if score < fresh else ""))
+    probes = "Linear probes: what can be read from the frozen features (balanced accuracy; R² for quantities); in "
+    text = [f"{probes}brackets the same for fresh weights."] if labels else []
+    if len({run.arm for run in facts}) == len(facts):
+        text.append("One encoder was pretrained per objective: intervals span seeds of training, not of pretraining.")
+    return text, [Table(["objective", "seed", "updates", "batch", "seconds", *labels], rows)]

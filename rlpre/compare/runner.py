@@ -28,7 +28,7 @@ except ImportError:  # Windows
 
 from rlpre.compare.executors import Workers
 from rlpre.errors import RlpreError
-from rlpre.files import read_json, write_json
+from rlpre.utils import read_json, write_json
 
 STUDY, LOCK = "study.json", "lock"
 DONE, FAILED, TRACEBACK, PROGRESS, ROWS = "done.json", "failed.json", "traceback.txt", "progress", "rows.json"

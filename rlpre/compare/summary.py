@@ -5,8 +5,9 @@ what ``summary.json`` lists.
 """
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from rlpre.compare.runner import DONE, ROWS, STUDY, Row, Run, finished_runs, rea
 from rlpre.errors import RlpreError, lookup
 from rlpre.evaluation import stats
 from rlpre.evaluation.stats import Floats, Interval, StepsRatio, Times
-from rlpre.files import read_json, write_bytes
+from rlpre.utils import read_json, write_bytes
 
 RETURN, SECONDS = "return", "seconds"  # metrics: the learning curve, the wall-clock of a run
 ALL = "all tasks"
@@ -26,21 +27,13 @@ ALL = "all tasks"
 
 @dataclass(frozen=True)
 class Metric:
-    """What a study asks. It is part of the study's configuration (``study.json``), so that no result can choose it.
+    """What a study asks. It is part of the study's configuration (``study.json``), so that no result can choose it."""
 
-    Attributes:
-        arms: every arm, in reading order, and the number of offline frames its encoder was pretrained on (0: none).
-        answer: the arm that the report's answer is about; the best of several would be optimistic.
-        baseline: the arm that all others are compared with.
-        threshold: the return to reach.
-        controls: further arms that the others are compared with, such as frozen fresh weights.
-    """
-
-    arms: Mapping[str, int]
-    answer: str
-    baseline: str = "scratch"
-    threshold: float = 0.8
-    controls: Sequence[str] = ()
+    arms: Mapping[str, int]  # every arm, in reading order, and how many offline frames its encoder was pretrained on
+    answer: str  # the arm that the report's answer is about; the best of several would be optimistic
+    baseline: str = "scratch"  # the arm that all others are compared with
+    threshold: float = 0.8  # the return to reach
+    controls: Sequence[str] = ()  # further arms that the others are compared with, such as frozen fresh weights
 
     def __post_init__(self) -> None:
         for arm in (self.answer, self.baseline, *self.controls):
@@ -48,8 +41,9 @@ class Metric:
 
     @property
     def cause(self) -> str:
-        """What saved steps, or did not: pretraining if the baseline is scratch, else the arm."""
-        return "pretraining" if self.baseline == "scratch" else self.answer
+        """What saved steps, or did not, as the subject of a sentence."""
+        pretraining = self.baseline == "scratch" and self.arms[self.answer] > 0
+        return "pretraining" if pretraining else f"the arm '{self.answer}'"
 
     def compared_with(self, arm: str) -> list[str]:
         """The arms that an arm is compared with; controls are compared with the baseline only."""
@@ -60,22 +54,11 @@ class Metric:
 
 @dataclass(frozen=True)
 class Curves:
-    """The curves of one arm on one task.
+    """The curves of one arm on one task."""
 
-    Attributes:
-        seeds: (runs,).
-        steps: (points,) environment steps, increasing.
-        values: (runs, points) what was measured there, such as the mean return of an evaluation.
-    """
-
-    seeds: tuple[int, ...]
-    steps: NDArray[np.int64]
-    values: Floats
-
-    @property
-    def finals(self) -> Floats:
-        """(runs,) the last values."""
-        return self.values[:, -1]
+    seeds: tuple[int, ...]  # (runs,)
+    steps: NDArray[np.int64]  # (points,) environment steps, increasing
+    values: Floats  # (runs, points) what was measured there, such as the mean return of an evaluation
 
     @property
     def areas(self) -> Floats:
@@ -87,6 +70,10 @@ class Curves:
         """The IQM over runs at every step."""
         return [stats.iqm_interval(point) for point in self.values.T]
 
+    def only(self, seeds: Sequence[int]) -> "Curves":
+        """The curves of some seeds."""
+        return replace(self, seeds=tuple(seeds), values=self.values[[self.seeds.index(seed) for seed in seeds]])
+
     def times(self, threshold: float) -> Times:
         """Steps to the threshold of each run, and whether it reached it."""
         return stats.steps_to_threshold(self.steps, self.values, threshold)
@@ -97,74 +84,63 @@ Tasks = dict[str, dict[str, Curves]]  # task -> arm
 
 @dataclass(frozen=True)
 class Record:
-    """What one arm reached on one task, or on `ALL`, and how it compares with one other arm.
-
-    Attributes:
-        over: the arm it is compared with; None if there is none, as for the baseline.
-        n: number of runs; over all tasks the number of seeds that have finished all of them.
-        reached: number of runs that reached the threshold.
-        steps: mean steps to the threshold; runs that never reached it count as the budget. None over all tasks.
-        final: IQM of the last evaluation's return.
-        area: IQM of the mean height of the learning curve.
-        ratio: steps of ``over`` / steps of ``arm``; over all tasks the geometric mean of the tasks' ratios.
-        better: the probability that a run of ``arm`` has a larger area than one of ``over``.
-    """
+    """What one arm reached on one task, or on `ALL`, and how it compares with one other arm."""
 
     task: str
     arm: str
-    over: str | None
-    n: int
-    reached: int
-    steps: Interval | None
-    final: Interval
-    area: Interval
-    ratio: StepsRatio | None
-    better: Interval | None
+    over: str | None  # the arm it is compared with; None if there is none, as for the baseline
+    n: int  # runs; over all tasks the seeds that have finished all of them
+    reached: int  # runs that reached the threshold
+    steps: Interval | None  # mean steps to it; runs that never reached it count as the budget. None over all tasks
+    final: Interval  # IQM of the last evaluation's return
+    area: Interval  # IQM of the mean height of the learning curve
+    ratio: StepsRatio | None  # steps of `over` / steps of `arm`; over all tasks the geometric mean of the tasks' ratios
+    better: Interval | None  # the probability that a run of `arm` has a larger area than one of `over`
 
     def flat(self) -> dict[str, Any]:
         """Numbers by name, for JSON and data frames: None for what is not known, an open end, or no number."""
-        ratio, bound = (self.ratio.ratio, self.ratio.bound) if self.ratio else (None, None)
-        known = ratio if self.ratio and self.ratio.baseline_reached + self.ratio.treated_reached else None
-        ends = (0.0 if bound == "<=" else known.low, None if bound == ">=" else known.high) if known else (None, None)
-        return {
-            **{name: getattr(self, name) for name in ("task", "arm", "over")},
-            **dict(zip(("ratio", "low", "high"), (known and known.value, *ends), strict=True)),
-            **{"bound": bound, "reached": self.reached, "n": self.n},
-            **_flat("steps_to_threshold", self.steps),
-            **_flat("final", self.final),
-            **_flat("area", self.area),
-            **_flat("p_better", self.better),
+        bound = self.ratio.bound if self.ratio else None
+        ratio = self.ratio.ratio if self.ratio and self.ratio.known else Interval(math.nan, None, None, 0)
+        numbers = {
+            "task": self.task,
+            "arm": self.arm,
+            "over": self.over,
+            "ratio": None if math.isnan(ratio.value) else ratio.value,
+            "low": 0.0 if bound == "<=" and ratio.low is not None else ratio.low,
+            "high": None if bound == ">=" else ratio.high,
+            "bound": bound,
+            "reached": self.reached,
+            "n": self.n,
         }
+        others = {"steps_to_threshold": self.steps, "final": self.final, "area": self.area, "p_better": self.better}
+        for name, found in others.items():
+            ends = (found.value, found.low, found.high) if found else (None, None, None)
+            numbers |= zip((name, f"{name}_low", f"{name}_high"), ends, strict=True)
+        return numbers
 
 
 @dataclass(frozen=True)
 class Results:
-    """Everything that is known of a study.
-
-    Attributes:
-        metric: what the study asks.
-        rows: what its finished runs measured.
-        tasks: the learning curves by task and arm, arms in the metric's order.
-        records: see `summarise`.
-    """
+    """Everything that is known of a study."""
 
     metric: Metric
-    rows: Sequence[Row]
-    tasks: Tasks
-    records: Sequence[Record]
+    rows: Sequence[Row]  # what its finished runs measured
+    tasks: Tasks  # the learning curves, arms in the metric's order
+    records: Sequence[Record]  # see `summarise`
 
     def record(self, task: str, arm: str, over: str | None) -> Record | None:
         """One record; None if an arm has no finished run."""
-        return next((of for of in self.records if (of.task, of.arm, of.over) == (task, arm, over)), None)
+        wanted = (task, arm, over)
+        return next((each for each in self.records if (each.task, each.arm, each.over) == wanted), None)
 
     def arms(self, task: str) -> list[Record]:
         """One record of every arm on a task: that over the baseline, if there is one."""
-        return list({of.arm: of for of in reversed(self.records) if of.task == task}.values())[::-1]
+        return list({record.arm: record for record in reversed(self.records) if record.task == task}.values())[::-1]
 
-    def minutes(self, task: str, arm: str) -> float | None:
-        """The mean wall-clock of a run."""
+    def minutes(self, task: str, arm: str) -> str:
+        """The mean wall-clock of a run; "-" if it is not known."""
         seconds = [row.value for row in self.rows if (row.task, row.arm, row.metric) == (task, arm, SECONDS)]
-        return float(np.mean(seconds)) / 60 if seconds else None
+        return f"{np.mean(seconds) / 60:.1f}" if seconds else "-"
 
 
 def read_results(directory: Path) -> Results:
@@ -181,32 +157,32 @@ def read_results(directory: Path) -> Results:
         raise RlpreError(f"{directory / STUDY} has no metric: put one in the configuration before the study runs")
     metric = Metric(**configuration["metric"])
     if runs := finished_runs(directory):
-        rows = read_rows(directory)
+        rows, study = read_rows(directory), str(configuration.get("study", directory.name))
         for run, path in runs.items():
             seconds = float(read_json(path / DONE)["seconds"])
-            rows.append(Row(str(configuration.get("study")), run.task, run.arm, run.seed, SECONDS, seconds))
+            rows.append(Row(study, run.task, run.arm, run.seed, SECONDS, seconds))
     elif (directory / ROWS).exists():
         rows = load_rows(directory / ROWS)
     else:
         raise RlpreError(f"{directory} holds no finished run: run the study first")
-    found = curves(rows)
-    for arm in (arm for arms in found.values() for arm in arms):
+    measured = curves(rows)
+    for arm in (arm for arms in measured.values() for arm in arms):
         lookup("arm", arm, metric.arms)
-    tasks = {task: {arm: arms[arm] for arm in metric.arms if arm in arms} for task, arms in found.items()}
+    tasks = {task: {arm: arms[arm] for arm in metric.arms if arm in arms} for task, arms in measured.items()}
     if not tasks:
         raise RlpreError(f"no run of {directory} measured {RETURN!r} by steps: a run returns its learning curve")
     return Results(metric, rows, tasks, summarise(tasks, metric))
 
 
 def save_rows(rows: Sequence[Row], path: Path) -> None:
-    """Writes rows as JSON, one line per run: a value or a list of (step, value) per metric."""
+    """Writes rows as JSON, one line per run: a value or a list of (step, value) per metric, with 9 digits."""
     runs: dict[Run, dict[str, Any]] = {}
     for row in rows:
-        measured = runs.setdefault(Run(row.task, row.arm, row.seed), {})
+        measured, value = runs.setdefault(Run(row.task, row.arm, row.seed), {}), float(f"{row.value:.9g}")
         if row.step is None:
-            measured[row.metric] = _short(row.value)
+            measured[row.metric] = value
         else:
-            measured.setdefault(row.metric, []).append((row.step, _short(row.value)))
+            measured.setdefault(row.metric, []).append((row.step, value))
     lines = [json.dumps({**asdict(run), "measured": measured}) for run, measured in sorted(runs.items())]
     study, body = json.dumps(rows[0].study), ",\n".join(lines)
     write_bytes(path, f'{{"study": {study}, "runs": [\n{body}\n]}}\n'.encode())
@@ -219,11 +195,14 @@ def load_rows(path: Path) -> list[Row]:
         RlpreError: if the file is missing or damaged.
     """
     content, rows = read_json(path), []
-    for run in content["runs"]:
-        for metric, values in run["measured"].items():
-            points = values if isinstance(values, list) else [(None, values)]
-            named = (content["study"], run["task"], run["arm"], run["seed"], metric)
-            rows += [Row(*named, value, step) for step, value in points]
+    try:
+        for run in content["runs"]:
+            for metric, values in run["measured"].items():
+                points = values if isinstance(values, list) else [(None, values)]
+                named = (content["study"], run["task"], run["arm"], run["seed"], metric)
+                rows += [Row(*named, value, step) for step, value in points]
+    except (KeyError, TypeError, ValueError) as error:
+        raise RlpreError(f"{path} is damaged ({error}): restore it") from error
     return rows
 
 
@@ -248,14 +227,15 @@ def curves(rows: Iterable[Row], metric: str = RETURN) -> Tasks:
         reference, expected = first.setdefault(task, (name, steps))
         if not np.array_equal(steps, expected):
             raise RlpreError(
-                f"{name} was measured at {_schedule(steps)}, {reference} at {_schedule(expected)}: give all runs of "
-                f"{task} the same evaluation steps"
+                f"{name} was measured at {len(steps)} points up to step {steps[-1]}, {reference} at {len(expected)} up "
+                f"to {expected[-1]}: give all runs of {task} the same evaluation steps"
             )
         grouped.setdefault(task, {}).setdefault(arm, {})[seed] = values
-    return {
-        task: {arm: Curves(tuple(of), first[task][1], np.stack(list(of.values()))) for arm, of in arms.items()}
-        for task, arms in grouped.items()
-    }
+
+    def stack(task: str, values: dict[int, Floats]) -> Curves:
+        return Curves(tuple(values), first[task][1], np.stack(list(values.values())))
+
+    return {task: {arm: stack(task, values) for arm, values in arms.items()} for task, arms in grouped.items()}
 
 
 def summarise(tasks: Tasks, metric: Metric) -> list[Record]:
@@ -265,7 +245,7 @@ def summarise(tasks: Tasks, metric: Metric) -> list[Record]:
     """
     records = []
     for task, arms in tasks.items():
-        records += _compare(task, {arm: [of] for arm, of in arms.items()}, metric)
+        records += _compare(task, {arm: [curve] for arm, curve in arms.items()}, metric)
     if len(tasks) > 1:
         everywhere = [arm for arm in metric.arms if all(arm in arms for arms in tasks.values())]
         records += _compare(ALL, {arm: [arms[arm] for arms in tasks.values()] for arm in everywhere}, metric)
@@ -273,44 +253,23 @@ def summarise(tasks: Tasks, metric: Metric) -> list[Record]:
 
 
 def _compare(task: str, arms: dict[str, list[Curves]], metric: Metric) -> list[Record]:
-    """The records of arms, each with its curves on one or more tasks."""
-    seeds = {arm: sorted(set.intersection(*(set(of.seeds) for of in tasks))) for arm, tasks in arms.items()}
-    arms = {arm: tasks for arm, tasks in arms.items() if seeds[arm]}
-    areas = {arm: _scores([of.areas for of in tasks], tasks, seeds[arm]) for arm, tasks in arms.items()}
-    times = {arm: [of.times(metric.threshold) for of in tasks] for arm, tasks in arms.items()}
+    """The records of arms, each with its curves on one or more tasks; scores are those of seeds that ran on all."""
+    seeds = {arm: sorted(set.intersection(*(set(curve.seeds) for curve in every))) for arm, every in arms.items()}
+    common = {arm: [curve.only(seeds[arm]) for curve in every] for arm, every in arms.items() if seeds[arm]}
+    areas = {arm: np.stack([curve.areas for curve in every], axis=1) for arm, every in common.items()}
+    times = {arm: [curve.times(metric.threshold) for curve in arms[arm]] for arm in common}
     records = []
-    for arm, tasks in arms.items():
-        final = stats.iqm_interval(_scores([of.finals for of in tasks], tasks, seeds[arm]))
+    for arm, every in common.items():
+        final = stats.iqm_interval(np.stack([curve.values[:, -1] for curve in every], axis=1))
         area = stats.iqm_interval(areas[arm])
         steps = None if task == ALL else stats.mean_interval(np.maximum(times[arm][0][0], 1), logarithmic=True)
         reached = int(sum(reached.sum() for _, reached in times[arm]))
-        overs: list[str | None] = [over for over in metric.compared_with(arm) if over in arms]
+        overs: list[str | None] = [over for over in metric.compared_with(arm) if over in common]
         for over in overs or [None]:
             ratio = better = None
             if over is not None:
-                budgets = [float(of.steps[-1]) for of in tasks]
-                ratio = stats.overall_ratio(list(zip(times[over], times[arm], budgets, strict=True)))
+                budgets = [float(curve.steps[-1]) for curve in every]
+                ratio = stats.steps_ratio(list(zip(times[over], times[arm], budgets, strict=True)))
                 better = stats.probability_of_improvement(areas[arm], areas[over])
             records.append(Record(task, arm, over, len(seeds[arm]), reached, steps, final, area, ratio, better))
     return records
-
-
-def _scores(values: Sequence[Floats], tasks: Sequence[Curves], seeds: Sequence[int]) -> Floats:
-    """(seeds, tasks) of values by task and run."""
-    return np.stack(
-        [of[[curve.seeds.index(seed) for seed in seeds]] for of, curve in zip(values, tasks, strict=True)], axis=1
-    )
-
-
-def _flat(name: str, estimate: Interval | None) -> dict[str, float | None]:
-    ends = (estimate.value, estimate.low, estimate.high) if estimate else (None, None, None)
-    return dict(zip((name, f"{name}_low", f"{name}_high"), ends, strict=True))
-
-
-def _short(value: float) -> float:
-    """The value with 9 significant digits, to keep files small."""
-    return float(f"{value:.9g}")
-
-
-def _schedule(steps: NDArray[np.int64]) -> str:
-    return f"{len(steps)} points up to {steps[-1]} steps"

@@ -26,17 +26,14 @@ from torch import nn
 
 from rlpre.compare.arms import Arm, Backbone, fresh_encoder, in_front, load_encoder, variant
 from rlpre.compare.runner import Measurements, Run
-from rlpre.device import resolve_device
+from rlpre.data.store import FrameStore
 from rlpre.encoders import AnyEncoder, Encoder, SequenceEncoder
 from rlpre.errors import RlpreError, at_least, lookup
-from rlpre.files import atomic, write_json
-from rlpre.frames import FrameStore
-from rlpre.loop import PretrainConfig
-from rlpre.pretrain import pretrain
-from rlpre.provenance import provenance
+from rlpre.features import whiten
+from rlpre.pretrain import PretrainConfig, pretrain
 from rlpre.sb3 import EncodedVecEnv, HistoryVecEnv, fuse, policy_kwargs
-from rlpre.sb3.encoded import FrozenVecEnv
-from rlpre.whiten import whiten
+from rlpre.sb3.vecenv import FeaturesVecEnv
+from rlpre.utils import atomic, provenance, resolve_device, write_json
 
 MakeEnv = Callable[[int, int], VecEnv]  # (number of environments, seed) -> seeded environments
 Report = Callable[[int], None]  # called with the number of steps so far
@@ -190,7 +187,7 @@ def train(spec: Training, out: Path, report: Report = lambda steps: None) -> Mea
     model.learn(spec.steps, callback=CallbackList([evaluate, ReportSteps(report)]), tb_log_name="tensorboard")
     model.save(str(out / "last_model"))
     for name, trained in (("best", spec.algorithm.load(out / "best_model", device=device)), ("last", model)):
-        policy = fuse(trained, encoder) if isinstance(venv, FrozenVecEnv) else trained.policy
+        policy = fuse(trained, encoder) if isinstance(venv, FeaturesVecEnv) else trained.policy
         policy.save(str(out / f"{name}_policy.zip"))
     if spec.film:
         torch.manual_seed(spec.seed)

@@ -1,10 +1,21 @@
-"""Encoders: one architecture per file, one class around those of frames and one around those of sequences."""
+"""Encoders: of single frames (`Encoder`) and of what happened so far in an episode (`SequenceEncoder`)."""
 
-from rlpre.encoders.base import Encoder
-from rlpre.encoders.input import InputSpec
-from rlpre.encoders.registry import ARCHITECTURES, find_architecture, register_encoder
-from rlpre.encoders.sequence import BACKBONES, SequenceEncoder
-from rlpre.encoders.text import Vocabulary
+from os import PathLike
+from pathlib import Path
+
+from torch import nn
+
+from rlpre.encoders.encoder import (
+    ARCHITECTURES,
+    CONFIG,
+    Encoder,
+    InputSpec,
+    find_architecture,
+    register_encoder,
+)
+from rlpre.encoders.sequence import BACKBONES, SequenceEncoder, Vocabulary
+from rlpre.errors import RlpreError
+from rlpre.utils import read_json
 
 AnyEncoder = Encoder | SequenceEncoder
 
@@ -16,6 +27,47 @@ __all__ = [
     "InputSpec",
     "SequenceEncoder",
     "Vocabulary",
+    "as_encoder",
     "find_architecture",
+    "load_encoder",
     "register_encoder",
 ]
+
+
+def load_encoder(path: str | PathLike[str], device: str = "cpu") -> AnyEncoder:
+    """Loads a checkpoint directory of either kind of encoder.
+
+    Raises:
+        RlpreError: as `Encoder.load`.
+    """
+    config = read_json(Path(path) / CONFIG)
+    sequence = isinstance(config, dict) and config.get("kind") == SequenceEncoder.kind
+    return (SequenceEncoder if sequence else Encoder).load(Path(path), device)
+
+
+def as_encoder(given: object) -> AnyEncoder:
+    """Returns the encoder that a caller means.
+
+    Args:
+        given: an encoder, the directory of one, or the result of `rlpre.pretrain`.
+
+    Raises:
+        RlpreError: for anything else, or a directory without an encoder.
+    """
+    encoder = given if isinstance(given, nn.Module) else getattr(given, "encoder", given)
+    if isinstance(encoder, Encoder | SequenceEncoder):
+        return encoder
+    if isinstance(encoder, str) and encoder in ARCHITECTURES and not Path(encoder).exists():
+        raise RlpreError(f"{encoder!r} is an architecture: give rlpre.Encoder({encoder!r}, rlpre.InputSpec(shape))")
+    if isinstance(encoder, str | PathLike):
+        return load_encoder(encoder)
+    name = encoder.__name__ if isinstance(encoder, type) else type(encoder).__name__
+    if isinstance(encoder, nn.Module) or (isinstance(encoder, type) and issubclass(encoder, nn.Module)):
+        raise RlpreError(
+            f"{name} is a torch module, not an encoder: register what builds it with rlpre.register_encoder('mine', "
+            "build), then give rlpre.Encoder('mine', rlpre.InputSpec(shape))"
+        )
+    raise RlpreError(
+        f"{name} is no encoder: give an rlpre.Encoder, an rlpre.SequenceEncoder, the directory of one, or what "
+        "rlpre.pretrain returned"
+    )

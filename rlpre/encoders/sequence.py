@@ -1,54 +1,125 @@
-"""An encoder of trajectories: what was seen and done so far, as one feature vector per step."""
+"""`SequenceEncoder`: what an agent saw and did so far in an episode, as one feature vector per step.
+
+[0] Kim 2014, "Convolutional Neural Networks for Sentence Classification".
+"""
 
 import copy
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any, Self, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from rlpre.encoders.base import Encoder
-from rlpre.encoders.checkpoint import FORMAT, Checkpoint, freeze
-from rlpre.encoders.gru import GRU
-from rlpre.encoders.initial import orthogonal
-from rlpre.encoders.text import MissionEmbedding, Vocabulary
-from rlpre.encoders.transformer import Transformer
-from rlpre.encoders.whitened import PREFIX, identity
+from rlpre.encoders.encoder import WHITENED, BaseEncoder, Encoder, freeze
+from rlpre.encoders.mixers import GRU, State, Transformer
+from rlpre.encoders.networks import identity_map, orthogonal
 from rlpre.errors import RlpreError, at_least, lookup
 
-State = tuple[Tensor, ...]  # what the backbone keeps of the steps so far
+HINT = "demonstrations with another vocabulary or mission grammar need their own encoder"
 
 
-class SequenceEncoder(Checkpoint):
-    """Maps the frames, actions and mission of an episode to one feature vector per step.
-
-    A token is the sum of three: a linear map of the frame's features, an embedding of the action before it, and an
-    embedding of the mission. The backbone mixes each token with those before it.
-
-    The features of a causal transformer depend on the last ``window`` tokens alone: a window, a whole episode, and one
-    step at a time (``begin``, ``step``) give the same. Those of a GRU reach back to the episode's start.
+@dataclass(frozen=True)
+class Vocabulary:
+    """The words of a mission grammar.
 
     Args:
-        backbone: "gru" or "transformer", "whitened:" before it for a linear map behind it.
-        frames: the encoder of single frames, copied and frozen for good: its weights are buffers, no parameters.
+        words: each once; word i becomes the number i + 1, and 0 is padding.
+        length: largest number of words in a mission.
+
+    Raises:
+        RlpreError: if there are no words, one comes twice, or the length is not positive.
+    """
+
+    words: Sequence[str]
+    length: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "words", tuple(self.words))  # a checkpoint gives a list; tuples compare equal
+        if not self.words or self.length < 1:
+            raise RlpreError(f"{len(self.words)} words and missions of {self.length} at most: give missions with words")
+        if len(set(self.words)) < len(self.words):
+            twice = max(self.words, key=self.words.count)
+            raise RlpreError(f"the vocabulary has {twice!r} twice: give each word once")
+
+    @classmethod
+    def from_missions(cls, missions: Iterable[str]) -> Self:
+        """Makes the vocabulary of these missions, in alphabetical order."""
+        split = [_words(mission) for mission in missions]
+        return cls(sorted({word for words in split for word in words}), max(map(len, split), default=0))
+
+    of = from_missions  # ALIAS
+
+    def encode(self, missions: Sequence[str]) -> np.ndarray:
+        """Turns missions into numbers (missions, length) int64, padded with 0 on the right.
+
+        Raises:
+            RlpreError: naming the first word that the vocabulary lacks, or the first mission that is too long.
+        """
+        number = {word: index for index, word in enumerate(self.words, start=1)}
+        encoded = np.zeros((len(missions), self.length), np.int64)
+        for row, mission in zip(encoded, missions, strict=True):
+            words = _words(mission)
+            if unknown := [word for word in words if word not in number]:
+                raise RlpreError(f"the vocabulary lacks {unknown[0]!r} of the mission {mission!r}: {HINT}")
+            if len(words) > self.length:
+                raise RlpreError(
+                    f"the mission {mission!r} has {len(words)} words, the vocabulary's longest {self.length}: {HINT}"
+                )
+            row[: len(words)] = [number[word] for word in words]
+        return encoded
+
+
+def _words(mission: str) -> list[str]:
+    return mission.lower().replace(",", " ").split()
+
+
+class MissionEmbedding(nn.Module):
+    """Encoded missions (batch, length) to vectors (batch, width): words with positions, convolved in threes [0]."""
+
+    def __init__(self, vocabulary: Vocabulary, width: int) -> None:
+        super().__init__()
+        self.words = nn.Embedding(len(vocabulary.words) + 1, width)
+        self.places = nn.Parameter(torch.randn(vocabulary.length, width))
+        self.triples = nn.Conv1d(width, width, kernel_size=3, padding=1)
+
+    def forward(self, mission: Tensor) -> Tensor:
+        """Sums over the words of each mission; padding contributes nothing."""
+        word = (mission > 0)[..., None]
+        x = (self.words(mission) + self.places) * word
+        return (F.relu(self.triples(x.mT).mT) * word).sum(1)
+
+
+class SequenceEncoder(BaseEncoder):
+    """Maps the frames, actions and mission of an episode to one feature vector per step.
+
+    A token is the sum of a linear map of the frame's features, an embedding of the previous action, and an embedding of
+    the mission. The backbone mixes each token with those before it.
+
+    The features of a causal transformer depend on the last ``window`` tokens only: a window, a whole episode, and one
+    step at a time (``begin``, ``step``) give the same features. Those of a GRU depend on the whole episode so far.
+
+    Args:
+        backbone: "gru" or "transformer"; with the prefix "whitened:" it has a linear map behind it.
+        frames: the encoder of single frames; it is copied and frozen (its weights become buffers).
         actions: number of discrete actions.
-        vocabulary: of the missions; None leaves missions out.
+        vocabulary: of the missions; None: missions are not read.
         width: length of a token and of the features.
-        layers: of the backbone.
-        heads: of a transformer's attention.
-        window: tokens that a transformer sees, and that policies keep of the past.
-        causal: whether no step sees what comes after it.
-        previous_action: whether tokens tell of the action before them; else of observation and mission only.
-        pretraining: how the weights came about; empty for fresh weights.
+        layers: number of layers of the backbone.
+        heads: number of attention heads of a transformer.
+        window: number of tokens that a transformer sees, and that policies keep of the past.
+        causal: whether a step sees only the steps before it.
+        previous_action: whether tokens include the previous action.
+        pretraining: how the weights were made; empty for fresh weights.
 
     Attributes:
-        stages: the token embedding, the backbone, and the map that whitens if there is one, the unit of partial
-            freezing.
+        stages: the token embedding, the backbone, and the whitening map if there is one; the unit of partial freezing.
         num_features: length of the feature vector, ``width``.
 
     Raises:
-        RlpreError: for an unknown backbone, or numbers that do not fit each other.
+        RlpreError: for an unknown backbone, or sizes that do not fit each other.
     """
 
     kind, design = "sequence", "backbone"
@@ -69,29 +140,29 @@ class SequenceEncoder(Checkpoint):
         pretraining: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        build = lookup("backbone", backbone.replace(PREFIX, ""), BACKBONES)
+        build = lookup("backbone", backbone.replace(WHITENED, ""), BACKBONES)
         self.backbone, self.actions, self.vocabulary = backbone, actions, vocabulary
         self.width, self.layers, self.heads, self.window = width, layers, heads, window
         self.causal, self.previous_action = causal, previous_action
         at_least(self, actions=1, width=1, layers=1, heads=1, window=1)
         self.num_features, self.pretraining = width, dict(pretraining or {})
         self.stages = nn.ModuleList(orthogonal([_Tokens(self, frames.num_features), build(self)]))
-        self.stages.extend(identity(width) for _ in range(backbone.count(PREFIX)))
+        self.stages.extend(identity_map(width) for _ in range(backbone.count(WHITENED)))
         self.frames = copy.deepcopy(frames).eval()
         freeze(self.frames)
         self._register_standard()
 
     def causal_copy(self) -> Self:
-        """The same weights, looking back alone as a policy must: a transformer's masks have no weights.
+        """Returns a copy with the same weights that sees only the past, as a policy must.
 
         Raises:
-            RlpreError: if it is a bidirectional GRU, one half of which reads from the end.
+            RlpreError: if it is a bidirectional GRU, half of which reads from the end.
         """
         if self.recurrent and not self.causal:
             raise RlpreError("a bidirectional GRU reads from both ends and cannot act: pretrain a transformer")
-        twin = self.from_config({**self.config, "causal": True})
-        twin.load_state_dict(self.state_dict())
-        return twin.to(self.device).train(self.training)
+        copied = self.from_config({**self.config, "causal": True})
+        copied.load_state_dict(self.state_dict())
+        return copied.to(self.device).train(self.training)
 
     def encode_frames(self, frames: Tensor) -> Tensor:
         """Encodes ``frames`` (n, C, H, W) as `Encoder` does, to (n, frames.num_features), without gradients."""
@@ -101,98 +172,72 @@ class SequenceEncoder(Checkpoint):
         with torch.no_grad():
             return cast(Tensor, self.frames(frames))
 
-    def tokens(self, features: Tensor, actions: Tensor, mission: Tensor | None) -> Tensor:
-        """Makes tokens (batch, steps, width).
+    def forward(self, features: Tensor, actions: Tensor, mission: Tensor | None, present: Tensor) -> Tensor:
+        """Encodes every step, to features (batch, steps, width).
 
         Args:
             features: of the frames, (batch, steps, frames.num_features) float.
-            actions: before each frame, (batch, steps) int64 in [0, actions); -1 where there is none, at an episode's
-                first step.
-            mission: as ``Vocabulary.encode`` gives it, (batch, length) int64; None without a vocabulary.
+            actions: the action before each frame, (batch, steps) int64 in [0, actions); -1 at the first step of an
+                episode, which has none.
+            mission: from ``Vocabulary.encode``, (batch, length) int64; None without a vocabulary.
+            present: (batch, steps) bool; False is padding, anywhere in the window. It does not change the features of
+                other steps, and its own are 0.
 
         Raises:
-            RlpreError: for another shape, or an action or word beyond the range.
+            RlpreError: for another shape, or an action or word out of range.
         """
-        self._check_shapes(features, actions, mission)
-        _check_range("the previous action", actions, -1, self.actions - 1)
-        if mission is not None and self.vocabulary:
-            _check_range("the number of a word", mission, 0, len(self.vocabulary.words))
-        return cast(Tensor, self.stages[0](features, actions, mission))
-
-    def mix(self, tokens: Tensor, present: Tensor) -> Tensor:
-        """Turns tokens into features (batch, steps, width), standardised.
-
-        Args:
-            tokens: (batch, steps, width).
-            present: (batch, steps) bool; False is padding, which changes nothing, wherever it is, and gets 0.
-
-        Raises:
-            RlpreError: if the shapes do not fit each other.
-        """
-        return self._mixed(self._memory, tokens, present, present)
-
-    def forward(self, features: Tensor, actions: Tensor, mission: Tensor | None, present: Tensor) -> Tensor:
-        """``mix`` of ``tokens``: one feature vector per step, (batch, steps, width)."""
-        return self.mix(self.tokens(features, actions, mission), present)
+        return self._mix(self._mixer, self._embed(features, actions, mission), present, present)
 
     def last(self, features: Tensor, actions: Tensor, mission: Tensor | None, present: Tensor) -> Tensor:
-        """The last step of ``forward``, (batch, width), for a fraction of the work if the backbone is a transformer."""
-        return self._mixed(self._memory.last, self.tokens(features, actions, mission), present, present[:, -1])
+        """The last step of ``forward``, (batch, width); much cheaper if the backbone is a transformer."""
+        return self._mix(self._mixer.last, self._embed(features, actions, mission), present, present[:, -1])
 
     def begin(self, batch: int) -> State:
-        """The state of so many episodes before their first step.
+        """Returns the state of ``batch`` episodes before their first step.
 
         Raises:
-            RlpreError: if the encoder is bidirectional: no step is final before the last.
+            RlpreError: if the encoder is bidirectional: its features need the whole episode.
         """
         if not self.causal:
             raise RlpreError("a bidirectional encoder cannot go step by step: build it with causal=True")
-        return self._memory.begin(batch)
+        return self._mixer.begin(batch)
 
     def step(
         self, features: Tensor, actions: Tensor, mission: Tensor | None, state: State, starts: Tensor | None = None
     ) -> tuple[Tensor, State]:
-        """One more step of each episode, at the cost of one token, with the features that ``forward`` gives.
+        """Encodes one more step of each episode, at the cost of one token, to the features that ``forward`` gives.
 
         Args:
             features: of the frames, (batch, frames.num_features).
             actions: before them, (batch,).
             mission: (batch, length), or None.
             state: from ``begin`` or the last ``step``; it is not changed.
-            starts: (batch,) bool, where a new episode begins and the state is forgotten.
+            starts: (batch,) bool, where a new episode begins and the state is reset.
 
         Returns:
             Features (batch, width) and the new state.
 
         Raises:
-            RlpreError: as ``tokens``, or if the state is of another number of episodes.
+            RlpreError: as ``forward``, or if the state has another number of episodes.
         """
         if state[0].shape[1] != len(features):
             raise RlpreError(f"the state is of {state[0].shape[1]} episodes, features of {len(features)}: begin anew")
-        token = self.tokens(features[:, None], actions[:, None], mission)[:, 0]
-        mixed, state = self._memory.step(token, state, starts)
-        return self._finished(mixed), state
+        token = self._embed(features[:, None], actions[:, None], mission)[:, 0]
+        mixed, state = self._mixer.step(token, state, starts)
+        return self._finish(mixed), state
 
     def train(self, mode: bool = True) -> Self:
-        """As in torch, but the encoder of frames stays in evaluation mode."""
+        """Like torch's, but the encoder of frames stays in evaluation mode."""
         super().train(mode)
         self.frames.eval()
         return self
 
-    @property
-    def config(self) -> dict[str, Any]:
-        """Everything but the weights, ready for JSON; ``SequenceEncoder.from_config`` is its inverse."""
-        return {
-            "format": FORMAT,
-            "kind": self.kind,
-            **self._arguments(),
-            "num_features": self.num_features,
-            "frames": self.frames.config,
-            "pretraining": self.pretraining,
-        }
+    def _config(self) -> dict[str, Any]:
+        own = {"kind": self.kind, **self._arguments(), "num_features": self.num_features}
+        return {**own, "frames": self.frames.config}
 
     @classmethod
-    def _built(cls, config: dict[str, Any]) -> Self:
+    def _build(cls, config: dict[str, Any]) -> Self:
         given = {key: value for key, value in config.items() if key not in ("format", "kind", "num_features")}
         vocabulary = given["vocabulary"] and Vocabulary(**given["vocabulary"])
         return cls(**given | {"frames": Encoder.from_config(given["frames"]), "vocabulary": vocabulary})
@@ -207,48 +252,52 @@ class SequenceEncoder(Checkpoint):
 
     @property
     def recurrent(self) -> bool:
-        """Whether the features reach back to the episode's start, instead of over a window."""
-        return isinstance(self._memory, GRU)
+        """Whether the features depend on the whole episode so far instead of a window."""
+        return isinstance(self._mixer, GRU)
 
     @property
-    def _memory(self) -> GRU | Transformer:
+    def _mixer(self) -> GRU | Transformer:
         return cast(GRU | Transformer, self.stages[1])
 
-    def _mixed(
-        self, backbone: Callable[[Tensor, Tensor], Tensor], tokens: Tensor, present: Tensor, asked: Tensor
+    def _mix(
+        self, mixer: Callable[[Tensor, Tensor], Tensor], tokens: Tensor, present: Tensor, returned: Tensor
     ) -> Tensor:
-        """What the backbone makes of tokens, standardised; 0 where what is ``asked`` for is not present."""
+        """Mixes tokens and standardises; ``returned`` marks which of the returned steps are not padding."""
         if present.shape != tokens.shape[:2]:
             raise RlpreError(
-                f"present has shape {tuple(present.shape)} for tokens {tuple(tokens.shape)}: say of each whether it is "
-                "there"
+                f"present has shape {tuple(present.shape)} for tokens {tuple(tokens.shape)}: give one bool per token"
             )
-        mixed = backbone(tokens.masked_fill(~present[..., None], 0), present)
-        return self._finished(mixed).masked_fill(~asked[..., None], 0)
+        mixed = mixer(tokens.masked_fill(~present[..., None], 0), present)
+        return self._finish(mixed).masked_fill(~returned[..., None], 0)
 
-    def _finished(self, mixed: Tensor) -> Tensor:
+    def _finish(self, mixed: Tensor) -> Tensor:
         for stage in self.stages[2:]:
             mixed = stage(mixed)
         return self._standardised(mixed)
 
-    def _check_shapes(self, features: Tensor, actions: Tensor, mission: Tensor | None) -> None:
-        size = self.frames.num_features
-        if features.ndim != 3 or features.shape[2] != size:
+    def tokens(self, *given: Any) -> Tensor:  # ALIAS
+        """See ``_embed``."""
+        return self._embed(*given)
+
+    def _embed(self, features: Tensor, actions: Tensor, mission: Tensor | None) -> Tensor:
+        """Makes tokens (batch, steps, width)."""
+        size, shape = self.frames.num_features, tuple(features.shape)
+        if features.ndim != 3 or shape[2] != size:
+            raise RlpreError(f"features have shape {shape}: give (batch, steps, {size}), as encode_frames makes them")
+        if tuple(actions.shape) != shape[:2]:
             raise RlpreError(
-                f"features have shape {tuple(features.shape)}: give (batch, steps, {size}), as encode_frames makes them"
-            )
-        if actions.shape != features.shape[:2]:
-            raise RlpreError(
-                f"previous actions have shape {tuple(actions.shape)} for features {tuple(features.shape)}: give one "
-                "per step, -1 where there is none"
+                f"previous actions have shape {tuple(actions.shape)} for features {shape}: give one per step, -1 where "
+                "there is none"
             )
         wanted = (len(features), self.vocabulary.length) if self.vocabulary else None
-        found = None if mission is None else tuple(mission.shape)
-        if found != wanted:
-            raise RlpreError(
-                f"missions have shape {found}, the encoder reads {wanted}: "
-                + ("give what its vocabulary's encode makes" if wanted else "it has no vocabulary, give None")
-            )
+        given = None if mission is None else tuple(mission.shape)
+        if given != wanted:
+            hint = "give what its vocabulary's encode makes" if wanted else "it has no vocabulary, give None"
+            raise RlpreError(f"missions have shape {given}, the encoder reads {wanted}: {hint}")
+        _check_range("the previous action", actions, -1, self.actions - 1)
+        if mission is not None and self.vocabulary:
+            _check_range("the number of a word", mission, 0, len(self.vocabulary.words))
+        return cast(Tensor, self.stages[0](features.to(self.dtype), actions, mission))
 
 
 class _Tokens(nn.Module):
@@ -259,7 +308,6 @@ class _Tokens(nn.Module):
         self.mission = MissionEmbedding(encoder.vocabulary, encoder.width) if encoder.vocabulary else None
 
     def forward(self, features: Tensor, actions: Tensor, mission: Tensor | None) -> Tensor:
-        """One token a step: the sum of what its frame, the action before and the mission are embedded as."""
         tokens: Tensor = self.frame(features)
         if self.action is not None:
             tokens = tokens + self.action(actions + 1)
@@ -277,6 +325,6 @@ BACKBONES: dict[str, Callable[[SequenceEncoder], GRU | Transformer]] = {
 
 
 def _check_range(what: str, numbers: Tensor, low: int, high: int) -> None:
-    beyond = numbers[(numbers < low) | (numbers > high)]
-    if len(beyond):
-        raise RlpreError(f"{what} is {int(beyond[0])}: it must lie in [{low}, {high}], as the encoder was built")
+    outside = numbers[(numbers < low) | (numbers > high)]
+    if len(outside):
+        raise RlpreError(f"{what} is {int(outside[0])}: it must lie in [{low}, {high}], as the encoder was built")

@@ -37,14 +37,14 @@ from matplotlib.axes import Axes
 from numpy.typing import ArrayLike
 
 from rlpre.evaluation.stats import FEWEST, Interval, StepsRatio
-from rlpre.files import write_bytes
+from rlpre.utils import write_bytes
 
 # Okabe and Ito 2008, distinct with any colour vision; controls are black and grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 CONTROLS = ("#000000", "#707070", "#A0A0A0")
 DASHES = ("-", "--", ":")
 
-FAMILIES = ("MiniGrid-", "BabyAI-")  # prefixes that the rest of an environment's name makes superfluous
+SUPERFLUOUS = re.compile(r"^(MiniGrid|BabyAI)-|-v\d+$")  # the rest of an environment's name says enough
 TEXT_WIDTH = 100
 
 
@@ -71,13 +71,9 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture.
+    """A picture: a matplotlib figure, which is embedded as SVG, or the bytes of a PNG or GIF; b"" for none.
 
-    Attributes:
-        title: stands above it and describes it to those who cannot see it.
-        image: a matplotlib figure, embedded as SVG, or the bytes of a PNG or GIF; b"" for none. In SVG, black takes the
-            colour of the page's text; text that must stay dark on a coloured ground needs another ink ("#111111").
-        note: stands below it.
+    In SVG, black takes the colour of the page's text; text on a coloured ground needs another ink, such as "#111111".
     """
 
     title: str
@@ -114,36 +110,20 @@ class Provenance:
 
 @dataclass(frozen=True)
 class Page:
-    """A report.
+    """A report."""
 
-    Attributes:
-        question: that it answers.
-        answer: one sentence, the headline.
-        tone: of the answer: "good", "bad" or "".
-        facts: sentences with the numbers behind the answer.
-        notices: warnings, such as failed runs, shown before the results.
-        sections: everything else.
-        provenance: shown at the end, in HTML only.
-    """
-
-    question: str
-    answer: str
-    tone: str = ""
-    facts: Sequence[str] = ()
-    notices: Sequence[str] = ()
+    question: str  # that it answers
+    answer: str  # one sentence, the headline
+    tone: str = ""  # of the answer, as in `Toned`
+    facts: Sequence[str] = ()  # sentences with the numbers behind the answer
+    notices: Sequence[str] = ()  # warnings, such as failed runs, shown before the results
     sections: Sequence[Section] = ()
-    provenance: Provenance | None = None
+    provenance: Provenance | None = None  # shown at the end, in HTML only
 
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer in one sentence.
-
-    Attributes:
-        verdict: a word or two, such as "saved" or "not known".
-        claim: what the sentence says.
-        facts: the numbers behind it; may be empty.
-    """
+    """An answer in one sentence: a verdict such as "not known", what the sentence says, and the numbers behind it."""
 
     verdict: str
     claim: str
@@ -176,16 +156,16 @@ def aligned(table: Table) -> str:
 def write_html(page: Page, path: Path) -> None:
     """Writes the page as one HTML file that holds everything it shows."""
     environment = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined)
-    environment.globals |= {"image": _image, "cell": _cell, "slug": _slug, "kind": _kind}
+    environment.globals |= {"image": _image, "cell": _cell, "slug": _slug}
     template = environment.from_string(Path(__file__).with_name("page.html").read_text())
     write_bytes(path, template.render(page=page).encode())
 
 
 def show_interval(estimate: Interval, form: Callable[[float], str] = "{:.2f}".format, bound: str = "") -> str:
-    """An estimate with its interval: "0.50 [0.40, 0.60]".
+    """An estimate with its interval: "0.50 [0.40, 0.60]", or "-" for NaN.
 
     Args:
-        estimate: "-" if its value is NaN; "(n<3)" or "(?)" replaces an interval that it lacks.
+        estimate: "(n<3)" or "(?)" replaces an interval that it lacks.
         form: writes one number.
         bound: ">=" or "<=" if the estimate is a bound, which leaves one end open.
     """
@@ -199,10 +179,10 @@ def show_interval(estimate: Interval, form: Callable[[float], str] = "{:.2f}".fo
 
 
 def show_ratio(ratio: StepsRatio) -> str:
-    """A ratio with its interval."""
-    if ratio.baseline_reached + ratio.treated_reached == 0:
+    """A ratio with its interval, or why it has none."""
+    if not ratio.known:
         return "? (none reach)"
-    return show_interval(ratio.ratio, bound=ratio.bound)
+    return show_interval(ratio.ratio, bound=ratio.bound).replace("(?)", "(all runs are equal, no interval)")
 
 
 def percent(share: float) -> str:
@@ -222,12 +202,7 @@ def thousands(count: float) -> str:
 
 def short_names(environments: Iterable[str]) -> dict[str, str]:
     """Names without family and version by environment: "MiniGrid-DoorKey-5x5-v0" is "DoorKey-5x5"."""
-    short = {}
-    for environment in environments:
-        name = re.sub(r"-v\d+$", "", environment.rsplit("/", 1)[-1])
-        for family in FAMILIES:
-            name = name.removeprefix(family)
-        short[environment] = name
+    short = {environment: SUPERFLUOUS.sub("", environment.rsplit("/", 1)[-1]) for environment in environments}
     names = list(short.values())
     return {environment: name if names.count(name) == 1 else environment for environment, name in short.items()}
 
@@ -263,10 +238,6 @@ def _filled(text: str) -> str:
 
 def _slug(title: str) -> str:
     return re.sub(r"\W+", "-", title.lower())
-
-
-def _kind(block: Table | Figure | Gallery) -> str:
-    return type(block).__name__
 
 
 def _cell(cell: Cell) -> Markup:

@@ -1,13 +1,7 @@
 """Statistics of few runs: pure functions on arrays of scores, with intervals of 95 %.
 
-=============================  =======================================================================================
-estimate                       interval
-=============================  =======================================================================================
-mean                           Student's t on the runs; for steps and times on the logarithm of the mean
-interquartile mean (IQM) [0]   bootstrap standard error, stratified by task, times Student's quantile
-ratio of mean steps            Welch's t on the logarithms of the two means
-probability of improvement     Newcombe's pseudo-score interval [1]
-=============================  =======================================================================================
+Intervals of means are Student's t on the runs, of ratios Welch's t on logarithms. The interquartile mean (IQM) has no
+such formula: a bootstrap, stratified by task, gives its standard error, and Student's quantile the width.
 
 rliable's percentile bootstrap [0] is made for many tasks. With a handful of runs of one task it is too narrow, because
 it cannot leave the range of the sample: three runs cover the true mean at most 75 % of the time (BCa: the same).
@@ -23,13 +17,13 @@ beta (.5, .3)      .86 .91 .94    .75 .83 .91
 =================  =============  =================
 
 The interval of a ratio covers .93 to .96 (gamma steps whose spread is .2 to 1 of their mean, 3 and 5 runs). Equal runs
-give an interval without width, also if they are equal by luck (the last row). Fewer than `FEWEST` runs give
-no interval.
+give a mean an interval without width, also if they are equal by luck (the last row), and a ratio none. Fewer than
+`FEWEST` runs give no interval.
 
 Example:
     >>> ours, scratch = np.array([3e4, 4e4, 5e4]), np.array([6e4, 8e4, 1e5])  # steps to the threshold
     >>> everyone = np.ones(3, bool)  # no run missed the threshold
-    >>> steps_ratio((scratch, everyone), (ours, everyone), budget=1e5).ratio.value
+    >>> steps_ratio([((scratch, everyone), (ours, everyone), 1e5)]).ratio.value
     2.0
 
 References:
@@ -63,7 +57,7 @@ _BOUND = {(False, False): "", (True, False): ">=", (False, True): "<=", (True, T
 
 @dataclass(frozen=True)
 class Interval:
-    """An estimate from ``n`` runs (of each task); ``low`` and ``high`` are None if ``n`` < `FEWEST`."""
+    """An estimate from ``n`` runs (of each task); ``low`` and ``high`` are None if there is no interval."""
 
     value: float
     low: float | None
@@ -71,7 +65,7 @@ class Interval:
     n: int
 
     def within(self, least: float, most: float) -> "Interval":
-        """The part of the interval between ``least`` and ``most``, for numbers that cannot lie outside, like shares."""
+        """The part of the interval between ``least`` and ``most``, for numbers such as shares."""
         if self.low is None or self.high is None:
             return self
         return replace(self, low=min(max(self.low, least), most), high=max(min(self.high, most), least))
@@ -79,10 +73,10 @@ class Interval:
 
 @dataclass(frozen=True)
 class StepsRatio:
-    """Steps of ``baseline`` / steps of ``treated``; above 1 the treatment saves steps.
+    """Mean steps of a baseline / mean steps of a treatment, up to the common budget; above 1 the treatment saves steps.
 
     Attributes:
-        ratio: of the mean steps up to the common budget.
+        ratio: without interval if there is no difference between the runs of either arm.
         bound: the effect of runs that never reached the threshold. "": all reached it. ">=": only baseline runs did
             not, so the true ratio is larger (``low`` holds, ``high`` does not). "<=": only treated runs did not. "?":
             runs of both did not, so the ratio holds within the budget only.
@@ -94,14 +88,17 @@ class StepsRatio:
     baseline_reached: int
     treated_reached: int
 
+    @property
+    def known(self) -> bool:
+        """Whether any run reached the threshold."""
+        return self.baseline_reached + self.treated_reached > 0
+
 
 def mean_interval(values: ArrayLike, logarithmic: bool = False) -> Interval:
     """The mean of ``values`` (runs,) with Student's t interval.
 
-    Args:
-        values: one number per run.
-        logarithmic: makes the interval symmetric on the logarithm of the mean, which must be positive; for steps and
-            times. Its standard error is that of the mean over the mean (delta method).
+    With ``logarithmic`` the interval is symmetric on the logarithm of the mean, which must be positive; for steps and
+    times. Its standard error is that of the mean over the mean (delta method).
     """
     array = np.asarray(values, np.float64)
     value, runs = float(array.mean()), len(array)
@@ -122,10 +119,9 @@ def geometric_mean_interval(values: ArrayLike) -> Interval:
 
 
 def iqm(scores: Floats) -> Floats:
-    """The interquartile mean over runs and tasks: ``(..., runs, tasks)`` -> ``(...)``.
+    """The interquartile mean over runs and tasks, ``(..., runs, tasks)`` -> ``(...)``; of up to three scores the mean.
 
-    As in rliable the scores of all tasks are pooled and floor(N / 4) whole scores are cut at each end: of up to three
-    scores it is the mean.
+    As in rliable the scores of all tasks are pooled, and floor(N / 4) whole scores are cut at each end.
     """
     return np.asarray(scipy_stats.trim_mean(scores.reshape(*scores.shape[:-2], -1), 0.25, axis=-1))
 
@@ -148,12 +144,9 @@ def iqm_interval(scores: ArrayLike, seed: int = 0) -> Interval:
 
 
 def bootstrap(scores: Floats, statistic: Callable[[Floats], Floats], rng: np.random.Generator) -> Floats:
-    """The stratified bootstrap distribution of a statistic: `RESAMPLES` values of it.
+    """`RESAMPLES` values of ``statistic``, which maps (resamples, runs, tasks) to (resamples,).
 
-    Args:
-        scores: (runs, tasks); runs are resampled with replacement within each task, independently of the other tasks.
-        statistic: maps (resamples, runs, tasks) to (resamples,).
-        rng: the source of the resampling.
+    The runs of ``scores`` (runs, tasks) are resampled with replacement within each task, independently of the others.
     """
     rows = rng.integers(len(scores), size=(RESAMPLES, *scores.shape))
     return statistic(np.take_along_axis(scores[None], rows, axis=1))
@@ -163,11 +156,7 @@ def probability_of_improvement(treated: Floats, baseline: Floats) -> Interval:
     """The probability that a run of ``treated`` scores above one of ``baseline`` [0], averaged over tasks; ties half.
 
     Newcombe's interval [1] keeps its coverage when one arm wins every pair (3 against 3 runs: 1 [0.50, 1]), where a
-    bootstrap would give an interval without width.
-
-    Args:
-        treated: (runs, tasks).
-        baseline: (runs, tasks); the numbers of runs may differ.
+    bootstrap would give an interval without width. Both are (runs, tasks); the numbers of runs may differ.
     """
     difference = treated[:, None] - baseline[None]
     value = float(((difference > 0) + 0.5 * (difference == 0)).mean())
@@ -180,14 +169,11 @@ def probability_of_improvement(treated: Floats, baseline: Floats) -> Interval:
 
 
 def area_under_curve(steps: NDArray[np.int64] | Floats, returns: Floats) -> Floats:
-    """The mean height of a learning curve from its first to its last evaluation (trapezoid rule over the step range).
+    """The mean height (...) of learning curves from the first to the last evaluation, by the trapezoid rule.
 
     Args:
         steps: (points,) environment steps, or another measure of experience, increasing.
         returns: (..., points).
-
-    Returns:
-        (...), in units of return; nothing is assumed about the curve before the first evaluation.
 
     Raises:
         RlpreError: if ``steps`` do not increase.
@@ -216,25 +202,15 @@ def steps_to_threshold(steps: NDArray[np.int64], returns: Floats, threshold: flo
     return steps[first].astype(np.float64), reached
 
 
-def steps_ratio(baseline: Times, treated: Times, budget: float) -> StepsRatio:
-    """The ratio of restricted mean steps to a threshold [2], baseline / treated.
+def steps_ratio(tasks: Sequence[tuple[Times, Times, float]]) -> StepsRatio:
+    """The ratio of restricted mean steps to a threshold [2], baseline / treated; of several tasks the geometric mean.
 
     The restricted mean, E[min(steps, budget)], is the area under the Kaplan-Meier curve up to the budget. All censored
     runs are censored at the budget, so that it is the plain mean of min(steps, budget).
 
     Args:
-        baseline: steps and reached of the baseline's runs.
-        treated: the same for the other arm.
-        budget: environment steps that all runs had.
-    """
-    return overall_ratio([(baseline, treated, budget)])
-
-
-def overall_ratio(tasks: Sequence[tuple[Times, Times, float]]) -> StepsRatio:
-    """The geometric mean over tasks of `steps_ratio`: every task counts alike, whatever its budget.
-
-    Args:
-        tasks: (baseline, treated, budget) of each task, as for `steps_ratio`.
+        tasks: of each task (baseline, treated, budget): steps and reached of the runs of two arms, and the environment
+            steps that all runs had. Every task counts alike, whatever its budget.
     """
     pairs, reached = [], np.zeros(2, int)
     for *arms, budget in tasks:
@@ -265,11 +241,11 @@ def _ratio_of_means(pairs: Sequence[Sequence[Floats]]) -> Interval:
     value = float(np.exp(np.mean([np.log(above.mean() / below.mean()) for above, below in pairs])))
     arms = [arm for pair in pairs for arm in pair]
     runs = min(map(len, arms))
-    if runs < FEWEST:
+    if runs < FEWEST or not any(np.ptp(arm) for arm in arms):
         return Interval(value, None, None, runs)
     variances = [float(scipy_stats.sem(arm) / arm.mean() / len(pairs)) ** 2 for arm in arms]
     parts = [variance**2 / (len(arm) - 1) for variance, arm in zip(variances, arms, strict=True)]
-    freedom = sum(variances) ** 2 / sum(parts) if sum(parts) > 0 else runs - 1  # Welch and Satterthwaite
+    freedom = sum(variances) ** 2 / sum(parts)  # Welch and Satterthwaite
     factor = float(np.exp(student(freedom) * np.sqrt(sum(variances))))
     return Interval(value, value / factor, value * factor, runs)
 

@@ -1,4 +1,4 @@
-"""What every self-supervised objective shares: its interface, heads, slow targets, and weighted sums of objectives."""
+"""What every self-supervised objective shares: its interface, heads, target networks, and weighted sums."""
 
 import copy
 from abc import ABC, abstractmethod
@@ -8,21 +8,23 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from rlpre.frames import FrameStore
+from rlpre.data.store import FrameStore
+from rlpre.encoders import SequenceEncoder
+from rlpre.errors import RlpreError
 
 Needs = Literal["frames", "pairs", "actions"]
-SLOWNESS = 0.99  # of slow copies, per step; SGI
+DECAY = 0.99  # of target networks, per step; as in SGI
 
 
 class Objective(nn.Module, ABC):
-    """A pretext task: a loss on the encoded views, with heads of its own that are thrown away afterwards.
+    """A pretext task: a loss on the features of a batch, with heads that are thrown away after pretraining.
 
     Args:
-        encoder: of its kind; read for its sizes and to begin a slow copy, not kept.
+        encoder: of the objective's kind; read for its sizes and copied into target networks, not kept.
         frames: read for its spaces and labels, not kept.
 
     Attributes:
-        kind: of encoder that it pretrains; `READERS` says what its batches and views are.
+        kind: of the encoder that it pretrains, "vision" or "sequence".
         needs: what it learns from: single frames, frames that follow each other, or the actions between them.
     """
 
@@ -34,10 +36,17 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, views: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """Returns the scalar loss and scalar metrics to plot, given the views of a batch."""
+        """Computes the loss of a batch.
+
+        Args:
+            views: `FrameViews`, or `WindowViews` for a sequence encoder.
+
+        Returns:
+            The scalar loss, and scalar metrics for the curves.
+        """
 
     def after_step(self, encoder: Any) -> None:
-        """Called after every step of the optimiser, for targets that follow the weights slowly."""
+        """Called after every step of the optimiser; target networks follow the weights here."""
         return
 
     def project(self, features: Tensor) -> Tensor | None:
@@ -46,26 +55,38 @@ class Objective(nn.Module, ABC):
         return projector(features) if projector else None
 
     def picture(self, encoder: Any, batch: Any) -> Tensor | None:
-        """An image (3, H, W) in [0, 1] that shows what the task asks and what the model answers, if there is one."""
+        """An image (3, H, W) in [0, 1] of some tasks and the model's answers, if there is something to see."""
         return None
 
 
-class Weighted(nn.Module):
-    """A weighted sum of objectives on shared views."""
+class SequenceObjective(Objective):
+    """An objective on windows of trajectories.
+
+    Attributes:
+        causal: whether the encoder must not see later steps, or must see them.
+
+    Raises:
+        RlpreError: if the encoder's ``causal`` is not the objective's.
+    """
+
+    kind = "sequence"
+    needs = "actions"
+    causal: ClassVar[bool] = True
+
+    def __init__(self, encoder: SequenceEncoder, frames: FrameStore) -> None:
+        super().__init__(encoder, frames)
+        if encoder.causal != self.causal:
+            name = type(self).__name__.lower()
+            why = "would be shown its own answers" if self.causal else "fills in what is hidden from both sides"
+            raise RlpreError(f"objective {name!r} {why}: build the sequence encoder with causal={self.causal}")
+
+
+class WeightedSum(nn.Module):
+    """A weighted sum of objectives, which share the features of a batch."""
 
     def __init__(self, parts: dict[str, Objective], weights: dict[str, float]) -> None:
         super().__init__()
-        self.parts, self.weights = nn.ModuleList(parts.values()), weights  # a ModuleDict takes no part named "forward"
-
-    def forward(self, views: Any) -> tuple[Tensor, dict[str, Tensor]]:
-        """Sums the parts' losses; each part's loss and metrics are reported under its name."""
-        total = torch.zeros((), device=views.batch.anchor_id.device)
-        metrics: dict[str, Tensor] = {}
-        for name, part in self.objectives.items():
-            loss, own = part(views)
-            total = total + self.weights[name] * loss
-            metrics |= {f"{name}/loss": loss.detach()} | {f"{name}/{key}": value for key, value in own.items()}
-        return total, metrics
+        self.parts, self.weights = nn.ModuleList(parts.values()), weights  # a ModuleDict refuses the key "forward"
 
     @property
     def objectives(self) -> dict[str, Objective]:
@@ -77,13 +98,23 @@ class Weighted(nn.Module):
         """Whether all parts learn from single frames."""
         return all(part.needs == "frames" for part in self.objectives.values())
 
+    def forward(self, views: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        """Sums the losses; the metrics of each part, its loss among them, are reported as "NAME/METRIC"."""
+        total = torch.zeros((), device=views.batch.anchor_id.device)
+        metrics: dict[str, Tensor] = {}
+        for name, part in self.objectives.items():
+            loss, own = part(views)
+            total = total + self.weights[name] * loss
+            metrics |= {f"{name}/loss": loss.detach()} | {f"{name}/{key}": value for key, value in own.items()}
+        return total, metrics
+
     def after_step(self, encoder: Any) -> None:
         """See ``Objective.after_step``."""
         for part in self.objectives.values():
             part.after_step(encoder)
 
     def pictures(self, encoder: Any, batch: Any) -> dict[str, Tensor]:
-        """Each part's picture by name, where it has one."""
+        """The pictures of the parts that have one, by name."""
         drawn = {name: part.picture(encoder, batch) for name, part in self.objectives.items()}
         return {name: picture for name, picture in drawn.items() if picture is not None}
 
@@ -91,8 +122,8 @@ class Weighted(nn.Module):
 def head(*sizes: int) -> nn.Sequential:
     """Linear layers of the given sizes with ReLU between them, on features standardised over the batch.
 
-    Frames of a small world differ in few pixels: unless centred, their fresh features are nearly parallel, and
-    contrast and classification alike start on a plateau.
+    Frames of a small world differ in few pixels, so the features of fresh weights are nearly parallel. Without
+    standardisation contrastive losses and classifiers begin on a plateau.
     """
     layers: list[nn.Module] = [nn.BatchNorm1d(sizes[0], affine=False)]
     for into, out in pairwise(sizes):
@@ -100,8 +131,8 @@ def head(*sizes: int) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-class Slow(nn.Module):
-    """Copies of modules that follow their weights as exponential moving averages: targets that stay put for a while.
+class TargetNetworks(nn.Module):
+    """Copies of modules whose weights are exponential moving averages of the originals'.
 
     The copies are never optimised. They are part of the state that a pretraining resumes from.
 
@@ -115,9 +146,12 @@ class Slow(nn.Module):
 
     @torch.no_grad()
     def follow(self, *modules: nn.Module) -> None:
-        """One step towards ``modules``, given in the order of the copies; running statistics are taken over whole."""
-        new = nn.ModuleList(modules)
-        for weight, target in zip(self.copies.parameters(), new.parameters(), strict=True):
-            weight.lerp_(target, 1 - SLOWNESS)
-        for buffer, value in zip(self.copies.buffers(), new.buffers(), strict=True):
+        """One step towards ``modules``, given in the order of the copies; running statistics are copied."""
+        originals = nn.ModuleList(modules)
+        for weight, target in zip(self.copies.parameters(), originals.parameters(), strict=True):
+            weight.lerp_(target, 1 - DECAY)
+        for buffer, value in zip(self.copies.buffers(), originals.buffers(), strict=True):
             buffer.copy_(value)
+
+
+Weighted, Slow = WeightedSum, TargetNetworks  # ALIAS

@@ -7,50 +7,50 @@
 import torch
 from torch import Tensor, nn
 
-from rlpre.encoders.sequence import SequenceEncoder
-from rlpre.frames import FrameStore
-from rlpre.objectives.action_code import ActionCode
-from rlpre.objectives.base import head
-from rlpre.objectives.info_nce import blind_nce, info_nce
-from rlpre.objectives.sequence import SequenceObjective, WindowViews
+from rlpre.data.store import FrameStore
+from rlpre.encoders import SequenceEncoder
+from rlpre.objectives.base import SequenceObjective, head
+from rlpre.objectives.batches import WindowViews
+from rlpre.objectives.losses import ActionCode, chance_loss, info_nce
 
-PROJECTION = 64
-ANCHORS = 512  # steps of a batch that look ahead, each the others' negatives
+PROJECTION = 64  # dimensions that the loss compares
+ANCHORS = 512  # steps of a batch to predict from; the frames they lead to are each other's negatives
 
 
 class Cpc(SequenceObjective):
     """InfoNCE from the features at t, unrolled over a_t .. a_{t+k-1}, to the frame o_{t+k}, for every k up to a limit.
 
-    Keys are projections of the frames' own frozen features: nothing can collapse.
+    Keys are projections of the frames' own frozen features, so nothing can collapse. The metrics are the accuracy over
+    all k, "furthest" for the largest k, and `chance_loss`.
     """
 
     def __init__(self, encoder: SequenceEncoder, frames: FrameStore) -> None:
         super().__init__(encoder, frames)
         self.code, width = ActionCode(frames), encoder.num_features
-        self.act = nn.GRUCell(self.code.size, width)
+        self.transition = nn.GRUCell(self.code.size, width)
         self.query = head(width, width, PROJECTION)
         self.key = head(encoder.frames.num_features, width, PROJECTION)
 
     def forward(self, views: WindowViews) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``Objective.forward``."""
         batch, last = views.batch, views.batch.rows.shape[1] - 1
-        window, now = torch.nonzero(batch.present[:, :-1], as_tuple=True)
-        chosen = torch.randperm(len(now), device=now.device)[:ANCHORS]
-        window, now = window[chosen], now[chosen]
-        belief, codes, begin = views.steps[window, now], self.code(batch.actions), batch.ids[window, now]
-        beliefs, seen, pairs = [], [], []
+        window, step = torch.nonzero(batch.present[:, :-1], as_tuple=True)
+        chosen = torch.randperm(len(step), device=step.device)[:ANCHORS]
+        window, step = window[chosen], step[chosen]
+        belief, codes, start = views.steps[window, step], self.code(batch.actions), batch.ids[window, step]
+        beliefs, seen, ids = [], [], []
         for _ in range(batch.ahead):
-            inside = now < last
-            window, now, belief, begin = (part[inside] for part in (window, now + 1, belief, begin))
-            if len(now) < 2:  # nothing to tell apart
+            inside = step < last
+            window, step, belief, start = (part[inside] for part in (window, step + 1, belief, start))
+            if len(step) < 2:  # no negatives
                 break
-            belief = self.act(codes[window, now], belief)
+            belief = self.transition(codes[window, step], belief)
             beliefs.append(belief)
-            seen.append(batch.features[window, now])
-            pairs.append((begin, batch.ids[window, now]))
+            seen.append(batch.features[window, step])
+            ids.append((start, batch.ids[window, step]))
         sizes = [len(belief) for belief in beliefs]
         queries, keys = self.query(torch.cat(beliefs)).split(sizes), self.key(torch.cat(seen)).split(sizes)
-        found = [info_nce(q, k, *ids) for q, k, ids in zip(queries, keys, pairs, strict=True)]
-        losses, hits = (torch.stack(parts) for parts in zip(*found, strict=True))
-        blind = torch.stack([blind_nce(*ids) for ids in pairs]).mean()
-        return losses.mean(), {"accuracy": hits.mean(), "furthest": hits[-1], "blind": blind}
+        results = [info_nce(query, key, *pair) for query, key, pair in zip(queries, keys, ids, strict=True)]
+        losses, accuracy = (torch.stack(parts) for parts in zip(*results, strict=True))
+        chance = torch.stack([chance_loss(*pair) for pair in ids]).mean()
+        return losses.mean(), {"accuracy": accuracy.mean(), "furthest": accuracy[-1], "chance_loss": chance}

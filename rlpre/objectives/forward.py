@@ -2,34 +2,31 @@
 
 [0] Schwarzer et al. 2021, "Data-Efficient Reinforcement Learning with Self-Predictive Representations" (SPR).
 [1] Schwarzer et al. 2021, "Pretraining Representations for Data-Efficient Reinforcement Learning" (SGI).
-[2] Zbontar et al. 2021, "Barlow Twins": decorrelated dimensions; here instead of negatives, as in
-[3] Bardes et al. 2022, "VICReg", whose variance term batch normalisation makes needless.
+[2] Zbontar et al. 2021, "Barlow Twins": decorrelated dimensions, used here instead of negatives.
+[3] Bardes et al. 2022, "VICReg": the same with a variance term, which batch normalisation replaces here.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rlpre.augment import random_shift
+from rlpre.data.store import FrameStore
 from rlpre.encoders import Encoder
-from rlpre.frames import FrameStore
-from rlpre.objectives.action_code import ActionCode
-from rlpre.objectives.base import Objective, Slow, head
-from rlpre.objectives.batch import Views
-from rlpre.objectives.info_nce import info_nce
+from rlpre.objectives.base import Objective, TargetNetworks, head
+from rlpre.objectives.batches import FrameViews
+from rlpre.objectives.losses import ActionCode, info_nce, random_shift
 
 PROJECTION = 64
-HIDDEN = 256  # units of the transition
+HIDDEN = 256  # units of the transition model
 DECORRELATION = 0.02  # weight of `decorrelation`; VICReg's ratio to its invariance term on latents of variance 1
 
 
 class Forward(Objective):
-    """Cosine distance between the latent that the actions lead to from o_t and a slow network's latent of o_{t+j}.
+    """Cosine distance between the latent predicted from o_t and the actions, and the target network's of o_{t+j}.
 
-    Only the latent of o_t is encoded with gradients; a residual transition, whose hidden units the action gates, is
-    unrolled over a_t .. a_{t+j-1}. The target comes from copies of encoder and projector that follow the weights as
-    moving averages. Dimensions of the latents have variance 1 over the batch by normalisation, and what correlates
-    them is a loss: a constant, which would be easy to predict, is out of reach.
+    A residual transition model, with hidden units gated by the action, is unrolled over a_t .. a_{t+j-1}. The target
+    networks are moving averages of encoder and projector. A constant latent would be easy to predict; batch
+    normalisation gives each dimension variance 1, and a penalty on correlated dimensions keeps them different.
     """
 
     needs = "actions"
@@ -37,39 +34,40 @@ class Forward(Objective):
     def __init__(self, encoder: Encoder, frames: FrameStore) -> None:
         super().__init__(encoder, frames)
         self.code, self.weight = ActionCode(frames), DECORRELATION
-        into = head(encoder.num_features, encoder.num_features, PROJECTION)
-        self.projector = nn.Sequential(*into, nn.BatchNorm1d(PROJECTION, affine=False))
-        self.look, self.act = nn.Linear(PROJECTION, HIDDEN), nn.Linear(self.code.size, HIDDEN)
-        self.move = nn.Linear(HIDDEN, PROJECTION)
-        self.slow = Slow(encoder, self.projector)
+        layers = head(encoder.num_features, encoder.num_features, PROJECTION)
+        self.projector = nn.Sequential(*layers, nn.BatchNorm1d(PROJECTION, affine=False))
+        self.hidden, self.gate = nn.Linear(PROJECTION, HIDDEN), nn.Linear(self.code.size, HIDDEN)
+        self.change = nn.Linear(HIDDEN, PROJECTION)
+        self.targets = TargetNetworks(encoder, self.projector)
 
-    def forward(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, views: FrameViews) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``Objective.forward``."""
         batch = views.batch
         now = self.projector(views.anchor)
-        ahead, later = self.unroll(now, batch.actions, batch.gap), self.target(views)
-        error = 1 - F.cosine_similarity(ahead, later).mean()
-        spread = decorrelation(now)
-        _, hits = info_nce(ahead.detach(), later, batch.anchor_id, batch.later_id)
-        return error + self.weight * spread, {"accuracy": hits, "error": error.detach(), "correlation": spread.detach()}
+        predicted, later = self.unroll(now, batch.actions, batch.gap), self.target(views)
+        error = 1 - F.cosine_similarity(predicted, later).mean()
+        correlation = decorrelation(now)
+        _, accuracy = info_nce(predicted.detach(), later, batch.anchor_id, batch.later_id)
+        metrics = {"accuracy": accuracy, "error": error.detach(), "correlation": correlation.detach()}
+        return error + self.weight * correlation, metrics
 
     def unroll(self, latent: Tensor, actions: Tensor, gap: Tensor) -> Tensor:
-        """The latents (batch, dim) that ``gap`` (batch,) of the actions (batch, k, ...) lead to."""
+        """The latents (batch, dim) that the first ``gap`` (batch,) of the actions (batch, k, ...) lead to."""
         for step, code in enumerate(self.code(actions).unbind(1)):
-            moved = latent + self.move(F.relu(self.look(latent) * self.act(code)))
+            moved = latent + self.change(F.relu(self.hidden(latent) * self.gate(code)))
             latent = torch.where((step < gap)[:, None], moved, latent)
         return latent
 
     @torch.no_grad()
-    def target(self, views: Views) -> Tensor:
-        """Slow latents (batch, dim) of the shifted later frames."""
-        encoder, projector = self.slow.copies
+    def target(self, views: FrameViews) -> Tensor:
+        """The target networks' latents (batch, dim) of the shifted later frames."""
+        encoder, projector = self.targets.copies
         latents: Tensor = projector(views.encode(random_shift(views.batch.later), encoder))
         return latents
 
     def after_step(self, encoder: Encoder) -> None:
         """See ``Objective.after_step``."""
-        self.slow.follow(encoder, self.projector)
+        self.targets.follow(encoder, self.projector)
 
 
 def decorrelation(latents: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Inverse dynamics: which action began the way from o_t to o_{t+j}?
+"""Inverse dynamics: which action was taken first on the way from o_t to o_{t+j}?
 
 [0] Pathak et al. 2017, "Curiosity-driven Exploration by Self-supervised Prediction" (one step).
 [1] Lamb et al. 2022, "Guaranteed Discovery of Control-Endogenous Latent States with Multi-Step Inverse Models".
@@ -8,20 +8,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from rlpre.data.store import FrameStore
 from rlpre.encoders import Encoder
-from rlpre.frames import FrameStore
-from rlpre.objectives.action_code import ActionCode
 from rlpre.objectives.base import Objective, head
-from rlpre.objectives.batch import Views
+from rlpre.objectives.batches import FrameViews
+from rlpre.objectives.losses import ActionCode
 
-MAX_GAP = 16  # longer gaps are told apart no more
+MAX_GAP = 16  # longer gaps share one embedding
 
 
 class Inverse(Objective):
-    """Predicts a_t from both frames' features and the number of steps between them.
+    """Predicts a_t from the features of both frames and the number of steps between them.
 
-    Discrete actions: cross-entropy. Vectors: mean squared error of the action standardised over the store, with R^2
-    within the batch as its metric.
+    Discrete actions: cross-entropy, with the accuracy as metric. Vectors: mean squared error of the action
+    standardised over the store, with R^2 within the batch as metric.
     """
 
     needs = "actions"
@@ -32,12 +32,12 @@ class Inverse(Objective):
         self.gap = nn.Embedding(MAX_GAP, encoder.num_features)
         self.head = head(3 * encoder.num_features, 2 * encoder.num_features, self.code.size)
 
-    def forward(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, views: FrameViews) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``Objective.forward``."""
-        gap, action = views.batch.gap.clamp_max(MAX_GAP - 1), views.batch.action
+        gap, action = views.batch.gap.clamp_max(MAX_GAP - 1), views.batch.actions[:, 0]
         answer = self.head(torch.cat([views.anchor, views.later, self.gap(gap)], dim=1)).float()
         if self.code.continuous:
-            wanted = self.code(action)
-            loss = F.mse_loss(answer, wanted)
-            return loss, {"r2": 1 - loss.detach() / wanted.var(0, unbiased=False).mean()}
+            target = self.code(action)
+            loss = F.mse_loss(answer, target)
+            return loss, {"r2": 1 - loss.detach() / target.var(0, unbiased=False).mean()}
         return F.cross_entropy(answer, action), {"accuracy": (answer.argmax(1) == action).float().mean()}

@@ -2,13 +2,13 @@
 
 [0] Noroozi and Favaro 2016, "Unsupervised Learning of Visual Representations by Solving Jigsaw Puzzles".
 
-The whole puzzle is one frame for the encoder, so that any architecture can play. Tiles are cut on cell borders with
-spare cells between them whose place is drawn anew: the phase of the grid lines says nothing, and edges that go on in
-each other say less, though walls are longer than a gap (on DoorKey-5x5 the edges alone solve .58 of the puzzles, all
-of them without gaps). Where tiles are pixel-identical, every order that shows the same puzzle counts as right.
+The encoder sees the whole puzzle as one frame, so any architecture can be pretrained. Tiles are cut on cell borders
+with randomly placed spare cells between them, so the phase of the grid lines does not give their places away, and
+edges that continue in each other rarely do (on DoorKey-5x5 the edges alone solve 58 % of the puzzles, without gaps
+all). Where tiles are pixel-identical, every order that shows the same puzzle counts as right.
 """
 
-from itertools import islice, permutations
+from itertools import permutations
 from typing import cast
 
 import numpy as np
@@ -16,21 +16,22 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from rlpre.data.store import FrameStore
 from rlpre.encoders import Encoder
 from rlpre.errors import RlpreError
-from rlpre.frames import FrameStore
 from rlpre.objectives.base import Objective, head
-from rlpre.objectives.batch import Batch, Views
-from rlpre.report.pictures import grid
+from rlpre.objectives.batches import Batch, FrameViews
+from rlpre.utils import image_grid
 
-SIDE = 2  # tiles along one side: egocentric frames of 7 cells leave little to order at 3
-ORDERS = 64  # at most this many permutations; 2 x 2 has 24
-POOL = 5040  # candidates among which far permutations are sought
-FILL = 0.9  # share of a side that tiles may cover; the rest is jitter and gap
+SIDE = 2  # tiles along one side: an egocentric frame of 7 cells has too few for 3
+FILL = 0.9  # largest share of a side that tiles cover; the rest is space to move
 
 
 class Jigsaw(Objective):
-    """Cross-entropy over permutations of ``SIDE`` x ``SIDE`` tiles, with equivalent permutations merged."""
+    """Cross-entropy over the permutations of ``SIDE`` x ``SIDE`` tiles, with equivalent permutations merged.
+
+    Its metrics are "accuracy" and "chance", the accuracy of a random answer.
+    """
 
     orders: Tensor
 
@@ -39,10 +40,10 @@ class Jigsaw(Objective):
         _, height, width = encoder.input.shape
         self.cell = frames.cell
         self.tile = (_tile_cells(height // self.cell), _tile_cells(width // self.cell))
-        self.register_buffer("orders", torch.from_numpy(far_permutations(SIDE * SIDE, ORDERS)))
+        self.register_buffer("orders", torch.from_numpy(ordered_permutations(SIDE * SIDE)))
         self.head = head(encoder.num_features, len(self.orders))
 
-    def forward(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, views: FrameViews) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``Objective.forward``."""
         puzzles, right = self.puzzles(views.batch.anchor)
         logits = self.head(views.encode(puzzles)).float()
@@ -51,59 +52,52 @@ class Jigsaw(Objective):
         return loss, {"accuracy": solved, "chance": right.float().mean()}
 
     def puzzles(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """Cuts and shuffles frames.
-
-        Args:
-            frames: (batch, C, H, W) uint8.
+        """Cuts and shuffles frames (batch, C, H, W) uint8.
 
         Returns:
             Puzzles of the same shape, and which orders are right for them, (batch, orders) bool.
         """
-        shown, right = self._shuffle(frames)
-        return self._lay(shown, frames), right
+        tiles, right = self.shuffle(frames)
+        return self._assemble(tiles, frames), right
 
     def picture(self, encoder: Encoder, batch: Batch) -> Tensor | None:
-        """Three rows: the puzzle, the frame it was cut from, the tiles put back as the model answers."""
+        """Three rows: the puzzle, the frame it was cut from, the tiles in the order that the model answers."""
         frames = batch.anchor[:8]
-        shown, _ = self._shuffle(frames)
-        puzzles = self._lay(shown, frames)
+        tiles, _ = self.shuffle(frames)
+        puzzles = self._assemble(tiles, frames)
         answer = self.orders[self.head(encoder(puzzles)).argmax(1)]
-        back = answer.argsort(1)  # place t gets the piece that was claimed to show tile t
-        solved = self._lay(shown.gather(1, back[..., None, None, None].expand_as(shown)), frames)
-        return grid(torch.cat([puzzles, frames, solved]), len(frames))
+        place = answer.argsort(1)  # where the tile that belongs to each place was put
+        solved = self._assemble(tiles.gather(1, place[..., None, None, None].expand_as(tiles)), frames)
+        return image_grid(torch.cat([puzzles, frames, solved]), len(frames))
 
-    def _shuffle(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+    def shuffle(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """Shuffled tiles (batch, n, C, h, w), and which orders are right for them, (batch, orders) bool."""
-        tiles = self._cut(frames)
-        given = self.orders[torch.randint(len(self.orders), (len(frames),), device=frames.device)]
-        shown = tiles.gather(1, given[..., None, None, None].expand_as(tiles))  # place p shows tile given[p]
+        tiles = self.cut(frames)
+        order = self.orders[torch.randint(len(self.orders), (len(frames),), device=frames.device)]
+        shuffled = tiles.gather(1, order[..., None, None, None].expand_as(tiles))  # place p shows tile order[p]
         alike = (tiles[:, :, None] == tiles[:, None]).flatten(3).all(3)  # (batch, n, n)
-        agree = alike.gather(1, given[..., None].expand_as(alike))  # [b, p, t]: tile t would look right at place p
-        claims = self.orders.T[None].expand(len(frames), -1, -1)  # (batch, places, orders)
-        return shown, agree.gather(2, claims).all(1)
+        fits = alike.gather(1, order[..., None].expand_as(alike))  # [b, p, t]: tile t would look the same at place p
+        candidates = self.orders.T[None].expand(len(frames), -1, -1)  # (batch, places, orders)
+        return shuffled, fits.gather(2, candidates).all(1)
 
-    @property
-    def _pixels(self) -> tuple[int, int]:
-        return self.tile[0] * self.cell, self.tile[1] * self.cell
+    def cut(self, frames: Tensor) -> Tensor:
+        """Tiles (batch, n, C, h, w); spare cells are put at random before and between rows and columns of tiles."""
+        device, tile = frames.device, torch.tensor(self.tile, device=frames.device)
+        cells = torch.tensor(frames.shape[2:], device=device) // self.cell
+        draw = torch.rand(len(frames), SIDE, 2, device=device).sort(1).values
+        moved = (draw * (cells - SIDE * tile + 1)).long()  # (batch, SIDE, axis), never decreasing: no overlap
+        n = torch.arange(SIDE * SIDE, device=device)
+        place = torch.stack([n // SIDE, n % SIDE], dim=1) * tile
+        corner = (place + torch.stack([moved[:, n // SIDE, 0], moved[:, n % SIDE, 1]], dim=2)) * self.cell
+        height, width = self._pixels
+        rows = corner[:, :, 0, None] + torch.arange(height, device=device)
+        columns = corner[:, :, 1, None] + torch.arange(width, device=device)
+        source = (rows[..., :, None] * frames.shape[3] + columns[..., None, :]).flatten(1)[:, None]
+        tiles = frames.flatten(2).gather(2, source.expand(-1, frames.shape[1], -1))
+        return tiles.view(len(frames), -1, len(n), height, width).transpose(1, 2)
 
-    def _slots(self, jitter: Tensor) -> Tensor:
-        """Top left pixels (batch, n, 2) of every place, moved by ``jitter`` cells."""
-        n = torch.arange(SIDE * SIDE, device=jitter.device)
-        place = torch.stack([n // SIDE * self.tile[0], n % SIDE * self.tile[1]], dim=1)
-        return (place + jitter) * self.cell
-
-    def _cut(self, frames: Tensor) -> Tensor:
-        """Tiles (batch, n, C, h, w), each row and column of tiles moved by its own growing number of spare cells."""
-        rows, columns = frames.shape[2] // self.cell, frames.shape[3] // self.cell
-        spare = torch.tensor([rows - SIDE * self.tile[0], columns - SIDE * self.tile[1]], device=frames.device)
-        draw = torch.rand(len(frames), SIDE, 2, device=frames.device).sort(1).values
-        moved = (draw * (spare + 1)).long()  # (batch, SIDE, axis), never decreasing, so tiles do not overlap
-        n = torch.arange(SIDE * SIDE, device=frames.device)
-        jitter = torch.stack([moved[:, n // SIDE, 0], moved[:, n % SIDE, 1]], dim=2)
-        return _windows(frames, self._slots(jitter), self._pixels)
-
-    def _lay(self, tiles: Tensor, like: Tensor) -> Tensor:
-        """Lays tiles on an empty frame without gaps, in the middle."""
+    def _assemble(self, tiles: Tensor, like: Tensor) -> Tensor:
+        """Puts tiles without gaps in the middle of an empty frame."""
         height, width = self._pixels
         batch, _, channels = tiles.shape[:3]
         square = tiles.view(batch, SIDE, SIDE, channels, height, width).permute(0, 3, 1, 4, 2, 5)
@@ -113,19 +107,17 @@ class Jigsaw(Objective):
         canvas[:, :, top : top + block.shape[2], left : left + block.shape[3]] = block
         return canvas
 
+    @property
+    def _pixels(self) -> tuple[int, int]:
+        return self.tile[0] * self.cell, self.tile[1] * self.cell
 
-def far_permutations(n: int, count: int) -> npt.NDArray[np.int64]:
-    """Up to ``count`` permutations of n items, chosen greedily so that the smallest Hamming distance stays large.
 
-    Algorithm 1 of [0], on all permutations where there are few and on a seeded random pool where there are many.
-    """
-    if n <= 7:
-        pool = np.array(list(islice(permutations(range(n)), POOL)))
-    else:
-        pool = np.random.default_rng(0).permuted(np.tile(np.arange(n), (POOL, 1)), axis=1)
+def ordered_permutations(n: int) -> npt.NDArray[np.int64]:
+    """All permutations of n items, (n!, n), each as far in Hamming distance from those before it as possible [0]."""
+    pool = np.array(list(permutations(range(n))))
     chosen = [0]
     distance = (pool != pool[0]).sum(1)
-    while len(chosen) < min(count, len(pool)) and distance.max() > 0:
+    while distance.max() > 0:
         chosen.append(int(distance.argmax()))
         distance = np.minimum(distance, (pool != pool[chosen[-1]]).sum(1))
     return cast(npt.NDArray[np.int64], pool[chosen].astype(np.int64))
@@ -136,14 +128,3 @@ def _tile_cells(cells: int) -> int:
     if tile < 1:
         raise RlpreError(f"a side of {cells} cells has no {SIDE} jigsaw tiles with room to move: use larger frames")
     return tile
-
-
-def _windows(frames: Tensor, corner: Tensor, size: tuple[int, int]) -> Tensor:
-    """Cuts windows of ``size`` (h, w) at pixel corners (batch, n, 2) out of frames: (batch, n, C, h, w)."""
-    height, width = size
-    device = frames.device
-    rows = corner[:, :, 0, None] + torch.arange(height, device=device)
-    columns = corner[:, :, 1, None] + torch.arange(width, device=device)
-    source = (rows[..., :, None] * frames.shape[3] + columns[..., None, :]).flatten(1)[:, None]
-    cut = frames.flatten(2).gather(2, source.expand(-1, frames.shape[1], -1))
-    return cut.view(len(frames), -1, corner.shape[1], height, width).transpose(1, 2)

@@ -1,36 +1,36 @@
-"""Masked: what is in the cells that were hidden, given what is around them, before and after?
+"""Masked: what is in the hidden cells, given what is visible around, before and after them?
 
 [0] Devlin et al. 2019, "BERT: Pre-training of Deep Bidirectional Transformers for Language Understanding".
 [1] Joshi et al. 2020, "SpanBERT: Improving Pre-training by Representing and Predicting Spans": blocks, not steps.
-[2] He et al. 2022, "Masked Autoencoders Are Scalable Vision Learners": what is near says nearly all, so hide much.
+[2] He et al. 2022, "Masked Autoencoders Are Scalable Vision Learners": neighbours say nearly all, so hide much.
 
-Cells are hidden before the frozen vision encoder looks, as unseen ones: no feature shows them.
+Cells are replaced by unseen ones before the frozen vision encoder reads the frame, so no feature shows them.
 """
 
 import torch
 from torch import Tensor, nn
 
-from rlpre.encoders.sequence import SequenceEncoder
+from rlpre.data.store import FrameStore
+from rlpre.encoders import SequenceEncoder
 from rlpre.errors import RlpreError
-from rlpre.frames import FrameStore
 from rlpre.objectives.base import head
-from rlpre.objectives.sequence import SymbolObjective, WindowViews
-from rlpre.objectives.symbols import CLASSES, LOGITS, UNSEEN, balanced, foreground, judge, mean_where, nearest_step
+from rlpre.objectives.batches import UNSEEN, WindowViews
+from rlpre.objectives.symbols import CLASSES, LOGITS, SymbolObjective, balanced, foreground, mean_where, symbol_loss
 
 HIDDEN = 256
-BLOCK = (1 / 8, 3 / 8)  # least and most of a window in a block: of 32 steps 4 to 12, which copying does not bridge
+BLOCK = (1 / 8, 3 / 8)  # shortest and longest block, as shares of a window: 4 to 12 of 32 steps
 ROWS = (1, 3)  # fewest and most rows of cells hidden together
 KINDS = ("block", "rows", "object")  # each hides cells of a third of the windows
 
 
 class Masked(SymbolObjective):
-    """Cross-entropy of the symbols of hidden cells; those with something in them weigh as much as all others together.
+    """Cross-entropy of the symbols of hidden cells; those with an object weigh as much as all others together.
 
-    A window hides one of three: all cells in every other block of steps; some rows of cells in every other block; an
-    object, which is every cell of its type and colour, over the whole window.
+    In each window one of three things is hidden: all cells in every other block of steps; some rows of cells in every
+    other block; or an object, that is all cells of its type and colour, in the whole window.
 
-    Its metrics are of hidden cells with something in them; "copied" is the accuracy of answering with what the cell
-    shows at the nearest step at which it is not hidden: a leak if it comes near the accuracy.
+    The metrics are of hidden cells with an object. "copied" is the accuracy of answering with what the cell shows at
+    the nearest step at which it is visible; the task would be trivial if it came near the accuracy.
     """
 
     causal = False
@@ -40,56 +40,56 @@ class Masked(SymbolObjective):
         assert frames.atlas is not None
         if frames.atlas.index[UNSEEN, UNSEEN, UNSEEN] < 0:
             raise RlpreError(
-                f"objective 'masked' hides cells by the code (0, 0, 0), which names no tile of {frames.path}: pretrain "
+                f"objective 'masked' hides cells by the code (0, 0, 0), which is no tile of {frames.path}: pretrain "
                 "with autoregressive or cpc"
             )
         self.blank = nn.Parameter(torch.zeros(encoder.frames.num_features))  # BERT's [MASK]; 0 is the mean frame
-        self.read = head(encoder.num_features, HIDDEN, self.cells * LOGITS)
+        self.output = head(encoder.num_features, HIDDEN, self.cells * LOGITS)
 
     def forward(self, views: WindowViews) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``Objective.forward``."""
         batch = views.batch
         assert batch.codes is not None
         hidden, kind = hide(batch.codes, batch.present)
-        touched = hidden.flatten(2).any(2)
-        asked = hidden.flatten(2)[touched]
-        symbols = batch.codes.flatten(2, 3)[touched].long()
-        logits = self.predict(views.without(hidden, self.blank)[touched])
-        nll, right = judge(logits[asked], symbols[asked])
-        window = touched.nonzero()[:, :1].expand_as(asked)[asked]
-        things = foreground(symbols[asked])
+        steps = hidden.flatten(2).any(2)  # with hidden cells
+        asked = hidden.flatten(2)[steps]
+        symbols = batch.codes.flatten(2, 3)[steps][asked].long()
+        nll, right = symbol_loss(self.predict(views.masked(hidden, self.blank)[steps])[asked], symbols)
+        window = steps.nonzero()[:, :1].expand_as(asked)[asked]
+        objects = foreground(symbols)
         copied = (nearest_step(batch.codes, ~hidden & batch.present[..., None, None]) == batch.codes).all(-1)
-        copied = copied.flatten(2)[touched][asked]
-        metrics = {"nll": mean_where(nll.detach(), things)}
-        everywhere = torch.ones_like(things)
-        for end, these in (("", everywhere), *((f"_{name}", kind[window] == n) for n, name in enumerate(KINDS))):
-            metrics[f"accuracy{end}"] = mean_where(right, things & these)
-            metrics[f"copied{end}"] = mean_where(copied, things & these)
-        return balanced(nll, things), metrics
+        copied = copied.flatten(2)[steps][asked]
+        metrics = {"nll": mean_where(nll.detach(), objects)}
+        for end, where in (
+            ("", objects),
+            *((f"_{name}", objects & (kind[window] == n)) for n, name in enumerate(KINDS)),
+        ):
+            metrics |= {f"accuracy{end}": mean_where(right, where), f"copied{end}": mean_where(copied, where)}
+        return balanced(nll, objects), metrics
 
     def predict(self, features: Tensor) -> Tensor:
         """Logits (n, cells, LOGITS) of the frames at steps with ``features`` (n, width)."""
-        logits: Tensor = self.read(features).float()
+        logits: Tensor = self.output(features).float()
         return logits.view(-1, self.cells, LOGITS)
 
     def fill(self, views: WindowViews, step: int) -> Tensor:
-        """See ``SymbolObjective.fill``: given both sides."""
+        """See ``SymbolObjective.fill``; given the steps before and after."""
         assert views.batch.codes is not None
         hidden = torch.zeros_like(views.batch.codes[..., 0], dtype=torch.bool)
         hidden[:, step] = True
-        return self.predict(views.without(hidden, self.blank)[:, step])
+        return self.predict(views.masked(hidden, self.blank)[:, step])
 
 
 def hide(codes: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
-    """Draws what to hide.
+    """Draws which cells to hide.
 
     Args:
         codes: symbols (batch, steps, rows, columns, 3) uint8.
         present: (batch, steps) bool, with padding on the left.
 
     Returns:
-        Hidden cells (batch, steps, rows, columns) bool, none of them padding, and of which of ``KINDS`` they are,
-        (batch,) int64. Windows without an object hide a block.
+        Hidden cells (batch, steps, rows, columns) bool, none of them padding, and the number of their kind in
+        ``KINDS``, (batch,) int64. In windows without an object a block or rows are hidden instead.
     """
     objects, found = _objects(codes, present)
     kind = torch.randint(len(KINDS), (len(codes),), device=codes.device)
@@ -113,17 +113,37 @@ def _blocks(present: Tensor) -> Tensor:
 def _rows(windows: int, height: int, device: torch.device) -> Tensor:
     """A few neighbouring rows of cells (windows, height) bool for each window."""
     drawn, begin = torch.rand(2, windows, 1, device=device).unbind()
-    shortest, longest = ROWS
-    count = (shortest + drawn * (min(longest, height - 1) - shortest + 1)).long()
+    fewest, most = ROWS
+    count = (fewest + drawn * (min(most, height - 1) - fewest + 1)).long()
     place = torch.arange(height, device=device) - (begin * (height - count + 1)).long()
     return (place >= 0) & (place < count)
 
 
 def _objects(codes: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
     """The cells (batch, steps, rows, columns) of one object of each window, and whether there is one, (batch,)."""
-    things = foreground(codes) & present[:, :, None, None]
+    objects = foreground(codes) & present[:, :, None, None]
     pair = codes[..., 0].long() * CLASSES[1] + codes[..., 1]
     seen = torch.zeros(len(codes), CLASSES[0] * CLASSES[1], device=codes.device)
-    seen[things.nonzero()[:, 0], pair[things]] = 1
+    seen[objects.nonzero()[:, 0], pair[objects]] = 1
     chosen = (seen * (1 - torch.rand_like(seen))).argmax(1)  # 1 - [0, 1) is never 0
-    return things & (pair == chosen[:, None, None, None]), seen.any(1)
+    return objects & (pair == chosen[:, None, None, None]), seen.any(1)
+
+
+def nearest_step(codes: Tensor, visible: Tensor) -> Tensor:
+    """Symbols that each cell has at the nearest step at which it is visible; of two at one distance the earlier.
+
+    Args:
+        codes: symbols (batch, steps, rows, columns, 3).
+        visible: (batch, steps, rows, columns) bool.
+
+    Returns:
+        Symbols of the shape of ``codes``; unseen where a cell is never visible.
+    """
+    steps = visible.shape[1]
+    now = torch.arange(steps, device=codes.device)[:, None, None].expand_as(visible)
+    before = torch.where(visible, now, -steps).cummax(1).values
+    after = torch.where(visible, now, 3 * steps).flip(1).cummin(1).values.flip(1)
+    nearest = torch.where(now - before <= after - now, before, after)
+    known = (nearest >= 0) & (nearest < steps)
+    copied = codes.gather(1, nearest.clamp(0, steps - 1)[..., None].expand_as(codes))
+    return copied * known[..., None]

@@ -1,34 +1,65 @@
-"""Reading the symbols of a grid world's cells from features, and how well a copy of what is near would do."""
+"""Reading the symbols of a grid world's cells from features: type, colour and flags of each cell."""
 
-from typing import Literal
+from abc import abstractmethod
+from typing import Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rlpre.data.store import FrameStore
+from rlpre.encoders import SequenceEncoder
 from rlpre.errors import RlpreError
-from rlpre.frames import FrameStore
+from rlpre.objectives.base import SequenceObjective
+from rlpre.objectives.batches import UNSEEN, WindowBatch, WindowViews
+from rlpre.utils import image_grid
 
-CLASSES = (16, 8, 64)  # type, colour, flags of a cell: room for every grid-world code
+CLASSES = (16, 8, 64)  # of type, colour and flags: enough for every grid-world code
 LOGITS = sum(CLASSES)
-UNSEEN = 0  # in all three symbols: a cell of which nothing is known
 BACKGROUND = 4  # types below: unseen, empty, wall, floor
 
 
-def count_cells(frames: FrameStore, objective: str, instead: str = "") -> int:
+class SymbolObjective(SequenceObjective):
+    """An objective on windows that predicts the symbols of every cell of a frame.
+
+    Attributes:
+        cells: of a frame.
+
+    Raises:
+        RlpreError: if the frames are plain pixels.
+    """
+
+    def __init__(self, encoder: SequenceEncoder, frames: FrameStore) -> None:
+        super().__init__(encoder, frames)
+        self.cells = count_cells(frames, type(self).__name__.lower(), ": pretrain with cpc, which needs none")
+
+    @abstractmethod
+    def fill(self, views: WindowViews, step: int) -> Tensor:
+        """Logits (batch, cells, LOGITS) of the frames at ``step``, given all that the model may see except them."""
+
+    def picture(self, encoder: SequenceEncoder, batch: WindowBatch) -> Tensor | None:
+        """Three rows from the middle of windows: the frame before, the frame to predict, the model's prediction."""
+        assert batch.codes is not None
+        step, rows = batch.rows.shape[1] // 2, np.maximum(batch.rows[:8], 0)
+        logits = self.fill(batch.views(encoder), step)[:8].view(-1, *batch.codes.shape[2:4], LOGITS)
+        before, now = batch.frames(rows[:, step - 1]).cpu(), batch.frames(rows[:, step]).cpu()
+        return image_grid(torch.cat([before, now, most_likely(batch.store, logits)]), len(rows))
+
+
+def count_cells(frames: FrameStore, objective: str, advice: str = "") -> int:
     """How many cells a frame has.
 
     Raises:
         RlpreError: if the store holds pixels.
     """
     if frames.atlas is None:
-        raise RlpreError(f"objective {objective!r} reads symbols, but {frames.path} holds plain pixels{instead}")
+        raise RlpreError(f"objective {objective!r} reads symbols, but {frames.path} holds plain pixels{advice}")
     return int(frames.codes([0])[0, ..., 0].size)
 
 
-def judge(logits: Tensor, symbols: Tensor, reduction: Literal["none", "mean"] = "none") -> tuple[Tensor, Tensor]:
-    """Compares answers with the symbols.
+def symbol_loss(logits: Tensor, symbols: Tensor, reduction: Literal["none", "mean"] = "none") -> tuple[Tensor, Tensor]:
+    """Cross-entropy of predicted symbols.
 
     Args:
         logits: (..., LOGITS), of type, colour and flags.
@@ -37,68 +68,51 @@ def judge(logits: Tensor, symbols: Tensor, reduction: Literal["none", "mean"] = 
 
     Returns:
         Negative log-likelihood in nats, the sum over the three symbols, (...) or scalar, and whether all three have
-        the largest logit, (...).
+        the largest logit, (...) bool.
     """
     loss = torch.zeros((), device=symbols.device)
     right = torch.ones_like(symbols[..., 0], dtype=torch.bool)
-    for channel, part in enumerate(_parts(logits)):
-        wanted = symbols[..., channel]
-        loss = loss + F.cross_entropy(part.flatten(0, -2), wanted.flatten(), reduction=reduction)
-        right &= part.argmax(-1) == wanted
+    for channel, part in enumerate(_split(logits)):
+        target = symbols[..., channel]
+        loss = loss + F.cross_entropy(part.flatten(0, -2), target.flatten(), reduction=reduction)
+        right &= part.argmax(-1) == target
     return loss if reduction == "mean" else loss.view_as(right), right
 
 
-def _parts(logits: Tensor) -> tuple[Tensor, ...]:
-    return logits.split(CLASSES, dim=-1)  # type: ignore[no-untyped-call, no-any-return]
+def _split(logits: Tensor) -> tuple[Tensor, ...]:
+    return cast(tuple[Tensor, ...], logits.split(CLASSES, dim=-1))  # type: ignore[no-untyped-call]
 
 
-def imagined(frames: FrameStore, logits: Tensor) -> Tensor:
+def most_likely(frames: FrameStore, logits: Tensor) -> Tensor:
     """The most likely frames (n, C, H, W) uint8, given logits (n, rows, columns, LOGITS), on the CPU.
 
-    A cell whose symbols together name no tile is drawn unseen.
+    A cell with three symbols that are no tile of the store is drawn as unseen.
     """
     assert frames.atlas is not None
-    codes = np.stack([part.argmax(-1).cpu().numpy() for part in _parts(logits)], axis=-1)
+    codes = np.stack([part.argmax(-1).cpu().numpy() for part in _split(logits)], axis=-1)
     index = frames.atlas.index
-    beyond = (codes >= index.shape).any(-1)
-    codes[beyond] = UNSEEN
+    codes[(codes >= index.shape).any(-1)] = UNSEEN
     codes[index[tuple(np.moveaxis(codes, -1, 0))] < 0] = UNSEEN
     return frames.decode(torch.from_numpy(codes.astype(np.uint8)))
 
 
 def foreground(symbols: Tensor) -> Tensor:
-    """Cells (...) with something in them, of symbols (..., 3)."""
+    """Which cells (...) contain an object, bool, given symbols (..., 3)."""
     return symbols[..., 0] >= BACKGROUND
 
 
 def mean_where(values: Tensor, where: Tensor) -> Tensor:
-    """Mean of the values at which ``where`` is True; 0 if it is nowhere."""
+    """Mean of the values at which ``where`` is True; 0 if it is True nowhere."""
     return (values * where).sum() / where.sum().clamp_min(1)
 
 
-def balanced(losses: Tensor, things: Tensor) -> Tensor:
-    """Mean of two means: over the cells with something in them, and over all others.
+def balanced(losses: Tensor, objects: Tensor) -> Tensor:
+    """Mean of two means: over the cells with an object, and over all others.
 
-    Of the cells in MiniGrid's views some 3 % are things: a plain mean is small once walls and floor are right, and what
-    is learned tells little of doors and keys.
+    About 3 % of the cells in MiniGrid's views contain an object. A plain mean is small as soon as walls and floor are
+    right, and the features then say little about doors and keys.
     """
-    return (mean_where(losses, things) + mean_where(losses, ~things)) / 2
+    return (mean_where(losses, objects) + mean_where(losses, ~objects)) / 2
 
 
-def nearest_step(codes: Tensor, visible: Tensor) -> Tensor:
-    """Symbols (batch, steps, rows, columns, 3) that each cell has at the nearest step at which it can be seen.
-
-    The earlier one of two as near; unseen where a cell can never be seen.
-
-    Args:
-        codes: symbols, of the same shape.
-        visible: (batch, steps, rows, columns) bool.
-    """
-    steps = visible.shape[1]
-    now = torch.arange(steps, device=codes.device)[:, None, None].expand_as(visible)
-    before = torch.where(visible, now, -steps).cummax(1).values
-    after = torch.where(visible, now, 3 * steps).flip(1).cummin(1).values.flip(1)
-    nearest = torch.where(now - before <= after - now, before, after)
-    known = (nearest >= 0) & (nearest < steps)
-    copied = codes.gather(1, nearest.clamp(0, steps - 1)[..., None].expand_as(codes))
-    return copied * known[..., None]
+judge, imagined = symbol_loss, most_likely  # ALIAS

@@ -6,17 +6,20 @@
 
 from torch import Tensor
 
+from rlpre.data.store import FrameStore
 from rlpre.encoders import Encoder
-from rlpre.frames import FrameStore
 from rlpre.objectives.base import Objective, head
-from rlpre.objectives.batch import Views
-from rlpre.objectives.info_nce import blind_nce, info_nce
+from rlpre.objectives.batches import FrameViews
+from rlpre.objectives.losses import chance_loss, info_nce
 
-PROJECTION = 64
+PROJECTION = 64  # dimensions that the loss compares
 
 
 class Temporal(Objective):
-    """InfoNCE from o_t to o_{t+j}: a projector on both, a residual predictor on the anchor's side."""
+    """InfoNCE from o_t to o_{t+j}: a projector for both, a residual predictor for o_t.
+
+    Its metrics are "accuracy", the share of frames whose own later frame is the most similar, and `chance_loss`.
+    """
 
     needs = "pairs"
 
@@ -25,9 +28,9 @@ class Temporal(Objective):
         self.projector = head(encoder.num_features, encoder.num_features, PROJECTION)
         self.predictor = head(PROJECTION, encoder.num_features, PROJECTION)
 
-    def forward(self, views: Views) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, views: FrameViews) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``Objective.forward``."""
         now, later = self.projector(views.anchor), self.projector(views.later)
         ids = views.batch.anchor_id, views.batch.later_id
-        loss, hits = info_nce(now + self.predictor(now), later, *ids)
-        return loss, {"accuracy": hits, "blind": blind_nce(*ids)}
+        loss, accuracy = info_nce(now + self.predictor(now), later, *ids)
+        return loss, {"accuracy": accuracy, "chance_loss": chance_loss(*ids)}

@@ -1,21 +1,21 @@
-"""The plug: pretrained encoders inside Stable-Baselines3, touched only at its seams."""
+"""Pretrained encoders inside Stable-Baselines3."""
 
-from rlpre.sb3.advantages import floored_advantages
-from rlpre.sb3.encoded import EncodedVecEnv
 from rlpre.sb3.fuse import fuse
-from rlpre.sb3.history import HistoryVecEnv
-from rlpre.sb3.modes import MODES, policy_kwargs
-from rlpre.sb3.optim import paced, value_first
-from rlpre.sb3.reference import kl_to
+from rlpre.sb3.optim import encoder_optimizer
+from rlpre.sb3.policy import MODES, policy_kwargs
+from rlpre.sb3.ppo import floored_advantages, kl_penalty, value_first
+from rlpre.sb3.vecenv import EncodedVecEnv, HistoryVecEnv
+
+kl_to = kl_penalty  # ALIAS
 
 __all__ = [
     "MODES",
     "EncodedVecEnv",
     "HistoryVecEnv",
+    "encoder_optimizer",
     "floored_advantages",
     "fuse",
-    "kl_to",
-    "paced",
+    "kl_penalty",
     "policy_kwargs",
     "value_first",
 ]

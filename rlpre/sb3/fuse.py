@@ -1,94 +1,327 @@
-"""From a policy trained on features back to one that acts on pixels."""
+"""From a policy trained on features to one that acts on pixels."""
 
+import inspect
+import io
+from collections.abc import Mapping
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
+import torch
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.running_mean_std import RunningMeanStd
+from stable_baselines3.common.save_util import load_from_zip_file, recursive_getattr
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvWrapper
+from torch import Tensor, nn
 
-from rlpre.encoders import Encoder, SequenceEncoder
-from rlpre.encoders.checkpoint import check_tensors
-from rlpre.errors import RlpreError
-from rlpre.sb3.features import FeatureSpace
-from rlpre.sb3.modes import extractor_kwargs
-from rlpre.sb3.observation import stacked, with_image
-from rlpre.sb3.sequence import SequenceExtractor
-from rlpre.sb3.window import window_length, window_space
+from rlpre.encoders import AnyEncoder, Encoder, SequenceEncoder, as_encoder
+from rlpre.encoders.encoder import check_tensors
+from rlpre.errors import RlpreError, lookup
+from rlpre.sb3.optim import EncoderOptimizer, encoder_optimizer
+from rlpre.sb3.policy import MODES, ProtectedExtractor, SequenceExtractor, policy_kwargs
+from rlpre.sb3.ppo import KLPenalty
+from rlpre.sb3.spaces import EncoderLike, FeatureSpace, normalizes, stacked, window_length, window_space, with_image
+from rlpre.sb3.vecenv import FeaturesVecEnv
+
+Statistics = tuple[np.ndarray, np.ndarray, float]  # mean, standard deviation, greatest absolute value
+TRAINING_OPTIONS = ("stages", "anchor", "parent", "encoder_lr_scale", "warmup_updates", "augment")  # of policy_kwargs
 
 
-def fuse(model: BaseAlgorithm, encoder: Encoder | SequenceEncoder) -> BasePolicy:
+def fuse(model: BaseAlgorithm, encoder: EncoderLike, as_model: bool = False, **options: Any) -> BasePolicy | Any:
     """Builds the pixel policy that acts as ``model`` does behind `EncodedVecEnv` or `HistoryVecEnv`.
+
+    Statistics of a ``VecNormalize`` around `EncodedVecEnv`, and the policy's own features extractor, become part of the
+    fused policy. Features of a frame can differ in the last bits where torch computes batches of another size
+    differently.
 
     Args:
         model: of any algorithm of SB3 or sb3-contrib, trained on ``EncodedVecEnv(venv, encoder)``, or with
-            ``policy_kwargs(encoder, ...)`` on ``HistoryVecEnv(venv, encoder)``.
-        encoder: the one that gave the features.
+            ``policy_kwargs(encoder, ...)`` on ``HistoryVecEnv(venv, encoder)``; live, loaded or compiled.
+        encoder: the one that computed the features, its directory, or the result of `rlpre.pretrain`.
+        as_model: return a model instead, which can ``learn``, ``save`` and ``load`` on pixels. It learns in the
+            environment inside the model's `EncodedVecEnv`, if there is one; otherwise call its ``set_env``. It keeps
+            the state of the optimiser if the encoder is frozen; a replay buffer starts empty.
+        **options: with ``as_model``, the ``mode`` of the encoder, default ``"frozen"``, and that mode's options, as of
+            `policy_kwargs`.
 
     Returns:
         A policy of the model's own class and device, with the encoder inside, ready for ``predict``, ``save`` and
-        ``load``. It reads what ``venv`` gives, or, after ``EncodedVecEnv(venv, encoder, stack=4)``, the frames as
-        ``VecFrameStack(venv, 4)`` puts them on top of each other, or, with a `SequenceEncoder`, windows of pixels as
-        the wrapper's ``frames`` gives them. Policy and value heads share the one encoder that stood outside, whatever
-        ``share_features_extractor`` was. Features of the same frame can differ in the last bits where torch computes
-        batches of another size differently.
+        ``load``, or the model that holds it. It reads what ``venv`` gives, channels first; after
+        ``EncodedVecEnv(venv, encoder, stack=4)``, what ``VecFrameStack(venv, 4)`` gives; with a `SequenceEncoder`,
+        windows of pixels as the wrapper's ``frames`` gives them. The policy's heads share one encoder, unless their own
+        extractors have weights.
 
     Raises:
-        RlpreError: if the model was trained on other features, or its features were normalised on the way; or if they
-            were those of a GRU behind `EncodedVecEnv`, which remembers more than a window holds.
+        RlpreError: if the model was trained on other features, or behind a ``VecNormalize`` whose statistics are
+            missing; or on features of a GRU behind `EncodedVecEnv`, which remembers more than a window holds.
     """
-    trained = model.policy
-    space, inside = _pixels(trained, encoder)
-    normalizer = model.get_vec_normalize_env()
-    if normalizer is not None and normalizer.norm_obs:
-        raise RlpreError(
-            "the model's features went through VecNormalize, which a pixel policy lacks: train with norm_obs=False"
-        )
-    arguments = {**trained._get_constructor_parameters(), **model.policy_kwargs, **inside, "observation_space": space}
-    if inside and hasattr(trained, "share_features_extractor"):
-        arguments["share_features_extractor"] = True
-    fused = type(trained)(**arguments).to(trained.device)
-    # What `save` writes: some classes forget an argument, such as the size of an LSTM.
-    fused._get_constructor_parameters = partial(dict, arguments)  # type: ignore[method-assign]
-    state, learned = fused.state_dict(), trained.state_dict()
-    check_tensors(
-        learned,
-        {name: tensor for name, tensor in state.items() if not inside or "features_extractor" not in name},
-        "the model's policy",
-    )
-    fused.load_state_dict(state | learned)
-    fused.set_training_mode(False)
-    return fused
+    plan = _Plan(model, as_encoder(encoder))
+    if as_model:
+        return plan.build_model(**options)
+    if options:
+        raise RlpreError(f"{next(iter(options))} concerns a model that learns: add as_model=True")
+    return plan.build_policy(getattr(model.policy, "_orig_mod", model.policy))
 
 
-def _pixels(trained: BasePolicy, encoder: Encoder | SequenceEncoder) -> tuple[spaces.Space[Any], dict[str, Any]]:
-    """The space of pixels instead of features, and the arguments of the extractor that makes features of them.
+class FusedExtractor(BaseFeaturesExtractor):
+    """Encodes pixels, then does what was done with the features in training: normalisation, and the own extractor.
 
-    There are none if the policy holds the encoder already.
+    Args:
+        observation_space: with pixels.
+        feature_space: the same with features, as in training.
+        key: of the features in a Dict; None if they are the whole observation.
+        reader: class and arguments of the extractor that encodes pixels.
+        normalizers: statistics of each ``VecNormalize``, the first applied first, by key of the observation.
+        head: class and arguments of the policy's own extractor.
     """
-    space = trained.observation_space
-    if isinstance(encoder, SequenceEncoder):
-        if space == FeatureSpace(encoder):
+
+    def __init__(
+        self,
+        observation_space: spaces.Space[Any],
+        feature_space: spaces.Space[Any],
+        key: str | None,
+        reader: tuple[type[ProtectedExtractor], dict[str, Any]],
+        normalizers: list[dict[str | None, Statistics]],
+        head: tuple[type[BaseFeaturesExtractor], dict[str, Any]],
+    ) -> None:
+        image = observation_space[key] if isinstance(observation_space, spaces.Dict) and key else observation_space
+        extractor = head[0](feature_space, **head[1])
+        super().__init__(observation_space, extractor.features_dim)
+        self.key, self.head, self.reader = key, extractor, reader[0](image, **reader[1])
+        self.normalizers = nn.ModuleList(_Normalize(*pair) for part in normalizers for pair in part.items())
+
+    @property
+    def encoder(self) -> AnyEncoder:
+        """The encoder of the pixels."""
+        return self.reader.encoder
+
+    def forward(self, observations: Any) -> Tensor:
+        """What the trained policy's extractor would give of these pixels' features, (batch, features_dim).
+
+        Raises:
+            RlpreError: if the encoder's weights have not been loaded.
+        """
+        if self.key is None:
+            observations = self.reader(observations)
+        else:
+            observations = {**observations, self.key: self.reader(observations[self.key])}
+        for normalize in self.normalizers:
+            observations = normalize(observations)
+        return self.head(observations)  # type: ignore[no-any-return]
+
+
+class _Normalize(nn.Module):
+    """What ``VecNormalize`` does to one part of an observation."""
+
+    def __init__(self, key: str | None, statistics: Statistics) -> None:
+        super().__init__()
+        mean, std, self.clip = statistics
+        self.key = key
+        self.register_buffer("mean", torch.as_tensor(mean), persistent=False)
+        self.register_buffer("std", torch.as_tensor(std), persistent=False)
+
+    def forward(self, observations: Any) -> Any:
+        part = observations if self.key is None else observations[self.key]
+        part = ((part - self.mean) / self.std).clamp(-self.clip, self.clip).float()
+        return part if self.key is None else {**observations, self.key: part}
+
+
+class _Plan:
+    """How pixels take the place of features in a model's policy."""
+
+    def __init__(self, model: BaseAlgorithm, encoder: AnyEncoder) -> None:
+        self.model, self.encoder, self.features = model, encoder, model.observation_space
+        self.key: str | None = None
+        self.stack = 1
+        if isinstance(encoder, SequenceEncoder):
+            self.inside, self.space = self._replace_sequence(encoder)
+            self.key = "features" if self.inside else None
+        else:
+            self.inside, self.space = False, self._replace_image(encoder)
+        parts = self.features.spaces if isinstance(self.features, spaces.Dict) else {}
+        self.normalizers = _normalizers(model, parts[self.key] if self.key else self.features)
+        if self.inside and self.normalizers:
+            raise RlpreError("VecNormalize changed the windows of HistoryVecEnv: train with norm_obs=False to fuse")
+
+    def build_policy(self, trained: BasePolicy) -> BasePolicy:
+        """The policy of pixels that acts as ``trained``."""
+        arguments = {**trained._get_constructor_parameters(), **self.model.policy_kwargs}
+        arguments |= {**self.arguments(trained), "observation_space": self.space}
+        fused = type(trained)(**arguments).to(trained.device)
+        # `save` writes these; some classes leave out an argument, such as the size of an LSTM
+        fused._get_constructor_parameters = partial(dict, arguments)  # type: ignore[method-assign]
+        self.load(fused, trained)
+        return fused
+
+    def build_model(self, mode: str = "frozen", **options: Any) -> BaseAlgorithm:
+        """The model on pixels."""
+        if isinstance(self.encoder, SequenceEncoder):
+            raise RlpreError(
+                "no environment gives windows of pixels, so a SequenceEncoder has no model on them: leave out as_model "
+                "or go on learning on HistoryVecEnv"
+            )
+        if not lookup("mode", mode, MODES).pretrained:
+            raise RlpreError(f"mode {mode!r} starts from fresh weights, a fused model has the encoder's: use 'frozen'")
+        if unknown := sorted(options.keys() - TRAINING_OPTIONS):
+            raise RlpreError(f"{unknown[0]} is no option of a fused model: give one of {', '.join(TRAINING_OPTIONS)}")
+        model, trained = self.model, getattr(self.model.policy, "_orig_mod", self.model.policy)
+        arguments = {**model.policy_kwargs, **self.arguments(trained, mode, **options)}
+        saved = io.BytesIO()
+        model.save(saved)  # SB3 knows what belongs to a model
+        data, states, variables = load_from_zip_file(saved, device=model.device)
+        assert data is not None
+        fused = type(model)(policy=data["policy_class"], env=None, device=model.device, _init_setup_model=False)  # type: ignore[call-arg]
+        data |= {"observation_space": self.space, "policy_kwargs": arguments}
+        data |= {"_last_obs": None, "_last_original_obs": None, "_last_episode_starts": None}
+        if penalty := (data.get("rollout_buffer_kwargs") or {}).get("penalty"):
+            assert isinstance(penalty, KLPenalty)
+            reference: Any = self.build_policy(model.rollout_buffer_kwargs["penalty"].policy)  # type: ignore[attr-defined]
+            data["rollout_buffer_kwargs"]["penalty"] = replace(penalty, policy=reference)
+        fused.__dict__.update(data)
+        fused._setup_model()
+        self.load(fused.policy, trained)
+        for name, state in states.items():
+            if name.endswith("optimizer") and (mode == "frozen" or not name.endswith(".optimizer")):
+                recursive_getattr(fused, name).load_state_dict(state)
+        for name, tensor in (variables or {}).items():
+            if tensor is not None:
+                recursive_getattr(fused, name).data = tensor.data
+        if env := _pixel_env(model.get_env(), self.stack, self.space):
+            fused.set_env(env)
+        return fused
+
+    def arguments(self, trained: BasePolicy, mode: str = "frozen", **options: Any) -> dict[str, Any]:
+        """Arguments of the policy that differ from those of ``trained``."""
+        if self.inside:
+            return {}
+        if "features_extractor_class" not in inspect.signature(type(trained)).parameters:
+            raise RlpreError(
+                f"a policy of class {type(trained).__name__} has no features extractor to hold the encoder: train "
+                "with PPO, A2C, DQN, SAC or another algorithm that has one"
+            )
+        if self.stack > 1:
+            options["stack"] = self.stack
+        reader = policy_kwargs(self.encoder, mode, **options)
+        given = trained.optimizer_class
+        known = issubclass(given, EncoderOptimizer) or mode == "frozen"
+        head = trained.features_extractor_class, dict(trained.features_extractor_kwargs)
+        arguments = {
+            "features_extractor_class": FusedExtractor,
+            "features_extractor_kwargs": {
+                "feature_space": self.features,
+                "key": self.key,
+                "reader": (reader["features_extractor_class"], reader["features_extractor_kwargs"]),
+                "normalizers": self.normalizers,
+                "head": head,
+            },
+            "normalize_images": False,  # the encoder scales by itself
+            "optimizer_class": given if known else encoder_optimizer(given),
+        }
+        own = any("features_extractor." in name for name in trained.state_dict())
+        if not own and hasattr(trained, "share_features_extractor"):
+            arguments["share_features_extractor"] = True
+        return arguments
+
+    def load(self, fused: BasePolicy, trained: BasePolicy) -> None:
+        """Copies the weights of ``trained``, but for those of the encoder, which are there already."""
+        learned = {name.replace("_orig_mod.", ""): tensor for name, tensor in trained.state_dict().items()}
+        if not self.inside:
+            extractor = "features_extractor."
+            learned = {name.replace(extractor, f"{extractor}head.", 1): tensor for name, tensor in learned.items()}
+        state = fused.state_dict()
+        reader = "features_extractor.reader."
+        check_tensors(learned, {n: tensor for n, tensor in state.items() if reader not in n}, "the model's policy")
+        fused.load_state_dict(state | learned)
+        fused.set_training_mode(False)
+
+    def _replace_image(self, encoder: Encoder) -> spaces.Space[Any]:
+        """Finds the features, and returns the space with pixels in their place."""
+        width = encoder.num_features
+        parts: Mapping[Any, spaces.Space[Any]] = {None: self.features}
+        if isinstance(self.features, spaces.Dict):
+            parts = self.features.spaces
+        for key, part in parts.items():
+            stack = part.shape[0] // width if isinstance(part, FeatureSpace) else 0
+            if stack and part == FeatureSpace(encoder, (stack * width,)):
+                self.key, self.stack = key, stack
+                return with_image(self.features, key, stacked(encoder.input, stack))
+        marked = any(isinstance(part, FeatureSpace) for part in parts.values())
+        for part in () if marked else parts.values():
+            if isinstance(part, spaces.Box) and part.shape[0] % width == 0 and np.isneginf(part.low).all():
+                raise RlpreError(
+                    f"the model was trained on {part.shape[0]} numbers that are not marked as this encoder's features, "
+                    "such as VecFrameStack gives: train on EncodedVecEnv(venv, encoder, "
+                    f"stack={part.shape[0] // width}) without VecFrameStack around it"
+                )
+        raise self._wrong_features()
+
+    def _replace_sequence(self, encoder: SequenceEncoder) -> tuple[bool, spaces.Space[Any]]:
+        """Whether the policy holds the encoder already, and the space with pixels."""
+        if self.features == FeatureSpace(encoder):
             if encoder.recurrent:
                 raise RlpreError(
                     "behind EncodedVecEnv a GRU remembers the whole episode, which no window of pixels holds: "
                     "train on HistoryVecEnv to fuse"
                 )
-            inside = extractor_kwargs(encoder, pretrained=True, frozen=len(encoder.stages))
-            return window_space(encoder, encoder.window, pixels=True), inside
-        window = window_length(space)
-        if window and space == window_space(encoder, window):
-            if not issubclass(trained.features_extractor_class, SequenceExtractor):
-                raise RlpreError("the model does not hold a SequenceEncoder: train it with policy_kwargs(encoder, ...)")
-            return window_space(encoder, window, pixels=True), {}
-    else:
-        for key, part in (space.spaces if isinstance(space, spaces.Dict) else {None: space}).items():
-            stack = part.shape[0] // encoder.num_features if isinstance(part, FeatureSpace) else 0
-            if stack and part == FeatureSpace(encoder, (stack * encoder.num_features,)):
-                options: dict[str, Any] = {"frozen": len(encoder.stages), "stack": stack, "image_key": key}
-                inside = extractor_kwargs(encoder, pretrained=True, **options)
-                return with_image(space, key, stacked(encoder.input, stack)), inside
-    raise RlpreError(
-        f"the model was trained on {space}, this encoder gives {FeatureSpace(encoder)}: fuse it with the encoder that "
-        "its EncodedVecEnv or HistoryVecEnv used"
-    )
+            return False, window_space(encoder, encoder.window, pixels=True)
+        window = window_length(self.features)
+        if not window or self.features != window_space(encoder, window):
+            raise self._wrong_features()
+        kind = getattr(self.model.policy, "features_extractor_class", None)
+        if not (kind and issubclass(kind, SequenceExtractor)):
+            raise RlpreError("the model does not hold a SequenceEncoder: train it with policy_kwargs(encoder, ...)")
+        return True, window_space(encoder, window, pixels=True)
+
+    def _wrong_features(self) -> RlpreError:
+        return RlpreError(
+            f"the model was trained on {self.features}, this encoder gives {FeatureSpace(self.encoder)}: fuse it with "
+            "the encoder that its EncodedVecEnv or HistoryVecEnv used"
+        )
+
+
+def _normalizers(model: BaseAlgorithm, features: spaces.Space[Any]) -> list[dict[str | None, Statistics]]:
+    """Statistics of each ``VecNormalize`` that changed the features, innermost first.
+
+    Raises:
+        RlpreError: if there was one in training, but its statistics are missing.
+    """
+    if getattr(features, "normalized", False) and not normalizes(model.get_env()):
+        raise RlpreError(
+            "the model was trained behind VecNormalize, whose statistics are not in the model's zip: load it with "
+            "env=VecNormalize.load(FILE, venv), venv as in training, then fuse"
+        )
+    found: list[dict[str | None, Statistics]] = []
+    env = model.get_env()
+    while isinstance(env, VecEnvWrapper) and not isinstance(env, FeaturesVecEnv):
+        if isinstance(env, VecNormalize) and env.norm_obs:
+            running: dict[str | None, RunningMeanStd]
+            running = {**env.obs_rms} if isinstance(env.obs_rms, dict) else {None: env.obs_rms}
+            if any(one.count < 1 for one in running.values()):
+                raise RlpreError("the VecNormalize of the model has seen no observation: load it with its statistics")
+            found.append(
+                {key: (one.mean.copy(), np.sqrt(one.var + env.epsilon), env.clip_obs) for key, one in running.items()}
+            )
+        env = env.venv
+    return found[::-1]
+
+
+def _pixel_env(env: VecEnv | None, stack: int, space: spaces.Space[Any]) -> VecEnv | None:
+    """The model's environment without its encoder; None if there is none, or a wrapper around it needs features."""
+    if isinstance(env, FeaturesVecEnv):
+        pixels = env.venv if stack == 1 else VecFrameStack(env.venv, stack)
+        return pixels if isinstance(space, spaces.Box) or stack == 1 else None
+    if not isinstance(env, VecEnvWrapper) or env.observation_space != env.venv.observation_space:
+        return None
+    inner = _pixel_env(env.venv, stack, space)
+    if inner is None:
+        return None
+    outer = object.__new__(type(env))  # copy.copy asks the wrapped environment for attributes, and there is none yet
+    outer.__dict__ |= {**env.__dict__, "venv": inner, "observation_space": inner.observation_space}
+    if isinstance(outer, VecNormalize):
+        outer.norm_obs = False  # the policy does it now
+    return outer

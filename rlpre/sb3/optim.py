@@ -1,23 +1,23 @@
-"""Optimisers that give an encoder its own learning rate, its own start, and an anchor, and keep them.
+"""Optimisers that give an encoder its own learning rate, a warm-up, and an anchor.
 
-SB3 writes one learning rate into every parameter group at each update, so a rate of the encoder's own does not last.
-A *scale* that lies beside the rate and is applied inside ``step`` does, and follows any schedule. So does a *warm-up*:
-a number of steps, counted here and saved with the optimiser, for which parameters get no gradients, and therefore no
-moments, no decay, and no part in the clipped norm. First the heads, then everything is LP-FT [0].
+SB3 writes one learning rate into every parameter group at each update, so a group's own rate is lost. These optimisers
+keep a *scale* beside the rate and apply it inside ``step``; it survives, and follows any schedule. During a *warm-up*,
+a number of steps counted here and saved with the optimiser, parameters get no gradients, and so no moments, no decay
+and no part in the clipped norm. Training first the heads and then everything is LP-FT [0].
 
-An *anchor* pulls weights toward pretrained ones, as if the loss had a term ``strength / 2 * |w - anchor|^2`` (L2-SP
-[1]), a Gaussian prior of that precision. As in AdamW [2] the pull is decoupled: no part of the gradient, so that
-moments and clipped norm do not see it. AdamW pulls by ``lr * strength``, which Adam balances against a gradient of
-normalised size: weights then settle about ``1 / strength`` from the anchor, however steep the loss is. Here the pull
-is a proximal step [3] in the metric in which the optimiser measures gradients, ``gain``, what a steady gradient of 1
-would move a weight by:
+An *anchor* pulls weights toward the pretrained ones, as if the loss had a term ``strength / 2 * |w - anchor|^2``
+(L2-SP [1]), a Gaussian prior of that precision. As in AdamW [2] the pull is decoupled: it is not part of the gradient,
+so moments and clipped norm do not contain it. A pull of ``lr * strength``, as in AdamW, would be balanced against a
+gradient that Adam has normalised, and weights would settle about ``1 / strength`` from the anchor however steep the
+loss is. Instead the pull is a proximal step [3] in the metric of the optimiser, where ``gain`` is how far a steady
+gradient of 1 moves a weight:
 
     w <- (w + gain * strength * anchor) / (1 + gain * strength)
 
-Whatever the gain, this rests only where ``gradient + strength * (w - anchor) = 0``: with each of the optimisers below a
+Whatever the gain, this rests only where ``gradient + strength * (w - anchor) = 0``. With each optimiser below, a
 quadratic ``n / 2 * |w - data|^2`` ends in the Bayesian mean ``(n * data + strength * anchor) / (n + strength)``. It is
-stable at any strength: none is the plain optimiser bit for bit, more and more is frozen. A loss that is a mean over a
-batch counts as one sample, not as many; where gradients are clipped, the pull is relative to the clipped ones.
+stable at any strength: 0 is the plain optimiser bit for bit, and infinity freezes. A loss that is a mean over a batch
+counts as one sample; where gradients are clipped, the pull is relative to the clipped ones.
 
 References:
     [0] Kumar et al. 2022, "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution".
@@ -30,74 +30,54 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
-from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer, RMSprop
 
 from rlpre.errors import RlpreError
+from rlpre.sb3.caller import calling_algorithm
 
-SCALE, WARMUP = "lr_scale", "warmup_updates"
+SCALE, WARMUP = "lr_scale", "warmup_updates"  # attributes of parameters, and keys of parameter groups
 STRENGTH, ANCHOR = "anchor_strength", "anchor"
+BYPASSES = {"TRPO", "ARS"}  # algorithms of sb3-contrib that change a policy's weights without its optimiser
 
 
-def pace(module: nn.Module, scale: float, warmup: int) -> None:
-    """Marks the parameters of ``module`` for the optimisers below: a rate of ``lr * scale`` after ``warmup`` steps."""
+def set_learning_rate(module: nn.Module, scale: float, warmup: int) -> None:
+    """Tells the optimisers below to train ``module`` at ``lr * scale`` after ``warmup`` steps."""
     for parameter in module.parameters():
         setattr(parameter, SCALE, scale)
         setattr(parameter, WARMUP, warmup)
 
 
-def tie(module: nn.Module, strength: float, anchors: Mapping[str, Tensor] | None) -> None:
-    """Marks the parameters of ``module`` for the optimisers below: each is pulled toward the anchor of its name.
+def set_anchors(module: nn.Module, strength: float, anchors: Mapping[str, Tensor] | None) -> None:
+    """Tells the optimisers below to pull the parameters of ``module`` toward their anchors.
 
     Args:
         module: an encoder that trains.
         strength: precision of the prior, in units of the loss's curvature.
-        anchors: weights by name; None if a saved optimiser will bring them.
+        anchors: weights by parameter name; None if a saved optimiser will be loaded, which holds them.
     """
     for name, parameter in module.named_parameters():
         setattr(parameter, STRENGTH, strength)
         setattr(parameter, ANCHOR, None if anchors is None else anchors[name])
 
 
-def value_first(policy: ActorCriticPolicy, updates: int) -> None:
-    """Lets the value head learn alone for so many gradient steps: until then the policy acts as it does now.
+class EncoderOptimizer(Optimizer):
+    """Steps each group at ``lr * lr_scale``, then pulls it to its anchors; SB3 sees the rate ``lr``.
 
-    A cloned policy meets PPO with a value head that knows nothing, whose advantages would undo the clone. Encoder,
-    action head and exploration noise wait; they go on waiting in a model that is saved and loaded.
-
-    Args:
-        policy: of PPO or A2C, before it learns, with an optimiser of ``rlpre.policy_kwargs``.
-        updates: gradient steps, not rollouts.
+    Warm-ups and anchors are lists in the parameter groups, so torch saves and loads them.
 
     Raises:
-        RlpreError: for another optimiser, or a number below 0.
+        RlpreError: if the algorithm does not train its policy with the policy's optimiser, so that rates, warm-ups and
+            anchors would be ignored.
     """
-    if not isinstance(policy.optimizer, _Paced):
-        name = type(policy.optimizer).__name__
-        raise RlpreError(
-            f"optimizer {name!r} cannot let parameters wait: give PPO optimizer_class=rlpre.sb3.paced(Adam) in its "
-            "policy_kwargs, or those of rlpre.policy_kwargs"
-        )
-    if updates < 0:
-        raise RlpreError(
-            f"updates is {updates}: give the number of gradient steps in which the value head learns alone"
-        )
-    learning = [policy.value_net, policy.mlp_extractor.value_net]
-    if not policy.share_features_extractor:
-        learning.append(policy.vf_features_extractor)
-    free = {id(parameter) for part in learning for parameter in part.parameters()}
-    policy.optimizer.wait([parameter for parameter in policy.parameters() if id(parameter) not in free], updates)
 
-
-class _Paced(Optimizer):
-    """Steps each group at ``lr * lr_scale``, then pulls it; to everyone else the group's rate is ``lr``.
-
-    Warm-ups and anchors are lists beside a group's parameters, and so part of the state that torch saves and loads.
-    """
+    _bypassed_by: str | None = None
 
     def __init__(self, params: Iterable[nn.Parameter], **arguments: Any) -> None:
+        algorithm = type(calling_algorithm())
+        if BYPASSES & {kind.__name__ for kind in algorithm.__mro__}:
+            self._bypassed_by = algorithm.__name__
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for parameter in params:
             groups.setdefault((getattr(parameter, SCALE, 1.0), getattr(parameter, STRENGTH, 0.0)), []).append(parameter)
@@ -114,10 +94,12 @@ class _Paced(Optimizer):
             ],
             **arguments,
         )
-        self._hold()
+        if any(scale != 1 or strength for scale, strength in groups):
+            self._check_reached("the encoder's learning rate and anchor")
+        self._stop_waiting_gradients()
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One step at each group's own rate; the rates that others see are as before."""
+        """One step with each group at its own rate; afterwards the groups' rates are as before."""
         rates = [group["lr"] for group in self.param_groups]
         for group in self.param_groups:
             group["lr"] *= group[SCALE]
@@ -130,38 +112,38 @@ class _Paced(Optimizer):
         finally:
             for group, rate in zip(self.param_groups, rates, strict=True):
                 group["lr"] = rate
-                self._count(group)
+                self._count_down(group)
 
     def wait(self, parameters: Iterable[nn.Parameter], updates: int) -> None:
-        """Lets ``parameters`` wait for at least so many more steps."""
+        """Lets ``parameters`` wait for at least ``updates`` more steps."""
         waiting = {id(parameter) for parameter in parameters}
         for group in self.param_groups:
             group[WARMUP] = [
                 max(left, updates) if id(parameter) in waiting else left
                 for parameter, left in zip(group["params"], group[WARMUP], strict=True)
             ]
-        self._hold()
+        self._stop_waiting_gradients()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As in torch; warm-ups go on where they were, and anchors stay."""
+        """As in torch; warm-ups continue where they were, and anchors are the saved ones."""
         for parameter in self._waiting():
             parameter.requires_grad_(True)
         super().load_state_dict(state_dict)
-        self._hold()
+        self._stop_waiting_gradients()
 
     def gain(self, group: dict[str, Any], state: dict[str, Any]) -> Tensor:
-        """What a steady gradient of 1 would move the weights of ``state`` by in a step, at the present moments."""
+        """How far a steady gradient of 1 moves the weights of ``state`` in a step, with the present moments."""
         raise NotImplementedError
 
     @torch.no_grad()
     def _pull(self, group: dict[str, Any]) -> None:
         if any(anchor is None for anchor in group[ANCHOR]):
             raise RlpreError(
-                "the weights that this encoder stays near were left behind: load the whole model and not its policy "
-                "alone, or call policy_kwargs again with the encoder"
+                "the weights that this encoder is anchored to were not saved with the policy alone: load the whole "
+                "model, or call policy_kwargs again with the encoder"
             )
         pairs = zip(group["params"], group[ANCHOR], strict=True)
-        group[ANCHOR] = [anchor.to(parameter) for parameter, anchor in pairs]  # SB3 moves the policy after we are made
+        group[ANCHOR] = [anchor.to(parameter) for parameter, anchor in pairs]  # SB3 moves the policy after building it
         for parameter, anchor in zip(group["params"], group[ANCHOR], strict=True):
             if parameter.grad is not None:
                 pull = group[STRENGTH] * self.gain(group, self.state[parameter])
@@ -171,58 +153,67 @@ class _Paced(Optimizer):
         pairs = (pair for group in self.param_groups for pair in zip(group["params"], group[WARMUP], strict=True))
         return [parameter for parameter, left in pairs if left]
 
-    def _hold(self) -> None:
+    def _check_reached(self, what: str) -> None:
+        if self._bypassed_by:
+            raise RlpreError(
+                f"{self._bypassed_by} changes the policy's weights without its optimizer, so it would ignore {what}: "
+                "use mode 'frozen', 'random' or 'scratch' without warm-up, or another algorithm such as PPO"
+            )
+
+    def _stop_waiting_gradients(self) -> None:
+        if self._waiting():
+            self._check_reached("the warm-up")
         for parameter in self._waiting():
             parameter.requires_grad_(False)
 
-    def _count(self, group: dict[str, Any]) -> None:
+    def _count_down(self, group: dict[str, Any]) -> None:
         for parameter, left in zip(group["params"], group[WARMUP], strict=True):
             if left == 1:
                 parameter.requires_grad_(True)
         group[WARMUP] = [max(0, left - 1) for left in group[WARMUP]]
 
 
-class EncoderAdam(_Paced, Adam):
-    """``torch.optim.Adam`` with a pace and an anchor per parameter; bit for bit the same at scale 1 and strength 0."""
+class EncoderAdam(EncoderOptimizer, Adam):
+    """``torch.optim.Adam`` with rates and anchors per parameter; bit for bit the same at scale 1 and strength 0."""
 
     def gain(self, group: dict[str, Any], state: dict[str, Any]) -> Tensor:
-        """``lr`` over the root of the second moment, both as Adam corrects them."""
+        """``lr`` over the root of the second moment, with Adam's corrections."""
         second: Tensor = state["max_exp_avg_sq"] if group["amsgrad"] else state["exp_avg_sq"]
-        seen = 1 - group["betas"][1] ** float(state["step"])
-        return group["lr"] / ((second / seen).sqrt() + group["eps"])  # type: ignore[no-any-return]
+        correction = 1 - group["betas"][1] ** float(state["step"])
+        return group["lr"] / ((second / correction).sqrt() + group["eps"])  # type: ignore[no-any-return]
 
 
-class EncoderRMSprop(_Paced, RMSprop):
-    """``torch.optim.RMSprop`` (SB3's choice for A2C) with a pace and an anchor per parameter."""
+class EncoderRMSprop(EncoderOptimizer, RMSprop):
+    """``torch.optim.RMSprop`` (SB3's choice for A2C) with rates and anchors per parameter."""
 
     def gain(self, group: dict[str, Any], state: dict[str, Any]) -> Tensor:
         """``lr`` over the root of the second moment; momentum adds steps up."""
-        return group["lr"] / (1 - group["momentum"]) / (_second(state).sqrt() + group["eps"])  # type: ignore[no-any-return]
+        return group["lr"] / (1 - group["momentum"]) / (_second_moment(state).sqrt() + group["eps"])  # type: ignore[no-any-return]
 
 
-class EncoderRMSpropTFLike(_Paced, RMSpropTFLike):
-    """SB3's ``RMSpropTFLike`` with a pace and an anchor per parameter."""
+class EncoderRMSpropTFLike(EncoderOptimizer, RMSpropTFLike):
+    """SB3's ``RMSpropTFLike`` with rates and anchors per parameter."""
 
     def gain(self, group: dict[str, Any], state: dict[str, Any]) -> Tensor:
-        """As for RMSprop, but for where its epsilon stands."""
-        return group["lr"] / (1 - group["momentum"]) / (_second(state) + group["eps"]).sqrt()  # type: ignore[no-any-return]
+        """As for RMSprop, but epsilon is inside the root."""
+        return group["lr"] / (1 - group["momentum"]) / (_second_moment(state) + group["eps"]).sqrt()  # type: ignore[no-any-return]
 
 
-def _second(state: dict[str, Any]) -> Tensor:
-    """RMSprop's second moment, around the first if it is centred."""
+def _second_moment(state: dict[str, Any]) -> Tensor:
+    """RMSprop's second moment, around the mean if it is centred."""
     second: Tensor = state["square_avg"]
     return second - state["grad_avg"] ** 2 if "grad_avg" in state else second
 
 
-OPTIMIZERS: dict[type[Optimizer], type[Optimizer]] = {
+OPTIMIZERS: dict[type[Optimizer], type[EncoderOptimizer]] = {
     Adam: EncoderAdam,
     RMSprop: EncoderRMSprop,
     RMSpropTFLike: EncoderRMSpropTFLike,
 }
 
 
-def paced(optimizer: type[Optimizer]) -> type[Optimizer]:
-    """Returns the variant of ``optimizer`` that knows the pace and the anchor of each parameter.
+def encoder_optimizer(optimizer: type[Optimizer]) -> type[EncoderOptimizer]:
+    """Returns the variant of ``optimizer`` with learning rates, warm-ups and anchors per parameter.
 
     Raises:
         RlpreError: if there is none.

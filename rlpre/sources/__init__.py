@@ -1,8 +1,7 @@
-"""Where frames come from: environments, images, arrays, Minari."""
+"""Moved to rlpre.data."""
 
-from rlpre.sources.arrays import from_arrays
-from rlpre.sources.images import from_images
-from rlpre.sources.minari import from_minari, to_minari
-from rlpre.sources.vecenv import collect
+from rlpre.data.collect import collect
+from rlpre.data.files import from_arrays, from_images
+from rlpre.data.minari import from_minari, to_minari
 
 __all__ = ["collect", "from_arrays", "from_images", "from_minari", "to_minari"]

@@ -1,0 +1,1 @@
+"""MiniGrid and BabyAI: exact pixels, experts, collected frames and demonstrations."""

@@ -1,0 +1,328 @@
+"""MiniGrid and BabyAI as pixels: one environment, or many that are rendered together."""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+from gymnasium.error import DependencyNotInstalled
+from gymnasium.utils import RecordConstructorArgs
+from minigrid.minigrid_env import MiniGridEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
+
+import minigrid  # noqa: F401 (registers the ids)
+from envs.minigrid import render
+from envs.minigrid.render import SymbolicFrame, UnknownObjectError, atlas
+from rlpre.data.tiles import PALETTES
+from rlpre.errors import RlpreError, lookup
+
+_WORDS = (
+    "a after and at avoid ball behind blue box door end fetch find from front get go goal green grey hallway in key "
+    "lava left matching maze must near next object of on open opening pick purple put reach red right room rooms "
+    "square the then to traverse unlock up use yellow you your"
+)
+WORDS = _WORDS.split()
+SEPARATORS = {"after", "and", "from", "near", "next", "then", "unlock"}  # between two objects of a mission
+CLAUSES = 8  # in the longest mission of BabyAI's grammar
+SHAPE = CLAUSES, len(WORDS)  # of a mission as an observation, `clauses`
+
+
+@lru_cache(maxsize=4096)
+def clauses(mission: str) -> np.ndarray:
+    """The words of each clause of a mission, as a (clauses, words) int8 array of 0 and 1, read-only.
+
+    A separator opens a new clause, so that "put the red ball next to the blue box" differs from "put the blue box next
+    to the red ball". Within a clause MiniGrid's grammar has one word order, so no two
+    missions give the same array.
+
+    Raises:
+        RlpreError: for a word that no mission of MiniGrid and BabyAI has, or too many clauses.
+    """
+    marks = np.zeros(SHAPE, np.int8)
+    clause = 0
+    for word in mission.lower().replace(",", " ").split():
+        clause += word in SEPARATORS
+        if word not in WORDS or clause == CLAUSES:
+            what = f"more than {CLAUSES} clauses" if word in WORDS else f"the unknown word {word!r}"
+            raise RlpreError(f"the mission {mission!r} has {what}: leave out dict_obs and read the mission from info")
+        marks[clause, WORDS.index(word)] = 1
+    marks.setflags(write=False)
+    return marks
+
+
+Observation = np.ndarray | dict[str, np.ndarray]
+
+# MiniGrid's Memory task with the smallest view: at the fork the object shown at the start is out of sight
+NARROW_MEMORY = "MiniGrid-MemoryS7View3-v0"
+gym.register(NARROW_MEMORY, entry_point="minigrid.envs:MemoryEnv", kwargs={"size": 7, "agent_view_size": 3})
+
+
+class GridWorld(gym.Wrapper, RecordConstructorArgs):
+    """A MiniGrid environment observed as pixels, (3, H, W) uint8.
+
+    A step reads the grid once, at its end, and renders by look-up; MiniGrid's own symbolic observation is not
+    computed. ``info`` has "mission" (str), "direction" (int, 0-3: right, down, left, up) and "codes"
+    ((R, C, 3) uint8, or None if the frame holds an object without a tile: then MiniGrid renders it).
+
+    Args:
+        env: an environment whose base is a ``MiniGridEnv``.
+        view: "partial", as ``RGBImgPartialObsWrapper``, or "full", as ``RGBImgObsWrapper``.
+        tile_size: pixels of a cell along each axis.
+        palette: "day" or "night".
+        dict_obs: observe a dict of "image", "direction" and "mission" (see `clauses`).
+
+    Raises:
+        RlpreError: if the view or the palette is unknown.
+    """
+
+    def __init__(
+        self, env: gym.Env, view: str = "partial", tile_size: int = 8, palette: str = "day", dict_obs: bool = False
+    ) -> None:
+        RecordConstructorArgs.__init__(self, view=view, tile_size=tile_size, palette=palette, dict_obs=dict_obs)
+        super().__init__(env)
+        lookup("palette", palette, PALETTES)
+        self.atlas = atlas(tile_size)
+        self.palette = palette
+        self.dict_obs = dict_obs
+        self.view = lookup("view", view, render.VIEWS)
+        self.grid_env: MiniGridEnv = env.unwrapped
+        self.rows, self.columns = render.shape(self.view, self.grid_env)
+        image = spaces.Box(0, 255, (3, self.rows * tile_size, self.columns * tile_size), np.uint8)
+        mission = spaces.MultiBinary(SHAPE)
+        parts = {"image": image, "direction": spaces.Discrete(4), "mission": mission}
+        self.observation_space = spaces.Dict(parts) if dict_obs else image
+        self.frame = SymbolicFrame(b"", b"")  # after the last reset or step
+        size = self.grid_env.agent_view_size
+        self._blank_image = np.zeros((size, size, 3), np.uint8)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Observation, dict]:
+        info = self.reset_unrendered(seed, options)
+        return self._observe(info), info
+
+    def step(self, action: int) -> tuple[Observation, float, bool, bool, dict]:
+        reward, terminated, truncated, info = self.step_unrendered(action)
+        return self._observe(info), reward, terminated, truncated, info
+
+    def reset_unrendered(self, seed: int | None = None, options: dict[str, Any] | None = None) -> dict:
+        """Resets without rendering and returns ``info``; `frame` holds the symbols.
+
+        MiniGrid's messages about rejected levels are not printed.
+
+        Raises:
+            RlpreError: if MiniGrid cannot build the environment.
+        """
+        try:
+            with contextlib.redirect_stdout(None):
+                _, info = self._unobserved(self.env.reset, seed=seed, options=options)
+        except (ImportError, FileNotFoundError, DependencyNotInstalled) as error:
+            name = self.spec.id if self.spec else type(self.grid_env).__name__
+            raise RlpreError(f"the installed minigrid cannot build {name}: {error}") from error
+        self._read_grid()
+        return self._described(info)
+
+    def step_unrendered(self, action: int) -> tuple[float, bool, bool, dict]:
+        """Steps without rendering; returns reward, terminated, truncated and ``info``."""
+        _, reward, terminated, truncated, info = self._unobserved(self.env.step, int(action))
+        self._read_grid()
+        return float(reward), terminated, truncated, self._described(info)
+
+    def step_unobserved(self, action: int) -> None:
+        """Steps without reading the grid: `frame` does not change."""
+        self._unobserved(self.env.step, int(action))
+
+    def render_frames(self, symbolic: Sequence[SymbolicFrame]) -> tuple[np.ndarray, np.ndarray]:
+        """Tile codes (N, R, C, 3) and pixels (N, 3, H, W) of N frames, in one look-up."""
+        codes = render.encode(symbolic, self.rows, self.columns)
+        frames = self.atlas.decode(codes, self.palette)
+        for frame, of in zip(frames, symbolic, strict=True):
+            if of.stock is not None:
+                frame[:] = of.stock
+        return codes, frames
+
+    def text_parts(self) -> dict[str, np.ndarray]:
+        """Direction and mission of a Dict observation of the current state; empty without ``dict_obs``.
+
+        Raises:
+            RlpreError: if the mission is not one of MiniGrid's or BabyAI's.
+        """
+        if not self.dict_obs:
+            return {}
+        mission = clauses(self.grid_env.mission).copy()
+        return {"direction": np.int64(self.grid_env.agent_dir), "mission": mission}
+
+    def _observe(self, info: dict) -> Observation:
+        codes, frames = self.render_frames([self.frame])
+        info["codes"] = codes[0] if self.frame.stock is None else None
+        return _with(frames[0], self.text_parts())
+
+    def _unobserved(self, act: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Calls ``act`` without computing MiniGrid's own observation, which is not used."""
+        self.grid_env.gen_obs = self._blank
+        try:
+            return act(*args, **kwargs)
+        finally:
+            del self.grid_env.gen_obs
+
+    def _blank(self) -> dict[str, Any]:
+        return {"image": self._blank_image, "direction": self.grid_env.agent_dir, "mission": self.grid_env.mission}
+
+    def _read_grid(self) -> None:
+        try:
+            self.frame = self.view(self.grid_env)
+        except UnknownObjectError:
+            self.frame = self._stock_frame()
+        if len(self.frame.symbols) != self.rows * self.columns:
+            raise RlpreError(f"{self.grid_env} changed the size of its grid: use view='partial'")
+
+    def _stock_frame(self) -> SymbolicFrame:
+        env, size = self.grid_env, self.atlas.tile_size
+        frame = env.get_frame(highlight=env.highlight, tile_size=size, agent_pov=self.view is render.partial)
+        frame = np.ascontiguousarray(frame.transpose(2, 0, 1))
+        if PALETTES[self.palette]:
+            frame = self.atlas.dim(frame, render.agent_cell(self.view, env))
+        blank = bytes(self.rows * self.columns)
+        return SymbolicFrame(blank, blank, frame)
+
+    def _described(self, info: dict) -> dict:
+        return {**info, "mission": self.grid_env.mission, "direction": int(self.grid_env.agent_dir)}
+
+
+class GridVecEnv(DummyVecEnv):
+    """Grid worlds that are stepped in this process and rendered together.
+
+    Attributes:
+        terminal_codes: environment -> codes (R, C, 3) of the last frame of its episode, for episodes that ended in the
+            last step. A frame with an object that has no tile is left out.
+    """
+
+    envs: list[GridWorld]
+
+    def __init__(self, makers: Sequence[Callable[[], GridWorld]]) -> None:
+        super().__init__(list(makers))
+        self.terminal_codes: dict[int, np.ndarray] = {}
+
+    @property
+    def codes(self) -> np.ndarray:
+        """(n_envs, R, C, 3) uint8 of the current observations.
+
+        Raises:
+            RlpreError: if a frame holds an object without a tile.
+        """
+        for env in self.envs:
+            if env.frame.stock is not None:
+                raise RlpreError(f"{env.grid_env} holds an object without a tile: store its pixels instead")
+        return self._codes
+
+    def seed(self, seed: int | None = None) -> Sequence[int | None]:
+        """Gives every environment its own random stream; unlike ``seed + i``, similar seeds share no episodes."""
+        self._seeds = np.random.SeedSequence(seed).generate_state(self.num_envs).tolist()
+        return self._seeds
+
+    def reset(self) -> Observation:
+        for i, env in enumerate(self.envs):
+            self.reset_infos[i] = env.reset_unrendered(self._seeds[i], self._options[i] or None)
+        self._reset_seeds()
+        self._reset_options()
+        self.terminal_codes = {}
+        self._codes, frames = self.envs[0].render_frames([env.frame for env in self.envs])
+        return self._stacked(frames)
+
+    def step_wait(self) -> tuple[Observation, np.ndarray, np.ndarray, list[dict]]:
+        rewards = np.zeros(self.num_envs, np.float32)
+        dones = np.zeros(self.num_envs, bool)
+        infos: list[dict] = []
+        ends: dict[int, tuple[SymbolicFrame, dict]] = {}
+        for i, (env, action) in enumerate(zip(self.envs, self.actions.tolist(), strict=True)):
+            rewards[i], terminated, truncated, info = env.step_unrendered(action)
+            info["TimeLimit.truncated"] = truncated and not terminated
+            infos.append(info)
+            if terminated or truncated:
+                dones[i] = True
+                ends[i] = env.frame, env.text_parts()
+                self.reset_infos[i] = env.reset_unrendered()
+        symbolic = [env.frame for env in self.envs] + [frame for frame, _ in ends.values()]
+        codes, frames = self.envs[0].render_frames(symbolic)
+        self._codes, self.terminal_codes = codes[: self.num_envs], {}
+        for k, (i, (frame, words)) in enumerate(ends.items(), start=self.num_envs):
+            infos[i]["terminal_observation"] = _with(frames[k].copy(), words)
+            if frame.stock is None:
+                self.terminal_codes[i] = codes[k]
+        return self._stacked(frames[: self.num_envs]), rewards, dones, infos
+
+    def _stacked(self, frames: np.ndarray) -> Observation:
+        words = [env.text_parts() for env in self.envs]
+        return _with(frames, {key: np.stack([word[key] for word in words]) for key in words[0]})
+
+
+def _with(image: np.ndarray, words: dict[str, np.ndarray]) -> Observation:
+    return {"image": image, **words} if words else image
+
+
+def make(
+    env_id: str, view: str = "partial", tile_size: int = 8, palette: str = "day", dict_obs: bool = False
+) -> GridWorld:
+    """Makes a MiniGrid or BabyAI environment observed as pixels.
+
+    Args:
+        env_id: a registered id, such as "MiniGrid-DoorKey-8x8-v0".
+        view: "partial" (the square in front of the agent) or "full" (the whole grid).
+        tile_size: pixels of a cell along each axis.
+        palette: "day" or "night" (a lamp around the agent).
+        dict_obs: observe a dict of "image", "direction" and "mission" instead of the image alone.
+
+    Returns:
+        An environment whose observations are ``Box(0, 255, (3, H, W), uint8)``, see `GridWorld`.
+
+    Raises:
+        RlpreError: if the id, the view or the palette is unknown, or the id is not a MiniGrid environment.
+    """
+    known = {name: spec for name, spec in gym.registry.items() if name.startswith(("MiniGrid-", "BabyAI-"))}
+    spec = gym.registry.get(env_id) or lookup("environment", env_id, known)
+    env = gym.make(spec, render_mode="rgb_array", disable_env_checker=True)
+    if not isinstance(env.unwrapped, MiniGridEnv):
+        raise RlpreError(f"{env_id} is not a MiniGrid environment: give an id such as 'MiniGrid-DoorKey-8x8-v0'")
+    return GridWorld(env, view, tile_size, palette, dict_obs)
+
+
+def make_vec(
+    env_id: str,
+    n_envs: int,
+    seed: int,
+    view: str = "partial",
+    tile_size: int = 8,
+    palette: str = "day",
+    dict_obs: bool = False,
+) -> VecMonitor:
+    """Makes ``n_envs`` environments that one process steps and renders together.
+
+    Args:
+        env_id: a registered id.
+        n_envs: number of environments.
+        seed: seeds the first reset; each environment has its own random stream.
+        view: as in `make`.
+        tile_size: as in `make`.
+        palette: as in `make`.
+        dict_obs: as in `make`.
+
+    Returns:
+        A `GridVecEnv` in SB3's ``VecMonitor``, so ``infos[i]["episode"]`` is filled.
+
+    Raises:
+        RlpreError: as `make`, and if ``n_envs`` is below 1.
+    """
+    if n_envs < 1:
+        raise RlpreError(f"n_envs is {n_envs}: give at least 1 environment")
+    venv = GridVecEnv([lambda: make(env_id, view, tile_size, palette, dict_obs)] * n_envs)
+    venv.seed(seed)
+    return VecMonitor(venv)
+
+
+GridWorld.begin, GridWorld.advance, GridWorld.skip = (
+    GridWorld.reset_unrendered,
+    GridWorld.step_unrendered,
+    GridWorld.step_unobserved,
+)  # ALIAS
+GridWorld.develop, GridWorld.glance = GridWorld.render_frames, property(lambda self: self.frame)  # ALIAS

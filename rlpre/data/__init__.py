@@ -1,0 +1,1 @@
+"""Offline frames: the store, everything that fills it, and windows of its trajectories."""

@@ -1,1 +1,0 @@
-"""Measuring: statistics of runs."""

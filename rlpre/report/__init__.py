@@ -1,1 +1,0 @@
-"""Reports: pictures, curves, tables."""

@@ -1,1 +1,0 @@
-"""Reports on studies of exposure bias."""

@@ -1,0 +1,235 @@
+"""PPO and A2C: advantages with a floor, a KL penalty to a reference policy, and a value head that learns first.
+
+*Floored advantages.* PPO divides the advantages of every minibatch by their standard deviation. Before the first
+reward of a sparse task, the advantages are only noise of the value head. Divided so, the noise gets unit scale, and the
+policy can drift to one action and never find the reward; on DoorKey-5x5 this ruined whole runs. Without any
+normalisation, the few first rewards teach little. Here advantages are normalised once per rollout, and never divided
+by less than a floor, as DreamerV3 does with its return scale [0].
+
+*KL penalty.* As in learning from human feedback [1], each step's reward loses
+``beta * (log pi(a|s) - log pi_ref(a|s))``; the mean over actions is the Kullback-Leibler divergence from the reference.
+Since returns contain this cost, the policy also avoids states where it cannot act like the reference. ``beta`` decays,
+so in the end only the task counts [2].
+
+*Value head first.* After cloning, the value head is untrained; its wrong advantages would destroy the policy.
+
+References:
+    [0] Hafner et al. 2023, "Mastering Diverse Domains through World Models", section on critic and actor learning.
+    [1] Ziegler et al. 2019, "Fine-Tuning Language Models from Human Preferences", equation 2.
+    [2] Baker et al. 2022, "Video PreTraining (VPT)", section on RL fine-tuning.
+"""
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from stable_baselines3.common.distributions import make_proba_distribution
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.utils import obs_as_tensor
+from torch import Tensor
+
+from rlpre.errors import RlpreError
+from rlpre.sb3.optim import EncoderOptimizer
+
+FLOOR = 0.05  # in units of return; no other value was compared
+
+
+class FlooredRolloutBuffer(RolloutBuffer):
+    """SB3's rollout buffer with advantages of mean 0, divided by max(their SD over the rollout, ``floor``)."""
+
+    def __init__(self, *args: Any, floor: float = FLOOR, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.floor = floor
+
+    def compute_returns_and_advantage(self, last_values: Tensor, dones: np.ndarray) -> None:
+        """As in SB3, then normalises the advantages; the returns, which the value head learns, stay."""
+        super().compute_returns_and_advantage(last_values, dones)
+        self.advantages -= self.advantages.mean()
+        self.advantages /= max(float(self.advantages.std()), self.floor)
+
+
+class FlooredDictRolloutBuffer(FlooredRolloutBuffer, DictRolloutBuffer):
+    """The same for Dict observations."""
+
+
+def floored_advantages(floor: float = FLOOR) -> dict[str, Any]:
+    """Arguments for ``PPO`` or ``A2C`` that replace their normalisation: ``PPO(..., **floored_advantages())``.
+
+    Args:
+        floor: the least divisor, in units of return; about the SD of advantages when a few episodes of a rollout
+            succeed.
+
+    Raises:
+        RlpreError: if the floor is not positive.
+    """
+    if not 0 < floor < float("inf"):
+        raise RlpreError(f"floor is {floor}: it must be a positive number of units of return, such as {FLOOR}")
+    return {
+        "normalize_advantage": False,  # or minibatches would be normalised again
+        "rollout_buffer_class": _buffer_for_space(FlooredRolloutBuffer, FlooredDictRolloutBuffer),
+        "rollout_buffer_kwargs": {"floor": floor},
+    }
+
+
+@dataclass
+class KLPenalty:
+    """The penalty's reference and weight; SB3 saves it in the model's zip."""
+
+    policy: ActorCriticPolicy = field(repr=False)  # the reference, on the CPU so that every machine can load it
+    beta: float  # of the next rollout
+    decay: float  # factor on beta after each rollout
+
+
+class KLRolloutBuffer(FlooredRolloutBuffer):
+    """A `FlooredRolloutBuffer` whose rewards contain the KL penalty.
+
+    Attributes:
+        kl: (n_steps, n_envs) log-ratio of each action, without beta; its mean estimates the divergence in nats.
+        beta: the cost of a nat in the next rollout.
+    """
+
+    kl: np.ndarray
+
+    def __init__(self, *args: Any, penalty: KLPenalty, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._penalty, reference = penalty, penalty.policy
+        for ours, theirs in (
+            (self.observation_space, reference.observation_space),
+            (self.action_space, reference.action_space),
+        ):
+            if ours != theirs:
+                raise RlpreError(f"the reference policy is for {theirs}, the environment has {ours}: give it the same")
+        self._reference = frozen_copy(reference).to(self.device)
+
+    @property
+    def beta(self) -> float:
+        """The cost of a nat in the next rollout."""
+        return self._penalty.beta
+
+    def reset(self) -> None:
+        """As in SB3."""
+        super().reset()
+        self.kl = np.zeros((self.buffer_size, self.n_envs), np.float32)
+
+    def add(
+        self,
+        obs: Any,
+        action: np.ndarray,
+        reward: np.ndarray,
+        episode_start: np.ndarray,
+        value: Tensor,
+        log_prob: Tensor,
+    ) -> None:
+        """As in SB3, with the penalty subtracted from the reward."""
+        kl = self.kl[self.pos] = (log_prob.flatten() - self._log_prob(obs, action)).cpu().numpy()
+        super().add(obs, action, reward - self.beta * kl, episode_start, value, log_prob)
+
+    def compute_returns_and_advantage(self, last_values: Tensor, dones: np.ndarray) -> None:
+        """As in `FlooredRolloutBuffer`; then beta decays."""
+        super().compute_returns_and_advantage(last_values, dones)
+        self._penalty.beta *= self._penalty.decay
+
+    @torch.no_grad()
+    def _log_prob(self, obs: Any, action: np.ndarray) -> Tensor:
+        actions = torch.as_tensor(action, device=self.device)
+        if isinstance(self.action_space, spaces.Discrete):
+            actions = actions.flatten()
+        distribution = self._reference.get_distribution(obs_as_tensor(obs, self.device))
+        return distribution.log_prob(actions)
+
+
+class KLDictRolloutBuffer(KLRolloutBuffer, DictRolloutBuffer):
+    """The same for Dict observations."""
+
+
+def kl_penalty(
+    policy: ActorCriticPolicy, beta: float = 0.2, decay: float = 0.99, floor: float = FLOOR
+) -> dict[str, Any]:
+    """Arguments that keep ``PPO`` or ``A2C`` near a reference policy: ``PPO(..., **kl_penalty(clone.policy))``.
+
+    Advantages are floored as by `floored_advantages`. Episode rewards in the logs are those of the environment.
+    ``model.rollout_buffer.kl.mean()`` is the divergence over the last rollout. The reference and the current beta are
+    saved with the model.
+
+    Args:
+        policy: the reference, copied now; for the same observations and actions.
+        beta: the cost of a nat in the first rollout, in units of reward.
+        decay: factor on beta after each rollout.
+        floor: of the advantages.
+
+    Returns:
+        Arguments for one model; its beta decays in them.
+
+    Raises:
+        RlpreError: if a number is out of range.
+    """
+    if not 0 <= beta < float("inf"):
+        raise RlpreError(f"beta is {beta}: give the cost of a nat in units of reward, 0 or more, such as 0.2")
+    if not 0 <= decay <= 1:
+        raise RlpreError(f"decay is {decay}: give the factor on beta after each rollout, from 0 to 1")
+    floored = floored_advantages(floor)
+    penalty = KLPenalty(frozen_copy(policy).cpu(), beta, decay)
+    return {
+        **floored,
+        "rollout_buffer_class": _buffer_for_space(KLRolloutBuffer, KLDictRolloutBuffer),
+        "rollout_buffer_kwargs": {**floored["rollout_buffer_kwargs"], "penalty": penalty},
+    }
+
+
+def value_first(policy: ActorCriticPolicy, updates: int) -> None:
+    """Lets only the value head learn for the first ``updates`` gradient steps; the policy acts as before.
+
+    Encoder, action head and exploration noise wait. They go on waiting in a model that is saved and loaded.
+
+    Args:
+        policy: of PPO or A2C, before it learns, with an optimiser of ``rlpre.policy_kwargs``.
+        updates: gradient steps, not rollouts.
+
+    Raises:
+        RlpreError: for another optimiser, or a negative number.
+    """
+    if not isinstance(policy.optimizer, EncoderOptimizer):
+        name = type(policy.optimizer).__name__
+        raise RlpreError(
+            f"optimizer {name!r} cannot let parameters wait: give PPO the policy_kwargs of rlpre.policy_kwargs, or "
+            "optimizer_class=rlpre.sb3.encoder_optimizer(Adam)"
+        )
+    if updates < 0:
+        raise RlpreError(
+            f"updates is {updates}: give the number of gradient steps in which the value head learns alone"
+        )
+    learning = [policy.value_net, policy.mlp_extractor.value_net]
+    if not policy.share_features_extractor:
+        learning.append(policy.vf_features_extractor)
+    free = {id(parameter) for part in learning for parameter in part.parameters()}
+    policy.optimizer.wait([parameter for parameter in policy.parameters() if id(parameter) not in free], updates)
+
+
+def frozen_copy(policy: ActorCriticPolicy) -> ActorCriticPolicy:
+    """A copy of ``policy`` that never trains, without its optimiser and without the graph of its last update."""
+    distribution = make_proba_distribution(policy.action_space, policy.use_sde, policy.dist_kwargs)
+    copied = copy.deepcopy(policy, {id(policy.optimizer): None, id(policy.action_dist): distribution})
+    copied.set_training_mode(False)
+    return copied.requires_grad_(False)
+
+
+def _buffer_for_space(plain: type[RolloutBuffer], dicts: type[DictRolloutBuffer]) -> Callable[..., RolloutBuffer]:
+    """Stands in for ``rollout_buffer_class``: which of two classes fits is known only with the observation space."""
+    return partial(_make_buffer, plain, dicts)
+
+
+def _make_buffer(
+    plain: type[RolloutBuffer],
+    dicts: type[DictRolloutBuffer],
+    size: int,
+    observations: spaces.Space[Any],
+    *args: Any,
+    **kwargs: Any,
+) -> RolloutBuffer:
+    return (dicts if isinstance(observations, spaces.Dict) else plain)(size, observations, *args, **kwargs)
