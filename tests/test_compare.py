@@ -255,7 +255,7 @@ def test_bad_arms(arm: Arm, sentence: str, tmp_path: Path) -> None:
         ({"make_env": "CarRacing-v33"}, "unknown environment 'CarRacing-v33': did you mean 'CarRacing-v3'"),
         ({"make_env": "CartPole-v1"}, "the observations of the environment are Box.*: frames are uint8 images"),
         ({"make_env": "test_compare:nothing"}, "'test_compare:nothing' cannot be imported"),
-        ({"make_env": lambda n_envs, seed: None}, r"make_env\(1, 0\) gave None: return a VecEnv of 1 environments"),
+        ({"make_env": lambda n_envs, seed: None}, r"make_env\(1, 0\): NoneType is not an environment that rlpre reads"),
         ({"make_env": lambda n_envs, seed: make(n_envs, seed), "executor": None}, "cannot import a function"),
         ({"algorithm_kwargs": {"device": "abacus"}}, "device 'abacus' cannot be used here"),
     ],

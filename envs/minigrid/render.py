@@ -76,7 +76,7 @@ class SymbolicFrame(NamedTuple):
     """A frame before it is rendered, row by row as on the screen."""
 
     symbols: bytes  # one for each cell, indices into CODES and OBJECTS
-    flags: bytes  # one for each cell: highlight and agent, see rlpre.tiles
+    flags: bytes  # one for each cell: highlight and agent, see rlpre.data.tiles
     stock: np.ndarray | None = None  # (3, H, W) uint8: the frame as MiniGrid draws it, if the atlas cannot
 
 

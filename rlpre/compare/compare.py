@@ -119,8 +119,9 @@ def compare(
     An interrupted comparison goes on where it stopped; more seeds may be added later. Each run is deterministic.
 
     Args:
-        make_env: a function ``(n_envs, seed) -> VecEnv``, "module:function", or a Gymnasium id; or several by task
-            name. Observations are uint8 images, or a Dict with one. Worker processes must be able to import a function.
+        make_env: a function ``(n_envs, seed) -> VecEnv`` (or a Gymnasium ``VectorEnv``, or an EnvPool),
+            "module:function", or a Gymnasium id; or several by task name. Observations are uint8 images, or a Dict with
+            one. Worker processes must be able to import a function.
         arms: by name, in reading order.
         steps: environment steps of each run, for all tasks or by task.
         seeds: number of runs of each arm on each task, or the seeds themselves.
@@ -277,7 +278,7 @@ def _open(frames: Any, tasks: Mapping[str, MakeEnv], home: Path, seed: int) -> d
     if isinstance(frames, int):
         for task, make_env in tasks.items():
             venv = make_venv(make_env, 8, seed)
-            stores[task] = collect(venv, home / task, frames, seed=seed)
+            stores[task] = collect(venv, home / task, frames, seed=seed, task=task)
             venv.close()
         return stores
     for name, each in _named(frames, FRAMES).items():

@@ -26,6 +26,7 @@ from torch import nn
 
 from rlpre.compare.arms import Arm, Backbone, fresh_encoder, in_front, load_encoder, variant
 from rlpre.compare.runner import Measurements, Run
+from rlpre.data.adapters import as_vec_env
 from rlpre.data.store import FrameStore
 from rlpre.encoders import AnyEncoder, Encoder, SequenceEncoder
 from rlpre.errors import RlpreError, at_least, lookup
@@ -254,11 +255,14 @@ def make_venv(make: MakeEnv, n_envs: int, seed: int) -> VecEnv:
     """Makes environments whose images have their channels first, with SB3's monitor of episodes.
 
     Raises:
-        RlpreError: if the function does not give a ``VecEnv`` of that many environments.
+        RlpreError: if the function does not give what `as_vec_env` takes, or another number of environments.
     """
-    venv = make(n_envs, seed)
-    if not isinstance(venv, VecEnv) or venv.num_envs != n_envs:
-        raise RlpreError(f"make_env({n_envs}, {seed}) gave {venv!r}: return a VecEnv of {n_envs} environments")
+    try:
+        venv = as_vec_env(make(n_envs, seed))
+    except RlpreError as error:
+        raise RlpreError(f"make_env({n_envs}, {seed}): {error}") from error
+    if venv.num_envs != n_envs:
+        raise RlpreError(f"make_env({n_envs}, {seed}) made {venv.num_envs} environments: make as many as it is given")
     if not (is_vecenv_wrapped(venv, VecMonitor) or all(venv.env_is_wrapped(Monitor))):
         venv = VecMonitor(venv)
     space = venv.observation_space
