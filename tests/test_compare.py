@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -185,7 +186,8 @@ def test_a_comparison_goes_on_and_repeats_itself(
 
 def test_every_task_has_frames_of_its_own_and_any_algorithm(tmp_path: Path) -> None:
     settings = {"learning_starts": 4, "buffer_size": 64, "device": "cpu"}
-    tasks = {"one": make, "two": "test_compare:make"}
+    gym.register("Quadrant-v0", entry_point="pixel_world:Quadrant")
+    tasks = {"one": "Quadrant-v0", "two": "test_compare:make"}
     arms = {"frozen": Arm("frozen", "contrastive", algorithm_kwargs={"learning_rate": 1e-3})}
     result = compare(tmp_path, arms, tasks, steps={"one": 64, "two": 32}, algorithm="dqn", algorithm_kwargs=settings)
     model = DQN.load(tmp_path / "two" / "frozen" / "seed-0" / "last_model.zip")

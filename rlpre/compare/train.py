@@ -241,7 +241,14 @@ def find_algorithm(name: str) -> type[BaseAlgorithm]:
 
 
 def _gymnasium(name: str, n_envs: int, seed: int) -> VecEnv:
-    return make_vec_env(name, n_envs, seed, env_kwargs={"render_mode": "rgb_array"})
+    spread = int(np.random.SeedSequence(seed).generate_state(1)[0])  # SB3 adds 0, 1, .. for the environments
+    try:
+        try:
+            return make_vec_env(name, n_envs, spread, env_kwargs={"render_mode": "rgb_array"})
+        except TypeError:  # an environment that does not render
+            return make_vec_env(name, n_envs, spread)
+    except (gym.error.Error, ImportError) as error:
+        raise RlpreError(f"environment {name!r} cannot be made: {error}") from error
 
 
 def make_venv(make: MakeEnv, n_envs: int, seed: int) -> VecEnv:
