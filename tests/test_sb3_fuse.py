@@ -437,7 +437,10 @@ def test_babyai_with_missions(tmp_path: Path) -> None:
     )
     encoder = SequenceEncoder("transformer", frames, 7, words, width=16, window=5).eval()
     windows, steps = HistoryVecEnv(venv, encoder, device="cpu"), EncodedVecEnv(venv, encoder, "cpu")
-    for wrapped, policy, arguments in ((windows, "MultiInput", policy_kwargs(encoder)), (steps, "Mlp", {})):
+    for wrapped, policy, arguments in (
+        (windows, "MultiInput", policy_kwargs(encoder, "finetuned")),
+        (steps, "Mlp", {}),
+    ):
         model = build(PPO, arguments, venv=wrapped, policy=policy).learn(16)
         for fused in fused_and_loaded(model, encoder, tmp_path / "fused"):
             agree(model.policy, fused, wrapped, 6)
