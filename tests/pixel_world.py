@@ -1,6 +1,7 @@
 """A tiny pixel task for the plug's tests, and the extractor that a user of plain SB3 would write."""
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,10 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from torch import Tensor, nn
 
+from rlpre import HistoryVecEnv, RlpreError
 from rlpre.encoders import ARCHITECTURES, Encoder, InputSpec, SequenceEncoder
 
+Algorithm = type[BaseAlgorithm]
 FRAME = InputSpec((3, 36, 36))
 OFF_POLICY = {"buffer_size": 200, "learning_starts": 4, "train_freq": 2, "batch_size": 8, "tau": 0.005}
 TINY: dict[type[BaseAlgorithm], dict[str, Any]] = {
@@ -207,3 +210,22 @@ def same(first: nn.Module, second: nn.Module) -> bool:
     """Whether two modules' states are equal bit for bit."""
     left, right = first.state_dict(), second.state_dict()
     return left.keys() == right.keys() and all(left[name].equal(right[name]) for name in left)
+
+
+def other_frames() -> SequenceEncoder:
+    """As `odd_sequence`, but its encoder of frames differs by one number."""
+    encoder = odd_sequence()
+    encoder.frames.feature_mean[0] += 1
+    return encoder
+
+
+def history(encoder: SequenceEncoder, seed: int = 0, **arguments: Any) -> HistoryVecEnv:
+    """Windows of the quadrant task."""
+    return HistoryVecEnv(worlds(seed=seed, **arguments), encoder, device="cpu")
+
+
+def refuse(named: str, call: Callable[[], object]) -> None:
+    """Checks that ``call`` raises an `RlpreError` of one line that matches ``named``."""
+    with pytest.raises(RlpreError, match=named) as caught:
+        call()
+    assert "\n" not in str(caught.value)

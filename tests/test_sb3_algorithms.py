@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pixel_world import FRAME, TINY, WAYS, Quadrant, build, encoders_in, odd_encoder, same, worlds_for
+from pixel_world import FRAME, TINY, WAYS, Algorithm, Quadrant, build, encoders_in, odd_encoder, same, worlds_for
 from sb3_contrib import MaskablePPO, RecurrentPPO
 from sb3_contrib.common.maskable.utils import get_action_masks, is_masking_supported
 from stable_baselines3 import DQN, PPO, SAC
@@ -34,9 +34,7 @@ def groups(model: BaseAlgorithm) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("algorithm", TINY)
-def test_learns_saves_and_loads_in_every_mode(
-    algorithm: type[BaseAlgorithm], way: str, encoder: Encoder, tmp_path: Path
-) -> None:
+def test_learns_saves_and_loads_in_every_mode(algorithm: Algorithm, way: str, encoder: Encoder, tmp_path: Path) -> None:
     model = build(algorithm, policy_kwargs(encoder, **WAYS[way]))
     start = [{name: tensor.clone() for name, tensor in inside.state_dict().items()} for inside in encoders_in(model)]
     model.learn(32)
@@ -61,7 +59,7 @@ def test_learns_saves_and_loads_in_every_mode(
 
 
 @pytest.mark.parametrize("algorithm", TINY)
-def test_every_algorithm_reads_a_dict(algorithm: type[BaseAlgorithm], encoder: Encoder, tmp_path: Path) -> None:
+def test_every_algorithm_reads_a_dict(algorithm: Algorithm, encoder: Encoder, tmp_path: Path) -> None:
     venv = worlds_for(algorithm, parts=True)
     model = build(algorithm, policy_kwargs(encoder, "finetuned"), venv=venv, policy="MultiInput").learn(16)
     model.save(tmp_path / "model")
@@ -117,7 +115,7 @@ def test_action_masks_reach_the_policy(encoder: Encoder) -> None:
 # The plug must let an agent learn.
 
 OFTEN = {"learning_starts": 64, "train_freq": 1, "gradient_steps": 1, "batch_size": 32, "gamma": 0.2}
-LEARNS: dict[type[BaseAlgorithm], dict[str, Any]] = {
+LEARNS: dict[Algorithm, dict[str, Any]] = {
     PPO: {"n_steps": 16, "batch_size": 64, "n_epochs": 6, "gamma": 0.5},
     DQN: {**OFTEN, "buffer_size": 2000, "target_update_interval": 50, "exploration_fraction": 0.3},
     SAC: {**OFTEN, "buffer_size": 2000, "ent_coef": 0.02},
@@ -126,7 +124,7 @@ LEARNS: dict[type[BaseAlgorithm], dict[str, Any]] = {
 
 @pytest.mark.parametrize("encoded", [False, True], ids=["pixels", "features"])
 @pytest.mark.parametrize("algorithm", LEARNS)
-def test_learns(algorithm: type[BaseAlgorithm], encoded: bool) -> None:
+def test_learns(algorithm: Algorithm, encoded: bool) -> None:
     torch.manual_seed(0)
     encoder = Encoder("cnn", FRAME, features=16)
     venv, test = (VecMonitor(worlds_for(algorithm, 8, seed, noise=0)) for seed in (0, 100))

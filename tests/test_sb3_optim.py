@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pixel_world import CORE, build, encoders_in, normed_encoder, odd_encoder, plain, same, worlds_for
+from pixel_world import CORE, Algorithm, build, encoders_in, normed_encoder, odd_encoder, plain, same, worlds_for
 from sb3_contrib import TRPO
 from stable_baselines3 import A2C, DQN, PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -69,7 +69,7 @@ def test_plain_sb3_loses_the_encoders_rate(encoder: Encoder) -> None:
 @pytest.mark.parametrize("base", OPTIMIZERS)
 @pytest.mark.parametrize("algorithm", CORE)
 def test_the_encoders_rate_survives_learn(
-    algorithm: type[BaseAlgorithm], base: type[Optimizer], schedule: str, encoder: Encoder
+    algorithm: Algorithm, base: type[Optimizer], schedule: str, encoder: Encoder
 ) -> None:
     arguments = policy_kwargs(encoder, "finetuned", encoder_lr_scale=0.25, optimizer_class=base)
     model = build(algorithm, arguments, learning_rate=RATES[schedule])
@@ -88,7 +88,7 @@ def test_the_encoders_rate_survives_learn(
 @pytest.mark.parametrize("base", OPTIMIZERS)
 @pytest.mark.parametrize("algorithm", CORE)
 def test_scale_one_is_the_plain_optimiser_bit_for_bit(
-    algorithm: type[BaseAlgorithm], base: type[Optimizer], encoder: Encoder
+    algorithm: Algorithm, base: type[Optimizer], encoder: Encoder
 ) -> None:
     ours = policy_kwargs(encoder, "scratch", optimizer_class=base)
     theirs = {**ours, "optimizer_class": base}
@@ -96,9 +96,7 @@ def test_scale_one_is_the_plain_optimiser_bit_for_bit(
 
 
 @pytest.mark.parametrize(("algorithm", "base"), [(PPO, Adam), (A2C, RMSprop)])
-def test_defaults_are_those_of_stock_sb3(
-    algorithm: type[BaseAlgorithm], base: type[Optimizer], encoder: Encoder
-) -> None:
+def test_defaults_are_those_of_stock_sb3(algorithm: Algorithm, base: type[Optimizer], encoder: Encoder) -> None:
     stock = build(algorithm, {}).policy.optimizer
     ours = build(algorithm, policy_kwargs(encoder, "scratch", optimizer_class=base)).policy.optimizer
     assert isinstance(stock, base)
@@ -116,7 +114,7 @@ def indices(model: BaseAlgorithm) -> list[int]:
 
 
 @pytest.mark.parametrize("algorithm", CORE)
-def test_frozen_weights_are_not_the_optimisers(algorithm: type[BaseAlgorithm], encoder: Encoder) -> None:
+def test_frozen_weights_are_not_the_optimisers(algorithm: Algorithm, encoder: Encoder) -> None:
     usual = build(algorithm, plain(encoder, optimizer_class=Adam)).learn(16)
     ours = build(algorithm, policy_kwargs(encoder, "frozen")).learn(16)
     weights = len(list(encoder.parameters()))
@@ -131,7 +129,7 @@ def test_frozen_weights_are_not_the_optimisers(algorithm: type[BaseAlgorithm], e
 @pytest.mark.parametrize("base", OPTIMIZERS)
 @pytest.mark.parametrize("algorithm", [PPO, SAC])
 def test_until_it_is_over_a_warm_up_is_the_frozen_mode(
-    algorithm: type[BaseAlgorithm], base: type[Optimizer], normed: Encoder
+    algorithm: Algorithm, base: type[Optimizer], normed: Encoder
 ) -> None:
     waiting, frozen = (
         build(algorithm, policy_kwargs(normed, mode, optimizer_class=base, optimizer_kwargs={}, **way)).learn(32)
@@ -146,7 +144,7 @@ def test_until_it_is_over_a_warm_up_is_the_frozen_mode(
 
 
 @pytest.mark.parametrize("algorithm", [*CORE, SAC])
-def test_then_the_encoder_trains(algorithm: type[BaseAlgorithm], normed: Encoder) -> None:
+def test_then_the_encoder_trains(algorithm: Algorithm, normed: Encoder) -> None:
     model = build(algorithm, policy_kwargs(normed, "finetuned", warmup_updates=2))
     inside, optimizer = encoders_in(model)[0], getattr(model.policy, "actor", model.policy).optimizer
     weight, head = inside.stages[0][0].weight, optimizer.param_groups[-1]["params"][0]
@@ -198,7 +196,7 @@ class MyTRPO(TRPO):
     ],
 )
 def test_what_trpo_would_ignore_is_refused_when_the_policy_is_built(
-    algorithm: type[BaseAlgorithm], options: dict[str, Any], named: str, encoder: Encoder
+    algorithm: Algorithm, options: dict[str, Any], named: str, encoder: Encoder
 ) -> None:
     with pytest.raises(RlpreError, match=f"{algorithm.__name__} changes .* without its optimizer.*{named}"):
         build(algorithm, policy_kwargs(encoder, **options))
@@ -271,7 +269,7 @@ def distance(model: BaseAlgorithm, encoder: Encoder) -> float:
 
 
 @pytest.mark.parametrize("algorithm", [*CORE, SAC])
-def test_without_strength_it_is_finetuned_bit_for_bit(algorithm: type[BaseAlgorithm], encoder: Encoder) -> None:
+def test_without_strength_it_is_finetuned_bit_for_bit(algorithm: Algorithm, encoder: Encoder) -> None:
     ways = [{"mode": "finetuned"}, {"mode": "anchored", "anchor": 0.0, "parent": (odd_encoder(2), 0.0)}]
     assert same(*(build(algorithm, policy_kwargs(encoder, **way)).learn(32).policy for way in ways))
 
@@ -279,7 +277,7 @@ def test_without_strength_it_is_finetuned_bit_for_bit(algorithm: type[BaseAlgori
 @pytest.mark.parametrize("base", OPTIMIZERS)
 @pytest.mark.parametrize("algorithm", [PPO, SAC])
 def test_the_stronger_the_nearer_and_heads_are_free(
-    algorithm: type[BaseAlgorithm], base: type[Optimizer], encoder: Encoder
+    algorithm: Algorithm, base: type[Optimizer], encoder: Encoder
 ) -> None:
     distances = []
     for mu in (0.0, 100.0, 1e30):
@@ -297,7 +295,7 @@ def test_the_stronger_the_nearer_and_heads_are_free(
 
 
 @pytest.mark.parametrize("algorithm", [*CORE, SAC])
-def test_a_strong_parent_draws_the_encoder_to_itself(algorithm: type[BaseAlgorithm], encoder: Encoder) -> None:
+def test_a_strong_parent_draws_the_encoder_to_itself(algorithm: Algorithm, encoder: Encoder) -> None:
     model = build(algorithm, policy_kwargs(encoder, "anchored", anchor=1e30, parent=(odd_encoder(2), 3e30)))
     assert distance(model, encoder) == 0, "it starts from the pretrained weights"
     model.learn(32)
@@ -306,7 +304,7 @@ def test_a_strong_parent_draws_the_encoder_to_itself(algorithm: type[BaseAlgorit
 
 
 @pytest.mark.parametrize("algorithm", [PPO, A2C, DQN, SAC])
-def test_a_loaded_model_goes_on_bit_for_bit(algorithm: type[BaseAlgorithm], encoder: Encoder, tmp_path: Path) -> None:
+def test_a_loaded_model_goes_on_bit_for_bit(algorithm: Algorithm, encoder: Encoder, tmp_path: Path) -> None:
     """The anchor is neither the weights at the time of saving nor lost."""
     arguments = policy_kwargs(encoder, "anchored", anchor=0.5, parent=(odd_encoder(2), 0.5))
     model = build(algorithm, arguments, learning_rate=0.01).learn(32)

@@ -11,14 +11,25 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from pixel_world import FRAME, TINY, Quadrant, build, encoders_in, odd_encoder, odd_sequence, same, worlds, worlds_for
+from pixel_world import (
+    FRAME,
+    TINY,
+    Algorithm,
+    Quadrant,
+    build,
+    encoders_in,
+    odd_encoder,
+    odd_sequence,
+    refuse,
+    same,
+    worlds,
+    worlds_for,
+)
 from stable_baselines3 import DQN, PPO, SAC
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import (
     DummyVecEnv,
     SubprocVecEnv,
     VecEnv,
-    VecEnvWrapper,
     VecFrameStack,
     VecMonitor,
     VecNormalize,
@@ -26,7 +37,8 @@ from stable_baselines3.common.vec_env import (
 from torch import nn
 
 import envs
-from rlpre import EncodedVecEnv, Encoder, HistoryVecEnv, InputSpec, RlpreError, SequenceEncoder, Vocabulary
+from rlpre import EncodedVecEnv, Encoder, HistoryVecEnv, InputSpec, SequenceEncoder, Vocabulary
+from rlpre.data.adapters import as_vec_env
 from rlpre.sb3 import fuse, policy_kwargs, vecenv
 from rlpre.sb3.policy import SequenceExtractor
 
@@ -111,26 +123,6 @@ def test_a_frame_seen_before_is_not_encoded_again(encoder: Encoder, monkeypatch:
         assert sum(calls) in encoded, "one per quadrant, and the memory is bounded"
 
 
-class ForgetsTerminals(VecEnvWrapper):
-    """What one writes without rlpre: encodes observations and forgets the terminal ones."""
-
-    def __init__(self, encoder: Encoder) -> None:
-        super().__init__(worlds(), spaces.Box(-np.inf, np.inf, (encoder.num_features,), np.float32))
-        self.encode = lambda frames: encoder(torch.from_numpy(frames)).detach().numpy()
-
-    def reset(self) -> np.ndarray:
-        return self.encode(self.venv.reset())
-
-    def step_wait(self) -> tuple[Any, ...]:
-        frames, *rest = self.venv.step_wait()
-        return self.encode(frames), *rest
-
-
-def test_plain_wrapper_leaves_pixels_in_terminal_observations(encoder: Encoder) -> None:
-    with pytest.raises(ValueError, match="shape"):
-        PPO("MlpPolicy", ForgetsTerminals(encoder), device="cpu", **TINY[PPO]).learn(16)
-
-
 @pytest.mark.parametrize("stack", [1, 2, 4])
 def test_features_are_those_of_sb3s_stack_in_terminal_observations_too(stack: int, encoder: Encoder) -> None:
     pixels = VecFrameStack(worlds(3, length=3), stack, "first")
@@ -207,7 +199,7 @@ def check_same(one: Any, other: Any) -> None:
 
 @pytest.mark.parametrize("parts", [False, True])
 @pytest.mark.parametrize("algorithm", [DQN, SAC, PPO])
-def test_rewards_may_be_normalised_inside(algorithm: type[BaseAlgorithm], parts: bool, encoder: Encoder) -> None:
+def test_rewards_may_be_normalised_inside(algorithm: Algorithm, parts: bool, encoder: Encoder) -> None:
     """Buffers and weights are those of a VecNormalize outside; other keys of a Dict may be normalised too."""
     keys = {"norm_obs_keys": ["velocity"]} if parts else {"norm_obs": False}
     arguments = {"policy": "MultiInput" if parts else "Mlp"}
@@ -254,15 +246,26 @@ def test_training_the_encoder_later_does_not_change_the_features(encoder: Encode
     assert not list(venv.encoder.parameters())
 
 
-@pytest.mark.parametrize("algorithm", [DQN, SAC])
-def test_replay_buffers_hold_features(algorithm: type[BaseAlgorithm], encoder: Encoder) -> None:
-    def bytes_per_transition(model: BaseAlgorithm) -> float:
-        buffer = model.replay_buffer
-        return (buffer.observations.nbytes + buffer.next_observations.nbytes) / (buffer.buffer_size * buffer.n_envs)
+# Environments of other libraries.
 
-    venv = EncodedVecEnv(worlds_for(algorithm), encoder, "cpu")
-    assert bytes_per_transition(build(algorithm, policy_kwargs(encoder))) == 2 * 3 * 36 * 36
-    assert bytes_per_transition(build(algorithm, {}, venv=venv, policy="Mlp")) == 2 * 4 * encoder.num_features
+
+def make_pool() -> Any:
+    envpool = pytest.importorskip("envpool")
+    return envpool.make_gymnasium("Pong-v5", num_envs=2, stack_num=1, img_height=36, img_width=36)
+
+
+@pytest.mark.parametrize("wrapper", [EncodedVecEnv, HistoryVecEnv])
+@pytest.mark.parametrize("make", [Quadrant, lambda: gym.vector.SyncVectorEnv([Quadrant] * 2), make_pool])
+def test_environments_need_not_be_of_sb3(make: Callable[[], Any], wrapper: Callable[..., VecEnv]) -> None:
+    env = as_vec_env(make())
+    frames = Encoder("cnn", InputSpec(env.observation_space.shape), features=16)
+    encoder = SequenceEncoder("gru", frames, int(env.action_space.n), width=16, window=3).eval()
+    given, wanted = (wrapper(one, encoder, device="cpu") for one in (make(), as_vec_env(make())))
+    for venv in (given, wanted):
+        venv.seed(0)
+    check_same(given.reset(), wanted.reset())
+    for actions, step in playing(given, 9):
+        check_same(step[:3], wanted.step(actions)[:3])
 
 
 # Windows of the past.
@@ -401,12 +404,6 @@ def test_a_gru_remembers_more_step_by_step_than_a_window_holds() -> None:
 # Bad input.
 
 
-def refuse(named: str, call: Callable[[], object]) -> None:
-    with pytest.raises(RlpreError, match=named) as caught:
-        call()
-    assert "\n" not in str(caught.value)
-
-
 @pytest.mark.parametrize(
     ("mission", "named"),
     [
@@ -447,8 +444,7 @@ def normalized(keys: list[str] | None = None, dtype: type = np.uint8, parts: boo
 @pytest.mark.parametrize(
     ("make", "named"),
     [
-        (lambda: EncodedVecEnv(Quadrant(), odd_encoder()), r"this is Quadrant, not a VecEnv.*: wrap it, DummyVecEnv\("),
-        (lambda: HistoryVecEnv(Quadrant(), odd_sequence()), "this is Quadrant, not a VecEnv"),
+        (lambda: EncodedVecEnv(object(), odd_encoder()), "object is not an environment that rlpre reads"),
         (lambda: normalized(dtype=np.float32), "VecNormalize changes the frames .*: give it norm_obs=False"),
         (normalized, "VecNormalize changes the frames .*: give it norm_obs=False"),
         (lambda: normalized(["image"], parts=True), "VecNormalize changes the frames .* or norm_obs_keys without"),

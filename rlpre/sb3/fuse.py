@@ -28,6 +28,7 @@ from rlpre.sb3.vecenv import (
     EncoderLike,
     FeatureSpace,
     FeaturesVecEnv,
+    ImagePart,
     normalizers,
     stacked,
     window_length,
@@ -35,7 +36,7 @@ from rlpre.sb3.vecenv import (
     with_image,
 )
 
-Statistics = tuple[np.ndarray, np.ndarray, float]  # mean, standard deviation, greatest absolute value
+Statistics = tuple[str | None, np.ndarray, np.ndarray, float]  # key in a Dict, mean, standard deviation, limit
 TRAINING_OPTIONS = ("stages", "anchor", "parent", "encoder_lr_scale", "warmup_updates", "augment")  # of policy_kwargs
 
 
@@ -80,7 +81,7 @@ class FusedExtractor(BaseFeaturesExtractor):
         feature_space: the same with features, as in training.
         key: of the features in a Dict.
         reader: class and arguments of the extractor that encodes pixels.
-        normalizers: statistics of each ``VecNormalize``, the first applied first, by key of the observation.
+        normalizers: statistics of each ``VecNormalize``, the first applied first.
         head: class and arguments of the policy's own extractor.
     """
 
@@ -90,21 +91,22 @@ class FusedExtractor(BaseFeaturesExtractor):
         feature_space: spaces.Space[Any],
         key: str | None,
         reader: tuple[type[ProtectedExtractor], dict[str, Any]],
-        normalizers: list[dict[str | None, Statistics]],
+        normalizers: list[Statistics],
         head: tuple[type[BaseFeaturesExtractor], dict[str, Any]],
     ) -> None:
         image = observation_space[key] if isinstance(observation_space, spaces.Dict) and key else observation_space
         extractor = head[0](feature_space, **head[1])
         super().__init__(observation_space, extractor.features_dim)
-        self.key, self.head, self.reader = key, extractor, reader[0](image, **reader[1])
-        self.normalizers = nn.ModuleList(_Normalize(*pair) for part in normalizers for pair in part.items())
+        self.part, self.head, self.reader = (
+            ImagePart(key),
+            extractor,
+            reader[0](image, **reader[1]),
+        )
+        self.normalizers = nn.ModuleList(_Normalize(*statistics) for statistics in normalizers)
 
     def forward(self, observations: Any) -> Tensor:
         """What the trained policy's extractor would give of these pixels' features, (batch, features_dim)."""
-        if self.key is None:
-            observations = self.reader(observations)
-        else:
-            observations = {**observations, self.key: self.reader(observations[self.key])}
+        observations = self.part.replace(observations, self.reader(self.part.pick(observations)))
         for normalize in self.normalizers:
             observations = normalize(observations)
         return self.head(observations)  # type: ignore[no-any-return]
@@ -113,17 +115,15 @@ class FusedExtractor(BaseFeaturesExtractor):
 class _Normalize(nn.Module):
     """What ``VecNormalize`` does to one part of an observation."""
 
-    def __init__(self, key: str | None, statistics: Statistics) -> None:
+    def __init__(self, key: str | None, mean: np.ndarray, std: np.ndarray, clip: float) -> None:
         super().__init__()
-        mean, std, self.clip = statistics
-        self.key = key
+        self.part, self.clip = ImagePart(key), clip
         self.register_buffer("mean", torch.as_tensor(mean), persistent=False)
         self.register_buffer("std", torch.as_tensor(std), persistent=False)
 
     def forward(self, observations: Any) -> Any:
-        part = observations if self.key is None else observations[self.key]
-        part = ((part - self.mean) / self.std).clamp(-self.clip, self.clip).float()
-        return part if self.key is None else {**observations, self.key: part}
+        scaled = (self.part.pick(observations) - self.mean) / self.std
+        return self.part.replace(observations, scaled.clamp(-self.clip, self.clip).float())
 
 
 class _Plan:
@@ -156,10 +156,7 @@ class _Plan:
     def build_model(self, mode: str = "frozen", **options: Any) -> BaseAlgorithm:
         """The model on pixels."""
         if isinstance(self.encoder, SequenceEncoder):
-            raise RlpreError(
-                "no environment gives windows of pixels, so a SequenceEncoder has no model on them: leave out as_model "
-                "or go on learning on HistoryVecEnv"
-            )
+            raise RlpreError("a SequenceEncoder has no model on pixels: leave out as_model or go on with HistoryVecEnv")
         if not lookup("mode", mode, MODES).pretrained:
             raise RlpreError(f"mode {mode!r} starts from fresh weights, a fused model has the encoder's: use 'frozen'")
         if unknown := sorted(options.keys() - TRAINING_OPTIONS):
@@ -195,10 +192,8 @@ class _Plan:
         if self.inside:
             return {}
         if "features_extractor_class" not in inspect.signature(type(trained)).parameters:
-            raise RlpreError(
-                f"a policy of class {type(trained).__name__} has no features extractor to hold the encoder: train "
-                "with PPO, A2C, DQN, SAC or another algorithm that has one"
-            )
+            kind = type(trained).__name__
+            raise RlpreError(f"{kind} has no features extractor to hold the encoder: train with PPO, A2C, DQN or SAC")
         if self.stack > 1:
             options["stack"] = self.stack
         reader = policy_kwargs(self.encoder, mode, **options)
@@ -249,9 +244,8 @@ class _Plan:
         for part in () if marked else parts.values():
             if isinstance(part, spaces.Box) and part.shape[0] % width == 0 and np.isneginf(part.low).all():
                 raise RlpreError(
-                    f"the model was trained on {part.shape[0]} numbers that are not marked as this encoder's features, "
-                    "such as VecFrameStack gives: train on EncodedVecEnv(venv, encoder, "
-                    f"stack={part.shape[0] // width}) without VecFrameStack around it"
+                    f"the model was trained on {part.shape[0]} numbers that are not marked as features: train on "
+                    f"EncodedVecEnv(venv, encoder, stack={part.shape[0] // width}) without VecFrameStack around it"
                 )
         raise self._wrong_features()
 
@@ -278,8 +272,8 @@ class _Plan:
             "the encoder that its EncodedVecEnv or HistoryVecEnv used"
         )
 
-    def _statistics(self) -> list[dict[str | None, Statistics]]:
-        """Those of each ``VecNormalize`` that changed the features, the first applied first, by key."""
+    def _statistics(self) -> list[Statistics]:
+        """Those of each ``VecNormalize`` that changed the features, the first applied first."""
         features = self.features[self.key] if isinstance(self.features, spaces.Dict) and self.key else self.features
         around = normalizers(self.model.get_env())
         if getattr(features, "normalized", False) and not around:
@@ -287,14 +281,13 @@ class _Plan:
                 "the model was trained behind VecNormalize, whose statistics are not in the model's zip: load it with "
                 "env=VecNormalize.load(FILE, venv), venv as in training, then fuse"
             )
-        found: list[dict[str | None, Statistics]] = []
+        found: list[Statistics] = []
         for env in around:
             running: dict[Any, Any] = dict(env.obs_rms) if isinstance(env.obs_rms, dict) else {None: env.obs_rms}
             if any(one.count < 1 for one in running.values()):
                 raise RlpreError("the VecNormalize of the model has seen no observation: load it with its statistics")
-            found.append(
-                {key: (one.mean.copy(), np.sqrt(one.var + env.epsilon), env.clip_obs) for key, one in running.items()}
-            )
+            for key, one in running.items():
+                found.append((key, one.mean.copy(), np.sqrt(one.var + env.epsilon), env.clip_obs))
         return found
 
 

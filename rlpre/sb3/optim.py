@@ -1,15 +1,14 @@
 """Optimisers that give an encoder its own learning rate, a warm-up, and an anchor.
 
-SB3 writes one learning rate into every parameter group at each update, so a group's own rate is lost. These optimisers
-keep a *scale* beside the rate and apply it inside ``step``. During a *warm-up*, a number of steps counted here,
-parameters get no gradients, and so no moments, no decay and no part in the clipped norm. Training first the heads and
-then everything is LP-FT [0].
+SB3 writes one learning rate into every parameter group at each update. These optimisers keep a *scale* beside the rate
+and apply it inside ``step``. During a *warm-up* of some steps, parameters get no gradients, and so no moments, no decay
+and no part in the clipped norm. Training first the heads and then everything is LP-FT [0].
 
 An *anchor* pulls weights toward the pretrained ones, as if the loss had a term ``strength / 2 * |w - anchor|^2``
-(L2-SP [1]), a Gaussian prior of that precision. As in AdamW [2] the pull is not part of the gradient, so moments and
-clipped norm do not contain it. AdamW's own pull of ``lr * strength`` would be balanced against a gradient that Adam has
-normalised, so weights would settle about ``1 / strength`` from the anchor however steep the loss is. Instead the pull
-is a proximal step [3] in the metric of the optimiser, where ``gain`` is how far a steady gradient of 1 moves a weight:
+(L2-SP [1]), a Gaussian prior of that precision. As in AdamW [2] the pull is not part of the gradient. With AdamW's own
+pull of ``lr * strength``, weights would settle about ``1 / strength`` from the anchor however steep the loss is, since
+Adam normalises the gradient. Instead the pull is a proximal step [3] in the metric of the optimiser, where ``gain`` is
+how far a steady gradient of 1 moves a weight:
 
     w <- (w + gain * strength * anchor) / (1 + gain * strength)
 
@@ -173,7 +172,7 @@ class EncoderOptimizer(Optimizer):
 
 
 class EncoderAdam(EncoderOptimizer, Adam):
-    """``torch.optim.Adam`` with rates and anchors per parameter; bit for bit the same at scale 1 and strength 0."""
+    """``torch.optim.Adam`` with rates and anchors per parameter."""
 
     def gain(self, group: dict[str, Any], state: dict[str, Any]) -> Tensor:
         """``lr`` over the root of the second moment, with Adam's corrections."""

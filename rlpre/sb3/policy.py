@@ -224,6 +224,7 @@ class ProtectedExtractor(BaseFeaturesExtractor):
     """
 
     hash_weights: Tensor
+    extract: Callable[[Any], Tensor]
 
     def __init__(
         self,
@@ -245,17 +246,13 @@ class ProtectedExtractor(BaseFeaturesExtractor):
         self.train(self.training)
 
     def forward(self, observations: Any) -> Tensor:
-        """The features of observations, (batch, features_dim); refused while pretrained weights are missing."""
+        """The features of observations, (batch, features_dim), by ``extract``; refused while weights are missing."""
         if not self.ready:
             raise RlpreError(
-                "the encoder's weights were left behind when these policy_kwargs were pickled: "
-                "load the saved model, or call policy_kwargs again with the encoder"
+                "the encoder's weights were left behind when these policy_kwargs were pickled: load the saved model, "
+                "or call policy_kwargs again with the encoder"
             )
         return self.extract(observations)
-
-    def extract(self, observations: Any) -> Tensor:
-        """As ``forward``."""
-        raise NotImplementedError
 
     def apply(self, fn: Callable[[nn.Module], None]) -> Self:
         """Does nothing: SB3 calls this with its orthogonal initialisation, which would erase the weights."""

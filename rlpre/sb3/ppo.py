@@ -1,9 +1,9 @@
 """PPO and A2C: advantages with a floor, a KL penalty to a reference policy, and a value head that learns first.
 
 *Floored advantages.* PPO divides the advantages of every minibatch by their standard deviation. Before the first
-reward of a sparse task, advantages are only noise of the value head. Divided so, the noise gets unit scale, and the
-policy can drift to one action and never find the reward; on DoorKey-5x5 this ruined whole runs. Here advantages are
-normalised once per rollout, and never divided by less than a floor, as DreamerV3 does with its return scale [0].
+reward of a sparse task they are only noise of the value head. Scaled up, the noise can drive the policy to one action
+for good; on DoorKey-5x5 this ruined whole runs. Here advantages are normalised once per rollout, and never divided by
+less than a floor, as DreamerV3 does with its return scale [0].
 
 *KL penalty.* As in learning from human feedback [1], each step's reward loses
 ``beta * (log pi(a|s) - log pi_ref(a|s))``; the mean over actions is the Kullback-Leibler divergence from the reference.

@@ -122,11 +122,8 @@ def check_actions(space: spaces.Space[Any], encoder: SequenceEncoder) -> None:
     """Refuses actions that ``encoder`` does not read."""
     if not isinstance(space, spaces.Discrete):
         raise RlpreError(f"a SequenceEncoder reads discrete actions, the environment takes {space}: discretise them")
-    if space != spaces.Discrete(encoder.actions):
-        raise RlpreError(
-            f"the environment takes {space}, the encoder was built for Discrete({encoder.actions}): build one with "
-            "its number of actions"
-        )
+    if space != (own := spaces.Discrete(encoder.actions)):
+        raise RlpreError(f"the environment takes {space}, the encoder was built for {own}: build one for its actions")
 
 
 # Images that an encoder reads.
@@ -137,9 +134,9 @@ class ImagePart:
     """The part of an observation that an encoder reads."""
 
     key: str | None  # in a Dict; None if the observation is the image itself
-    channels_last: bool
+    channels_last: bool = False
 
-    def pick(self, observation: Any) -> np.ndarray:
+    def pick(self, observation: Any) -> Any:
         """The image of one observation, or those of a batch: (..., C, H, W)."""
         image = observation if self.key is None else observation[self.key]
         return np.moveaxis(image, -1, -3) if self.channels_last else image
@@ -165,10 +162,7 @@ def find_image(space: spaces.Space[Any], input: InputSpec, stack: int = 1, key: 
     channels_last = _check_image(lookup("key", key, space.spaces), input, stack)
     for name, part in space.items():
         if name != key and isinstance(part, spaces.Box) and part.dtype == np.uint8 and part.high.max() == 255:
-            raise RlpreError(
-                f"the observation's {name!r} holds bytes from 0 to 255, which a policy's heads cannot read: "
-                "leave it out, or give float32 or MultiDiscrete in a wrapper"
-            )
+            raise RlpreError(f"the observation's {name!r} holds bytes, which SB3 would not scale: give float32 instead")
     return ImagePart(key, channels_last)
 
 
@@ -220,10 +214,8 @@ def _only_image(space: spaces.Dict, image: spaces.Box) -> str:
     if len(fitting) > 1:
         raise RlpreError(f"the encoder could read {fitting[0]!r} or {fitting[1]!r}: name one, image_key={fitting[0]!r}")
     if not fitting and len(images) != 1:
-        raise RlpreError(
-            f"no key of the observation ({', '.join(space)}) is the encoder's image, {image.dtype} {image.shape}: "
-            "add it in a wrapper"
-        )
+        wanted = f"the encoder's image, {image.dtype} {image.shape}"
+        raise RlpreError(f"no key of the observation ({', '.join(space)}) is {wanted}: add it in a wrapper")
     return (fitting or images)[0]
 
 
@@ -345,8 +337,8 @@ class FeaturesVecEnv(VecEnvWrapper):
         mission = self.unwrapped.reset_infos[env].get("mission")
         if not isinstance(mission, str):
             raise RlpreError(
-                f"environment {env} began an episode without a mission, which the encoder reads: put it into the info "
-                "of its reset, or build an encoder with vocabulary=None"
+                f"environment {env} began an episode without a mission in the info of its reset, which the encoder "
+                "reads: put it there, or build an encoder with vocabulary=None"
             )
         return mission
 
@@ -462,10 +454,7 @@ class HistoryVecEnv(FeaturesVecEnv):
     def __init__(self, venv: Any, encoder: EncoderLike, window: int | None = None, device: Device = "auto") -> None:
         encoder = as_encoder(encoder)
         if not isinstance(encoder, SequenceEncoder):
-            raise RlpreError(
-                f"HistoryVecEnv is for a SequenceEncoder, this is {type(encoder).__name__}: use EncodedVecEnv, or put "
-                "it into a SequenceEncoder"
-            )
+            raise RlpreError("HistoryVecEnv is for a SequenceEncoder, this is Encoder: use EncodedVecEnv")
         window = encoder.window if window is None else window
         if not 1 <= window <= encoder.window:
             raise RlpreError(f"window is {window}, the encoder was built for {encoder.window}: give 1 to that many")
