@@ -12,11 +12,10 @@ from torch.nn import functional as F
 
 from rlpre.data.store import FrameStore
 from rlpre.encoders import Encoder
-from rlpre.objectives.base import Objective, TargetNetworks, head
+from rlpre.objectives.base import PROJECTION, Objective, TargetNetworks, head
 from rlpre.objectives.batches import FrameViews
 from rlpre.objectives.losses import ActionCode, info_nce, random_shift
 
-PROJECTION = 64
 HIDDEN = 256  # units of the transition model
 DECORRELATION = 0.02  # weight of `decorrelation`; VICReg's ratio to its invariance term on latents of variance 1
 
@@ -44,11 +43,14 @@ class Forward(Objective):
         """See ``Objective.forward``."""
         batch = views.batch
         now = self.projector(views.anchor)
-        predicted, later = self.unroll(now, batch.actions, batch.gap), self.target(views)
+        predicted = self.unroll(now, batch.actions, batch.gap)
+        with torch.no_grad():
+            encoder, projector = self.targets.copies
+            later = projector(views.encode(random_shift(batch.later), encoder))
         error = 1 - F.cosine_similarity(predicted, later).mean()
         correlation = decorrelation(now)
-        _, accuracy = info_nce(predicted.detach(), later, batch.anchor_id, batch.later_id)
-        metrics = {"accuracy": accuracy, "error": error.detach(), "correlation": correlation.detach()}
+        _, found = info_nce(predicted.detach(), later, batch.anchor_id, batch.later_id)
+        metrics = {"accuracy": found["accuracy"], "error": error.detach(), "correlation": correlation.detach()}
         return error + self.weight * correlation, metrics
 
     def unroll(self, latent: Tensor, actions: Tensor, gap: Tensor) -> Tensor:
@@ -57,13 +59,6 @@ class Forward(Objective):
             moved = latent + self.change(F.relu(self.hidden(latent) * self.gate(code)))
             latent = torch.where((step < gap)[:, None], moved, latent)
         return latent
-
-    @torch.no_grad()
-    def target(self, views: FrameViews) -> Tensor:
-        """The target networks' latents (batch, dim) of the shifted later frames."""
-        encoder, projector = self.targets.copies
-        latents: Tensor = projector(views.encode(random_shift(views.batch.later), encoder))
-        return latents
 
     def after_step(self, encoder: Encoder) -> None:
         """See ``Objective.after_step``."""

@@ -60,10 +60,8 @@ class Masked(SymbolObjective):
         copied = (nearest_step(batch.codes, ~hidden & batch.present[..., None, None]) == batch.codes).all(-1)
         copied = copied.flatten(2)[steps][asked]
         metrics = {"nll": mean_where(nll.detach(), objects)}
-        for end, where in (
-            ("", objects),
-            *((f"_{name}", objects & (kind[window] == n)) for n, name in enumerate(KINDS)),
-        ):
+        groups = {"": objects, **{f"_{name}": objects & (kind[window] == n) for n, name in enumerate(KINDS)}}
+        for end, where in groups.items():
             metrics |= {f"accuracy{end}": mean_where(right, where), f"copied{end}": mean_where(copied, where)}
         return balanced(nll, objects), metrics
 

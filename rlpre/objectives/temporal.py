@@ -8,18 +8,13 @@ from torch import Tensor
 
 from rlpre.data.store import FrameStore
 from rlpre.encoders import Encoder
-from rlpre.objectives.base import Objective, head
+from rlpre.objectives.base import PROJECTION, Objective, head
 from rlpre.objectives.batches import FrameViews
-from rlpre.objectives.losses import chance_loss, info_nce
-
-PROJECTION = 64  # dimensions that the loss compares
+from rlpre.objectives.losses import info_nce
 
 
 class Temporal(Objective):
-    """InfoNCE from o_t to o_{t+j}: a projector for both, a residual predictor for o_t.
-
-    Its metrics are "accuracy", the share of frames whose own later frame is the most similar, and `chance_loss`.
-    """
+    """InfoNCE from o_t to o_{t+j}: a projector for both, a residual predictor for o_t; its metrics are `info_nce`'s."""
 
     needs = "pairs"
 
@@ -31,6 +26,4 @@ class Temporal(Objective):
     def forward(self, views: FrameViews) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``Objective.forward``."""
         now, later = self.projector(views.anchor), self.projector(views.later)
-        ids = views.batch.anchor_id, views.batch.later_id
-        loss, accuracy = info_nce(now + self.predictor(now), later, *ids)
-        return loss, {"accuracy": accuracy, "chance_loss": chance_loss(*ids)}
+        return info_nce(now + self.predictor(now), later, views.batch.anchor_id, views.batch.later_id)
