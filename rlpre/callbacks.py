@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from rlpre.data.store import FrameStore, Indices
 from rlpre.encoders import AnyEncoder
 from rlpre.evaluation.health import ROWS, Health, collapse_cause, health, sample_features, unstandardised
 from rlpre.evaluation.probes import distinct_rows
-from rlpre.objectives import WeightedSum
+from rlpre.objectives.base import WeightedSum
 from rlpre.utils import nearest_grid, to_rgb
 
 POINTS = 400  # distinct frames in the projector
@@ -32,29 +32,23 @@ NEAR_CHANCE = 0.95  # share of the chance loss: InfoNCE above it has learned not
 Parts = dict[str, dict[str, Any]]  # the fields of `Health` by part
 
 
-class Progress:
+class Progress(tqdm):  # type: ignore[misc]
     """Shows how far a pretraining is, on stderr: a bar on a terminal, else a line a minute; nothing if ``silent``."""
 
     def __init__(self, name: str, step: int, steps: int, silent: bool) -> None:
-        self.bar = tqdm(total=steps, initial=step, desc=name, unit="step", disable=silent or None)  # None: no terminal
+        super().__init__(total=steps, initial=step, desc=name, unit="step", disable=silent or None)  # None: no terminal
         self.name, self.first, self.steps, self.silent = name, step, steps, silent
         self.began = self.shown = time.monotonic()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.bar.close()
-
-    def update(self, step: int, metrics: Mapping[str, Tensor]) -> None:
+    def show(self, step: int, metrics: Mapping[str, Tensor]) -> None:
         """Call after every step; the metrics are read, which waits for a GPU, only when they are shown."""
-        self.bar.update()
+        self.update()
         now = time.monotonic()
-        if self.silent or now - self.shown < (LINE_EVERY if self.bar.disable else BAR_EVERY):
+        if self.silent or now - self.shown < (LINE_EVERY if self.disable else BAR_EVERY):
             return
         self.shown, text = now, describe(metrics)
-        if not self.bar.disable:
-            self.bar.set_postfix_str(text)
+        if not self.disable:
+            self.set_postfix_str(text)
             return
         rate = (step - self.first) / (now - self.began)
         speed = f"{rate:.3g} steps/s, about {(self.steps - step) / rate / 60:.0f} min left"
@@ -72,14 +66,9 @@ def describe(metrics: Mapping[str, Tensor | float]) -> str:
 
 
 class TensorBoard(SummaryWriter):
-    """Writes the TensorBoard events of a pretraining; a context manager.
+    """Writes the TensorBoard events of a pretraining into the directory ``out``."""
 
-    Args:
-        out: directory of the events.
-        step: steps so far; events of later ones, left by a process that died, are dropped, for they come again.
-    """
-
-    def __init__(self, out: Path, step: int) -> None:
+    def __init__(self, out: Path, step: int) -> None:  # events of later steps, left by a process that died, are dropped
         super().__init__(str(out), purge_step=step + 1)
         self.step, self.last = step, time.perf_counter()
 
@@ -117,13 +106,9 @@ class TensorBoard(SummaryWriter):
 
     @torch.inference_mode()
     def pictures(self, step: int, pretext: Any, encoder: AnyEncoder, batch: Any) -> None:
-        """Adds pictures of the objectives' tasks, and which frames of the batch have similar features.
+        """Adds pictures of the tasks of a `Pretext`, and which frames of the batch have similar features.
 
-        Args:
-            step: of the checkpoint.
-            pretext: encoder and objective in training.
-            encoder: the same encoder, standardised.
-            batch: the last one.
+        ``encoder`` is the one in training, standardised.
         """
         for name, part in pretext.objective.objectives.items():
             if (picture := part.picture(pretext.encoder, batch)) is not None:
@@ -160,24 +145,18 @@ def thumbnails(pictures: Tensor) -> Tensor:
     PyTorch's sprite of the projector fails for pictures that are higher than wide, and TensorBoard stretches others.
     """
     longest = max(pictures.shape[2:])
-    if longest > THUMBNAIL:
-        height, width = (max(1, side * THUMBNAIL // longest) for side in pictures.shape[2:])
-        pictures, longest = F.interpolate(pictures, size=(height, width), mode="area"), THUMBNAIL
-    down, right = (longest - side for side in pictures.shape[2:])
-    return F.pad(pictures, (right // 2, right - right // 2, down // 2, down - down // 2))
+    side = min(longest, THUMBNAIL)
+    height, width = (max(1, each * side // longest) for each in pictures.shape[2:])
+    down, right = side - height, side - width
+    small = F.interpolate(pictures, size=(height, width), mode="area")
+    return F.pad(small, (right // 2, right - right // 2, down // 2, down - down // 2))
 
 
 def measure_health(encoder: AnyEncoder, objective: WeightedSum, reader: Any, seed: int) -> Parts:
-    """The health of an encoder's features, and of the projections that its objectives compare.
+    """The health of an encoder's features, and of the projections that its objectives compare, by part.
 
-    Args:
-        encoder: see `rlpre.evaluation.health.encoder_health`.
-        objective: its heads do not change.
-        reader: of the frames.
-        seed: draws the inputs; use the same for everything that is compared.
-
-    Returns:
-        By part; empty if the frames hold fewer than two different inputs.
+    It is empty if the frames hold fewer than two different inputs. ``seed`` draws the inputs: use the same for all that
+    is compared.
     """
     rows = distinct_rows(reader, ROWS, seed)
     if len(rows) < 2:
@@ -195,10 +174,7 @@ def measure_health(encoder: AnyEncoder, objective: WeightedSum, reader: Any, see
 def explain_collapse(now: Parts, untrained: Parts, metrics: Mapping[str, Tensor]) -> str | None:
     """Says in one sentence what has collapsed, and how; None if nothing has.
 
-    Args:
-        now: from `measure_health`.
-        untrained: the same of fresh weights.
-        metrics: of the last batch; "NAME/chance_loss" is the loss of constant features.
+    ``now`` and ``untrained`` (of fresh weights) are from `measure_health`, ``metrics`` of the last batch.
     """
     for part in now:
         trained, control = Health(**now[part]), Health(**untrained[part])

@@ -22,7 +22,9 @@ from rlpre.encoders import AnyEncoder, Encoder, InputSpec
 from rlpre.encoders.encoder import CONFIG, WEIGHTS
 from rlpre.errors import RlpreError, at_least, lookup
 from rlpre.evaluation.probes import fresh, linear_probe
-from rlpre.objectives import AnyBatch, WeightedSum, make_objective, make_reader
+from rlpre.objectives import make_objective, make_reader
+from rlpre.objectives.base import WeightedSum
+from rlpre.objectives.batches import AnyBatch
 from rlpre.utils import provenance, read_json, resolve_device, write_bytes, write_json
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ STATE = "state.ckpt"  # what resuming needs beside the checkpoint
 LOG_EVERY = 50  # steps between points of the curves
 STANDARD_ROWS = 2048  # frames over which features are standardised
 SEED_STRIDE = 1_000_003  # keeps the random streams of two seeds apart
+OTHER = "choose another directory"
 IRRELEVANT = ("device", "devices", "checkpoint_every", "collapse")  # settings that do not change the weights
 
 Reports = dict[str, Any]  # what was measured at the last checkpoint: fields of `PretrainResult`
@@ -144,9 +147,9 @@ class Pretext(nn.Module):
 
 
 class Pretraining:
-    """One pretraining in one of its processes; only the first process measures and writes.
+    """One pretraining in one of its processes, on a launched ``fabric``; only the first one measures and writes.
 
-    Args: as `pretrain`, but a launched ``fabric``, and as ``start`` an encoder to copy, or None for fresh weights.
+    ``start`` is an encoder to copy, or None for fresh weights; the other arguments are those of `pretrain`.
     """
 
     def __init__(
@@ -188,19 +191,47 @@ class Pretraining:
                 self._train(board)
         return self.fabric.broadcast(self.reports)  # the others wait for the first one's files
 
+    def _resume(self) -> None:
+        """Goes on where the pretraining in the directory stopped; refuses a directory with anything else."""
+        if not (self.out / STATE).exists():
+            if (self.out / CONFIG).exists():
+                raise RlpreError(f"{self.out} holds an encoder, but no pretraining to resume: {OTHER}")
+            return
+        state = read_state(self.out, self.fabric.device)
+        for name, value in self.identity.items():
+            there = state["identity"].get(name)
+            if there != value:
+                raise RlpreError(f"{self.out} holds a pretraining with {name}={there!r}, asked for {value!r}: {OTHER}")
+        try:
+            self.pretext.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            raise RlpreError(f"{self.out / STATE} is of another version of rlpre: {OTHER}") from error
+        self.step, self.reports = state["step"], state["reports"]
+        if all((self.out / name).exists() for name in (CONFIG, WEIGHTS)):
+            try:
+                self.saved = type(self.pretext.encoder).load(self.out).fingerprint()
+            except RlpreError as error:
+                raise RlpreError(f"{self.out} holds another encoder ({error}): {OTHER}") from error
+        if self.saved not in (None, *state["encoders"]):
+            raise RlpreError(
+                f"the encoder in {self.out} is not the one that this pretraining saved there: move it away, or {OTHER}"
+            )
+        if self.saved != state["encoders"][-1] and self.fabric.is_global_zero:  # killed before it was saved
+            self._save(self._finished())
+        self._stop_if_collapsed()
+
     def _check_keep(self) -> None:
         for step in self.keep:
-            path = step_directory(self.out, step)
-            missed = 0 < self.step >= step and not path.exists()
-            if missed or not 0 <= step <= self.config.steps:
+            path, last = step_directory(self.out, step), self.config.steps
+            if (0 < self.step >= step and not path.exists()) or not 0 <= step <= last:
                 raise RlpreError(
-                    f"step {step} cannot be kept: {self.out} is at step {self.step} of {self.config.steps}; keep steps "
-                    "that are still to come, or choose another directory"
+                    f"step {step} cannot be kept: {self.out} is at step {self.step} of {last}; keep steps that are "
+                    f"still to come, or {OTHER}"
                 )
-            if (path / CONFIG).exists() and read_json(path / CONFIG).get("pretraining") != self._origin(step):
-                raise RlpreError(
-                    f"{path} holds an encoder that this pretraining did not make: choose another directory"
-                )
+            made = {**self.identity, "step": step}
+            if (path / CONFIG).exists() and read_json(path / CONFIG).get("pretraining") != made:
+                raise RlpreError(f"{path} holds an encoder that this pretraining did not make: {OTHER}")
 
     def _begin(self) -> None:
         """Measures the encoder that training starts from, and fresh weights."""
@@ -227,7 +258,7 @@ class Pretraining:
                 checkpoint = self.step == config.steps or self.step % config.checkpoint_every == 0
                 if checkpoint:
                     self._refuse_nan(metrics)
-                progress.update(self.step, metrics)
+                progress.show(self.step, metrics)
                 if board:
                     self._keep()
                     self.report(self.step)
@@ -275,12 +306,8 @@ class Pretraining:
     def _keep(self) -> None:
         if self.step in self.keep:
             encoder = self._finished()
-            encoder.pretraining = self._origin(self.step)
+            encoder.pretraining = {**self.identity, "step": self.step}
             encoder.save(step_directory(self.out, self.step))
-
-    def _origin(self, step: int) -> dict[str, Any]:
-        """What an encoder saved after ``step`` says of how its weights were made."""
-        return {**self.identity, "step": step}
 
     def _finished(self) -> AnyEncoder:
         """The encoder as users get it: a copy whose features have mean 0 and SD 1 over the frames."""
@@ -306,7 +333,7 @@ class Pretraining:
 
     def _save(self, encoder: AnyEncoder) -> None:
         """Saves the state, then the encoder; the state lists which encoders may be in the directory, in this order."""
-        encoder.pretraining = {**self._origin(self.step), **self.reports}
+        encoder.pretraining = {**self.identity, "step": self.step, **self.reports}
         encoders = [self.saved, encoder.fingerprint()]
         content = {"identity": self.identity, "step": self.step, "reports": self.reports, "encoders": encoders}
         buffer = io.BytesIO()
@@ -315,37 +342,6 @@ class Pretraining:
         encoder.save(self.out)
         self.saved = encoders[-1]
 
-    def _resume(self) -> None:
-        """Goes on where the pretraining in the directory stopped; refuses a directory with anything else."""
-        other = "choose another directory"
-        if not (self.out / STATE).exists():
-            if (self.out / CONFIG).exists():
-                raise RlpreError(f"{self.out} holds an encoder, but no pretraining to resume: {other}")
-            return
-        state = read_state(self.out, self.fabric.device)
-        for name, value in self.identity.items():
-            there = state["identity"].get(name)
-            if there != value:
-                raise RlpreError(f"{self.out} holds a pretraining with {name}={there!r}, asked for {value!r}: {other}")
-        try:
-            self.pretext.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError) as error:
-            raise RlpreError(f"{self.out / STATE} is of another version of rlpre: {other}") from error
-        self.step, self.reports = state["step"], state["reports"]
-        if all((self.out / name).exists() for name in (CONFIG, WEIGHTS)):
-            try:
-                self.saved = type(self.pretext.encoder).load(self.out).fingerprint()
-            except RlpreError as error:
-                raise RlpreError(f"{self.out} holds another encoder ({error}): {other}") from error
-        if self.saved not in (None, *state["encoders"]):
-            raise RlpreError(
-                f"the encoder in {self.out} is not the one that this pretraining saved there: move it away, or {other}"
-            )
-        if self.saved != state["encoders"][-1] and self.fabric.is_global_zero:  # killed before it was saved
-            self._save(self._finished())
-        self._stop_if_collapsed()
-
 
 def step_directory(path: Path, step: int) -> Path:
     """Where the pretraining in the directory ``path`` saves the encoder of a step that it was asked to keep."""
@@ -353,11 +349,7 @@ def step_directory(path: Path, step: int) -> Path:
 
 
 def read_state(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
-    """Reads what the pretraining in the directory ``path`` resumes from, the weights of its heads among it.
-
-    Raises:
-        RlpreError: if there is none, or the file is damaged.
-    """
+    """Reads what the pretraining in the directory ``path`` resumes from, the weights of its heads among it."""
     try:
         return cast(dict[str, Any], torch.load(path / STATE, map_location=device, weights_only=True))
     except Exception as error:
@@ -372,7 +364,7 @@ def first_encoder(frames: FrameStore, start: AnyEncoder | None, config: Pretrain
     """
     if start is None:
         arguments = {} if config.features is None else {"features": config.features}
-        return Encoder(config.encoder, InputSpec(tuple(frames.space.shape)), **arguments)  # type: ignore[arg-type]
+        return Encoder(config.encoder, InputSpec(frames.space.shape), **arguments)  # type: ignore[arg-type]
     vision = start if isinstance(start, Encoder) else start.frames
     try:
         vision.input.check(frames.space)
@@ -389,7 +381,7 @@ def first_encoder(frames: FrameStore, start: AnyEncoder | None, config: Pretrain
 
 
 def rate_factor(step: int, steps: int, warmup: float) -> float:
-    """Factor on the learning rate: rises linearly over the share ``warmup`` of the steps, then a cosine to 0."""
+    """Factor on the learning rate: a linear rise over the share ``warmup`` of the steps, then a cosine to 0."""
     rising = max(1, round(warmup * steps))
     if step < rising:
         return (step + 1) / rising
@@ -431,7 +423,6 @@ def _fabric(config: PretrainConfig) -> "Fabric":
 
 
 def _work(fabric: "Fabric", **task: Any) -> Reports:
-    """What every process does."""
     return Pretraining(fabric, **task).run()
 
 
@@ -449,8 +440,5 @@ def _launch(fabric: "Fabric", work: "partial[Reports]") -> Reports:
     except (ProcessExitedException, ProcessRaisedException) as error:
         text = str(error).strip()
         _, ours, sentence = text.rpartition(f"{RlpreError.__module__}.{RlpreError.__qualname__}: ")
-        lost = (
-            f"a process of the pretraining was lost ({text.splitlines()[-1]}): the same call goes on from its last "
-            "checkpoint"
-        )
-        raise RlpreError(sentence if ours else lost) from error
+        lost = f"a process of the pretraining was lost ({text.splitlines()[-1]}): the same call goes on from its last"
+        raise RlpreError(sentence if ours else f"{lost} checkpoint") from error

@@ -1,4 +1,4 @@
-"""Self-supervised objectives: one per file, combined by a string such as ``"temporal:1+inverse:0.5"``."""
+"""Self-supervised objectives, combined by a string such as ``"temporal:1+inverse:0.5"``."""
 
 import inspect
 from typing import get_args
@@ -8,26 +8,15 @@ from rlpre.encoders import AnyEncoder
 from rlpre.errors import RlpreError, lookup
 from rlpre.objectives.autoregressive import Autoregressive
 from rlpre.objectives.base import Needs, Objective, WeightedSum
-from rlpre.objectives.batches import AnyBatch, make_reader
-from rlpre.objectives.contrastive import Contrastive
+from rlpre.objectives.batches import make_reader
+from rlpre.objectives.contrastive import Contrastive, Temporal
 from rlpre.objectives.cpc import Cpc
-from rlpre.objectives.forward import Forward
-from rlpre.objectives.inverse import Inverse
+from rlpre.objectives.dynamics import Forward, Inverse
 from rlpre.objectives.jigsaw import Jigsaw
 from rlpre.objectives.masked import Masked
 from rlpre.objectives.symbols import Supervised
-from rlpre.objectives.temporal import Temporal
 
-__all__ = [
-    "OBJECTIVES",
-    "AnyBatch",
-    "Objective",
-    "WeightedSum",
-    "make_objective",
-    "make_reader",
-    "parse_objective",
-    "register_objective",
-]
+__all__ = ["OBJECTIVES", "Objective", "make_objective", "make_reader", "parse_objective", "register_objective"]
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "autoregressive": Autoregressive,
@@ -48,13 +37,9 @@ def register_objective(name: str, objective: type[Objective]) -> None:
 
     Register again, under the same name, in every process that starts or resumes a pretraining with it.
 
-    Args:
-        name: a new one; defining and registering the same class again replaces it.
-        objective: the class, not an instance.
-
     Raises:
-        RlpreError: if the name is taken, empty or contains "+", ":" or a space, or the class is not an `Objective` with
-            a ``forward``.
+        RlpreError: if the name is not a plain word or belongs to another class, or the class is not an `Objective`
+            that defines ``forward``.
     """
     if not (inspect.isclass(objective) and issubclass(objective, Objective)) or inspect.isabstract(objective):
         raise RlpreError(
@@ -62,11 +47,10 @@ def register_objective(name: str, objective: type[Objective]) -> None:
             "defines forward"
         )
     there = OBJECTIVES.get(name, objective)
-    same = (there.__module__, there.__qualname__) == (objective.__module__, objective.__qualname__)
+    same = (there.__module__, there.__qualname__) == (objective.__module__, objective.__qualname__)  # defined again
     if not name or set(name) & set("+: ") or not same:
         raise RlpreError(
-            f"the objective name {name!r} is taken or not a plain word: choose one that is not among "
-            + ", ".join(OBJECTIVES)
+            f"the objective name {name!r} is taken or no plain word: choose one not among {', '.join(OBJECTIVES)}"
         )
     OBJECTIVES[name] = objective
 
@@ -74,13 +58,9 @@ def register_objective(name: str, objective: type[Objective]) -> None:
 def parse_objective(text: str, kind: str | None = None) -> dict[str, float]:
     """Reads ``"temporal:1+inverse:0.5"`` into names and weights; the default weight is 1.
 
-    Args:
-        text: names joined by "+", each with an optional weight after a colon.
-        kind: of the encoder to pretrain, "vision" or "sequence"; None: any.
-
     Raises:
-        RlpreError: for an unknown or repeated name, a weight that is not a positive number, or an objective for the
-            other kind of encoder.
+        RlpreError: for an unknown or repeated name, a weight that is not a positive number, or an objective for another
+            ``kind`` of encoder than the given one, "vision" or "sequence".
     """
     weights: dict[str, float] = {}
     for part in text.split("+"):

@@ -33,7 +33,6 @@ class Autoregressive(SymbolObjective):
     def forward(self, views: WindowViews) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``Objective.forward``."""
         batch = views.batch
-        assert batch.codes is not None
         present = batch.present[:, :-1]  # then the next step is present too: padding is on the left
         now, later = (codes[present].flatten(1, 2).long() for codes in (batch.codes[:, :-1], batch.codes[:, 1:]))
         logits = self.predict(views.steps[:, :-1][present], batch.actions[:, 1:][present])

@@ -18,23 +18,13 @@ DECAY = 0.99  # of target networks, per step; as in SGI
 class Objective(nn.Module, ABC):
     """A pretext task: a loss on the features of a batch, with heads that are thrown away after pretraining.
 
-    If the loss compares projections of the features, call the head that makes them ``projector``: then their health is
-    measured too.
-
-    Args:
-        encoder: of the objective's kind; read for its sizes and copied into target networks, not kept.
-        frames: read for its spaces and labels, not kept.
-
-    Attributes:
-        kind: of the encoder that it pretrains, "vision" or "sequence".
-        needs: what it learns from: single "frames", "pairs" of frames that follow each other, or the "actions" between
-            them.
-        causal: whether a sequence encoder must not see later steps, or must see them.
+    It reads the sizes of encoder and frames and keeps neither. If its loss compares projections of the features, call
+    the head that makes them ``projector``: then their health is measured too.
     """
 
-    kind: ClassVar[str] = "vision"
-    needs: ClassVar[Needs] = "frames"
-    causal: ClassVar[bool] = True
+    kind: ClassVar[str] = "vision"  # of the encoder that it pretrains, or "sequence"
+    needs: ClassVar[Needs] = "frames"  # single ones, "pairs" that follow each other, or the "actions" between them too
+    causal: ClassVar[bool] = True  # whether a sequence encoder must not see later steps; False: it must see them
 
     def __init__(self, encoder: Any, frames: FrameStore) -> None:
         super().__init__()
@@ -43,8 +33,7 @@ class Objective(nn.Module, ABC):
     def forward(self, views: Any) -> tuple[Tensor, dict[str, Tensor]]:
         """Returns the scalar loss of a batch, and scalar metrics for the curves.
 
-        Args:
-            views: `FrameViews`, or `WindowViews` for a sequence encoder.
+        ``views`` are `rlpre.objectives.batches.FrameViews`, or `WindowViews` for a sequence encoder.
         """
 
     def after_step(self, encoder: Any) -> None:

@@ -28,16 +28,10 @@ DISTINCT_ROWS = 8192  # rows among which different windows are sought
 class Views:
     """An encoder's features of a batch, each kind computed when first asked for.
 
-    Processes that train together share the encoder's work: each holds the whole batch, encodes its part of it, and
-    gathers the features of the others. So each computes the same heads, batch statistics, negatives and loss as a
-    single process would, and the gradient of that loss with respect to its own features. DDP averages the gradients
-    over the processes. This is right for the heads, whose gradients are equal. The encoder's are the parts of a sum,
-    so they are multiplied by the number of processes first.
-
-    Args:
-        encoder: what encodes.
-        batch: the whole batch.
-        world: how many processes train together; the batch is a multiple of it.
+    Each of ``world`` processes that train together holds the whole batch, encodes its part of it, and gathers the
+    features of the others. So each has the heads, batch statistics, negatives and loss of a single process, and the
+    gradient of that loss with respect to its own features. DDP averages gradients over processes: that is right for
+    the heads, whose gradients are equal, but the encoder's are parts of a sum and multiplied by ``world`` first.
     """
 
     def __init__(self, encoder: Any, batch: Any, world: int = 1) -> None:
@@ -105,12 +99,10 @@ class WindowViews(Views):
         return self.steps[:, -1]
 
     def masked(self, hidden: Tensor, blank: Tensor) -> Tensor:
-        """Features (batch, steps, width) of the windows with some cells unseen.
+        """Features (batch, steps, width) of the windows with the cells ``hidden`` (batch, steps, rows, columns) unseen.
 
-        Args:
-            hidden: (batch, steps, rows, columns) bool.
-            blank: (F,), replaces the features of frames with no visible cell. The frozen encoder was never trained on
-                an empty frame, so its features of one would lie far from all others.
+        ``blank`` (F,) replaces the features of frames with no visible cell: the frozen encoder was never trained on an
+        empty frame, so its features of one would lie far from all others.
         """
         batch = self.batch
 
@@ -209,23 +201,19 @@ class FrameReader:
 
     def draw(self, size: int, rng: np.random.Generator) -> Batch:
         """Draws a batch of pairs or of single frames; only raw rows (codes of a grid world) travel to the device."""
-        frames, device = self.frames, self.device
+        frames = self.frames
         if self.pairs:
             anchor, later, actions = self.pairs.sample(size, rng)
         else:
             anchor = later = frames.sample(size, rng)
             actions = np.empty((size, 0), np.int64)
-        raw = to_device(frames.read(anchor), device)
+        raw = to_device(frames.read(anchor), self.device)
         shown = frames.decode(raw)
-        return Batch(
-            anchor=shown,
-            later=frames.decode(to_device(frames.read(later), device)) if self.pairs else shown,
-            actions=to_device(actions, device),
-            gap=to_device(later - anchor, device),
-            anchor_id=to_device(frames.ids[anchor], device),
-            later_id=to_device(frames.ids[later], device),
-            codes=raw if frames.atlas else None,
-        )
+        shown_later = frames.decode(to_device(frames.read(later), self.device)) if self.pairs else shown
+        numbers = [
+            to_device(each, self.device) for each in (actions, later - anchor, frames.ids[anchor], frames.ids[later])
+        ]
+        return Batch(shown, shown_later, *numbers, codes=raw if frames.atlas else None)
 
     def distinct(self, rows: Indices) -> Indices:
         """One of ``rows`` for each different frame among them."""
@@ -291,14 +279,10 @@ AnyReader = FrameReader | WindowReader
 def make_reader(
     frames: FrameStore, encoder: AnyEncoder, gap: int | None = None, device: torch.device | None = None
 ) -> AnyReader:
-    """The reader of a store for an encoder of either kind.
+    """The reader of a store for an encoder of either kind; its batches go to ``device``, by default the encoder's.
 
-    Args:
-        frames: the store.
-        encoder: what reads it.
-        gap: largest number of steps between the frames of a pair (None: single frames), or that `Cpc` predicts ahead
-            (None: 1).
-        device: where batches go; default: the encoder's.
+    ``gap`` is the largest number of steps between the frames of a pair (None: single frames), or that `Cpc` predicts
+    ahead (None: 1).
 
     Raises:
         RlpreError: if no frame changes within ``gap`` steps, or a sequence encoder cannot read the store.

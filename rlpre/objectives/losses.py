@@ -53,9 +53,6 @@ def random_shift(frames: Tensor, pad: int = 3) -> Tensor:
     Args:
         frames: (batch, C, H, W), any dtype, any device.
         pad: largest shift in pixels; the default is less than half a tile of 8 pixels, so that no object is lost.
-
-    Returns:
-        Shifted frames of the same shape and dtype.
     """
     batch, channels, height, width = frames.shape
     dy, dx = torch.randint(-pad, pad + 1, (2, batch, 1), device=frames.device)
@@ -68,9 +65,7 @@ def random_shift(frames: Tensor, pad: int = 3) -> Tensor:
 class ActionCode(nn.Module):
     """Turns actions into vectors (..., size) float32: one-hot for ``Discrete``, standardised by the store for ``Box``.
 
-    Attributes:
-        continuous: whether the store's actions are vectors.
-        size: the number of actions, or the length of a vector.
+    ``size`` is the number of actions or the length of a vector; ``continuous`` says which.
     """
 
     mean: Tensor

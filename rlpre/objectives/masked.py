@@ -26,19 +26,15 @@ KINDS = ("block", "rows", "object")  # each hides cells of a third of the window
 class Masked(SymbolObjective):
     """Cross-entropy of the symbols of hidden cells; those with an object weigh as much as all others together.
 
-    In each window one of three things is hidden: all cells in every other block of steps; some rows of cells in every
-    other block; or an object, that is all cells of its type and colour, in the whole window.
-
-    The metrics are of hidden cells with an object. "copied" is the accuracy of answering with what the cell shows at
-    the nearest step at which it is visible; the task would be trivial if it came near the accuracy.
+    See `hide` for what is hidden. The metrics are of hidden cells with an object. "copied" is the accuracy of answering
+    with what the cell shows at the nearest step at which it is visible; near the accuracy, the task would be trivial.
     """
 
     causal = False
 
     def __init__(self, encoder: SequenceEncoder, frames: FrameStore) -> None:
         super().__init__(encoder, frames)
-        assert frames.atlas is not None
-        if frames.atlas.index[UNSEEN, UNSEEN, UNSEEN] < 0:
+        if frames.atlas and frames.atlas.index[UNSEEN, UNSEEN, UNSEEN] < 0:
             raise RlpreError(
                 f"objective 'masked' hides cells by the code (0, 0, 0), which is no tile of {frames.path}: pretrain "
                 "with autoregressive or cpc"
@@ -49,7 +45,6 @@ class Masked(SymbolObjective):
     def forward(self, views: WindowViews) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``Objective.forward``."""
         batch = views.batch
-        assert batch.codes is not None
         hidden, kind = hide(batch.codes, batch.present)
         steps = hidden.flatten(2).any(2)  # with hidden cells
         asked = hidden.flatten(2)[steps]
@@ -72,22 +67,19 @@ class Masked(SymbolObjective):
 
     def fill(self, views: WindowViews, step: int) -> Tensor:
         """See ``SymbolObjective.fill``; given the steps before and after."""
-        assert views.batch.codes is not None
         hidden = torch.zeros_like(views.batch.codes[..., 0], dtype=torch.bool)
         hidden[:, step] = True
         return self.predict(views.masked(hidden, self.blank)[:, step])
 
 
 def hide(codes: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
-    """Draws which cells to hide.
+    """Draws what to hide of windows with symbols ``codes`` (batch, steps, rows, columns, 3), none of it padding.
 
-    Args:
-        codes: symbols (batch, steps, rows, columns, 3) uint8.
-        present: (batch, steps) bool, with padding on the left.
+    In each window one of three things is hidden: all cells in every other block of steps; some rows of cells in every
+    other block; or, if there is one, an object, that is all cells of its type and colour, in the whole window.
 
     Returns:
-        Hidden cells (batch, steps, rows, columns) bool, none of them padding, and the number of their kind in
-        ``KINDS``, (batch,) int64. In windows without an object a block or rows are hidden instead.
+        Hidden cells (batch, steps, rows, columns) bool and the number of their kind in ``KINDS``, (batch,) int64.
     """
     objects, found = _objects(codes, present)
     kind = torch.randint(len(KINDS), (len(codes),), device=codes.device)
@@ -128,14 +120,10 @@ def _objects(codes: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def nearest_step(codes: Tensor, visible: Tensor) -> Tensor:
-    """Symbols that each cell has at the nearest step at which it is visible; of two at one distance the earlier.
+    """Symbols that each cell has at the nearest step at which it is ``visible`` (batch, steps, rows, columns).
 
-    Args:
-        codes: symbols (batch, steps, rows, columns, 3).
-        visible: (batch, steps, rows, columns) bool.
-
-    Returns:
-        Symbols of the shape of ``codes``; unseen where a cell is never visible.
+    Of two steps at one distance it is the earlier; cells that are never visible are unseen. The result has the shape
+    of ``codes`` (batch, steps, rows, columns, 3).
     """
     steps = visible.shape[1]
     now = torch.arange(steps, device=codes.device)[:, None, None].expand_as(visible)
