@@ -210,10 +210,9 @@ class FrameReader:
         raw = to_device(frames.read(anchor), self.device)
         shown = frames.decode(raw)
         shown_later = frames.decode(to_device(frames.read(later), self.device)) if self.pairs else shown
-        numbers = [
-            to_device(each, self.device) for each in (actions, later - anchor, frames.ids[anchor], frames.ids[later])
-        ]
-        return Batch(shown, shown_later, *numbers, codes=raw if frames.atlas else None)
+        numbers = (actions, later - anchor, frames.ids[anchor], frames.ids[later])
+        acted, gap, anchor_id, later_id = (to_device(each, self.device) for each in numbers)
+        return Batch(shown, shown_later, acted, gap, anchor_id, later_id, raw if frames.atlas else None)
 
     def distinct(self, rows: Indices) -> Indices:
         """One of ``rows`` for each different frame among them."""

@@ -16,7 +16,7 @@ from rlpre.objectives.losses import info_nce
 
 
 class Contrastive(Objective):
-    """Symmetric InfoNCE between two random shifts of a frame, behind a projector [0, 1]; its metrics are `info_nce`'s."""
+    """Symmetric InfoNCE between two random shifts of a frame, behind a projector [0, 1]."""
 
     def __init__(self, encoder: Encoder, frames: FrameStore) -> None:
         super().__init__(encoder, frames)
