@@ -78,7 +78,7 @@ class TensorBoard(SummaryWriter):
             self.add_scalar(f"{group}/{name}", float(number), step)
 
     def curves(self, step: int, metrics: Mapping[str, Tensor], rate: float, frames: int) -> None:
-        """Adds a point to every curve; each step encodes ``frames``."""
+        """Adds a point to every curve of the training; each step encodes ``frames``."""
         now = time.perf_counter()
         speed = frames * (step - self.step) / (now - self.last)
         self.scalars(step, "pretext", metrics)

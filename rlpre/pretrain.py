@@ -181,14 +181,39 @@ class Pretraining:
         self.reports: Reports = {"collapse": None}  # the others come with the first checkpoint
 
     def run(self) -> Reports:
-        """Resumes if there is a state, then trains to the last step; returns what the last checkpoint measured."""
+        """Resumes if there is a state, then trains to the last step; returns what the last checkpoint measured.
+
+        Every step draws its randomness from (seed, step).
+        """
         self._resume()
         self._check_keep()
-        if self.step < self.config.steps:
-            with TensorBoard(self.out, self.step) if self.fabric.is_global_zero else nullcontext() as board:
-                if board and self.step == 0:
-                    self._begin()
-                self._train(board)
+        config, metrics = self.config, dict[str, Tensor]()
+        shown = self.fabric.is_global_zero and self.step < config.steps
+        self.model.train()
+        with (
+            TensorBoard(self.out, self.step) if shown else nullcontext() as board,
+            Progress(f"pretrain {config.objective}", self.step, config.steps, silent=not shown) as progress,
+        ):
+            if board and self.step == 0:
+                self._begin()
+            while self.step < config.steps:
+                torch.manual_seed(config.seed * SEED_STRIDE + self.step)
+                batch = self.reader.draw(config.batch, np.random.default_rng((config.seed, self.step)))
+                previous, metrics = metrics, self.update(batch)
+                self._refuse_nan(previous)  # one step late, so that a GPU is never waited for
+                self.step += 1
+                checkpoint = self.step == config.steps or self.step % config.checkpoint_every == 0
+                if checkpoint:
+                    self._refuse_nan(metrics)
+                progress.show(self.step, metrics)
+                if board:
+                    self._keep()
+                    self.report(self.step)
+                    if self.step % LOG_EVERY == 0:
+                        rate = self.optimizer.param_groups[0]["lr"]
+                        board.curves(self.step, metrics, rate, config.batch * self.reader.reads)
+                    if checkpoint:
+                        self._checkpoint(board, batch, metrics)
         return self.fabric.broadcast(self.reports)  # the others wait for the first one's files
 
     def _resume(self) -> None:
@@ -242,31 +267,6 @@ class Pretraining:
         self.reports["fresh"] = measure_health(untrained, objective, self.reader, config.seed)
         write_json(self.out / "run.json", {"configuration": self.identity, **provenance()})
         self._keep()
-
-    def _train(self, board: TensorBoard | None) -> None:
-        """The loop; every step draws its randomness from (seed, step)."""
-        config = self.config
-        self.model.train()
-        metrics: dict[str, Tensor] = {}
-        with Progress(f"pretrain {config.objective}", self.step, config.steps, silent=board is None) as progress:
-            while self.step < config.steps:
-                torch.manual_seed(config.seed * SEED_STRIDE + self.step)
-                batch = self.reader.draw(config.batch, np.random.default_rng((config.seed, self.step)))
-                previous, metrics = metrics, self.update(batch)
-                self._refuse_nan(previous)  # one step late, so that a GPU is never waited for
-                self.step += 1
-                checkpoint = self.step == config.steps or self.step % config.checkpoint_every == 0
-                if checkpoint:
-                    self._refuse_nan(metrics)
-                progress.show(self.step, metrics)
-                if board:
-                    self._keep()
-                    self.report(self.step)
-                    if self.step % LOG_EVERY == 0:
-                        rate = self.optimizer.param_groups[0]["lr"]
-                        board.curves(self.step, metrics, rate, config.batch * self.reader.reads)
-                    if checkpoint:
-                        self._checkpoint(board, batch, metrics)
 
     def update(self, batch: AnyBatch) -> dict[str, Tensor]:
         """One optimiser step on a batch; returns the metrics, each objective's loss among them."""

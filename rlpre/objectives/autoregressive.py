@@ -43,9 +43,7 @@ class Autoregressive(SymbolObjective):
 
     def predict(self, features: Tensor, action: Tensor) -> Tensor:
         """Logits (n, cells, LOGITS) of the frames that ``action`` (n,) leads to from ``features`` (n, width)."""
-        hidden = F.relu(self.hidden(features) * self.gate(action))
-        logits: Tensor = self.output(hidden).float()
-        return logits.view(-1, self.cells, LOGITS)
+        return self.logits(F.relu(self.hidden(features) * self.gate(action)))
 
     def fill(self, views: WindowViews, step: int) -> Tensor:
         """See ``SymbolObjective.fill``; given the steps before."""

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from rlpre.data.store import FrameStore
 from rlpre.encoders import SequenceEncoder
-from rlpre.errors import RlpreError
 from rlpre.objectives.base import head
-from rlpre.objectives.batches import UNSEEN, WindowViews
+from rlpre.objectives.batches import WindowViews
 from rlpre.objectives.symbols import CLASSES, LOGITS, SymbolObjective, balanced, foreground, mean_where, symbol_loss
 
 HIDDEN = 256
@@ -34,11 +33,6 @@ class Masked(SymbolObjective):
 
     def __init__(self, encoder: SequenceEncoder, frames: FrameStore) -> None:
         super().__init__(encoder, frames)
-        if frames.atlas and frames.atlas.index[UNSEEN, UNSEEN, UNSEEN] < 0:
-            raise RlpreError(
-                f"objective 'masked' hides cells by the code (0, 0, 0), which is no tile of {frames.path}: pretrain "
-                "with autoregressive or cpc"
-            )
         self.blank = nn.Parameter(torch.zeros(encoder.frames.num_features))  # BERT's [MASK]; 0 is the mean frame
         self.output = head(encoder.num_features, HIDDEN, self.cells * LOGITS)
 
@@ -49,7 +43,7 @@ class Masked(SymbolObjective):
         steps = hidden.flatten(2).any(2)  # with hidden cells
         asked = hidden.flatten(2)[steps]
         symbols = batch.codes.flatten(2, 3)[steps][asked].long()
-        nll, right = symbol_loss(self.predict(views.masked(hidden, self.blank)[steps])[asked], symbols)
+        nll, right = symbol_loss(self.logits(views.masked(hidden, self.blank)[steps])[asked], symbols)
         window = steps.nonzero()[:, :1].expand_as(asked)[asked]
         objects = foreground(symbols)
         copied = (nearest_step(batch.codes, ~hidden & batch.present[..., None, None]) == batch.codes).all(-1)
@@ -60,16 +54,11 @@ class Masked(SymbolObjective):
             metrics |= {f"accuracy{end}": mean_where(right, where), f"copied{end}": mean_where(copied, where)}
         return balanced(nll, objects), metrics
 
-    def predict(self, features: Tensor) -> Tensor:
-        """Logits (n, cells, LOGITS) of the frames at steps with ``features`` (n, width)."""
-        logits: Tensor = self.output(features).float()
-        return logits.view(-1, self.cells, LOGITS)
-
     def fill(self, views: WindowViews, step: int) -> Tensor:
         """See ``SymbolObjective.fill``; given the steps before and after."""
         hidden = torch.zeros_like(views.batch.codes[..., 0], dtype=torch.bool)
         hidden[:, step] = True
-        return self.predict(views.masked(hidden, self.blank)[:, step])
+        return self.logits(views.masked(hidden, self.blank)[:, step])
 
 
 def hide(codes: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,8 +75,8 @@ def hide(codes: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
     kind = kind.where(found, kind % 2)
     block = _blocks(present)[:, :, None, None]
     rows = _rows(len(codes), codes.shape[2], codes.device)[:, None, :, None]
-    ways = [block.expand_as(objects), (block & rows).expand_as(objects), objects]
-    return torch.stack(ways)[kind, torch.arange(len(kind), device=kind.device)], kind
+    way = kind[:, None, None, None]
+    return torch.where(way == 2, objects, block & (rows | (way == 0))), kind
 
 
 def _blocks(present: Tensor) -> Tensor:

@@ -1,11 +1,11 @@
 """Reading the symbols of a grid world's cells from features: type, colour and flags of each cell."""
 
 from abc import abstractmethod
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rlpre.data.store import FrameStore
@@ -21,17 +21,18 @@ BACKGROUND = 4  # types below: unseen, empty, wall, floor
 
 
 class SymbolObjective(Objective):
-    """An objective on windows that predicts the symbols of all ``cells`` of a frame.
-
-    Raises:
-        RlpreError: if the frames are plain pixels.
-    """
+    """An objective on windows that predicts the symbols of all ``cells`` of a frame, in its last layer ``output``."""
 
     kind, needs = "sequence", "actions"
+    output: nn.Module
 
     def __init__(self, encoder: SequenceEncoder, frames: FrameStore) -> None:
         super().__init__(encoder, frames)
         self.cells = count_cells(self, frames)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits (n, cells, LOGITS) of frames, given what the last layer reads, (n, width)."""
+        return cast(Tensor, self.output(hidden)).float().view(-1, self.cells, LOGITS)
 
     @abstractmethod
     def fill(self, views: WindowViews, step: int) -> Tensor:
