@@ -20,10 +20,8 @@ from rlpre.encoders import ARCHITECTURES
 from rlpre.objectives import OBJECTIVES, Objective
 from rlpre.objectives.base import head
 from rlpre.objectives.batches import FrameViews
-from rlpre.objectives.losses import info_nce
 
 SHORT = {"steps": 16, "batch": 32, "features": 32, "checkpoint_every": 8, "lr": 3e-3}
-KEPT = 2  # directions that `Squeezed` leaves
 
 
 class Attract(Objective):
@@ -48,15 +46,6 @@ class Normalised(Attract):
         return head(width, width, 16)
 
 
-class Squeezed(Objective):
-    """Contrast in a few directions, and the others are driven to 0."""
-
-    def forward(self, views: FrameViews) -> tuple[Tensor, dict[str, Tensor]]:
-        first, second, ids = views.anchor, views.second_view, views.batch.anchor_id
-        contrast, _ = info_nce(first[:, :KEPT], second[:, :KEPT], ids, ids)
-        return contrast + 10 * first[:, KEPT:].square().mean(), {}
-
-
 class Static(nn.Module):
     """A learned constant with noise that does not depend on the frame."""
 
@@ -68,8 +57,8 @@ class Static(nn.Module):
         return self.constant + 1e-3 * torch.randn(len(frames), len(self.constant))
 
 
-BROKEN = {"attract": Attract, "normalised": Normalised, "squeezed": Squeezed}
-COLLAPSES = {"attract": "complete collapse", "normalised": "dimensional collapse", "squeezed": "dimensional collapse"}
+BROKEN = {"attract": Attract, "normalised": Normalised}
+COLLAPSES = {"attract": "complete collapse", "normalised": "dimensional collapse"}
 
 
 @pytest.fixture(autouse=True)
@@ -158,9 +147,8 @@ def test_tensorboard_and_checkpoint_say_everything(doorkey: FrameStore, tmp_path
         assert [event.step for event in board.Scalars(name)] == [30, 60]
     assert set(board.Tags()["images"]) == {"jigsaw", "neighbours"}
     history = Encoder.load(tmp_path).pretraining
-    assert history["frames"] == doorkey.hash
-    assert history["objective"] == "jigsaw+temporal"
-    assert history["probes"] == result.probes
+    expected = {"frames": doorkey.hash, "objective": "jigsaw+temporal", "probes": result.probes}
+    assert expected.items() <= history.items()
     assert (tmp_path / "run.json").exists()
     projector, count = tmp_path / "00060" / "features", min(POINTS, doorkey.distinct)
     assert 'tensor_path: "00060/features/tensors.tsv"' in (tmp_path / "projector_config.pbtxt").read_text()

@@ -183,14 +183,9 @@ class WindowBatch:
 
 
 class FrameReader:
-    """Reads a store for an encoder of frames; see `make_reader`.
+    """Reads a store for an encoder of frames, ``reads`` of them for each item of a batch; see `make_reader`."""
 
-    Attributes:
-        reads: frames that are encoded for each item of a batch.
-        groups: None: a probe may be trained and tested on any two different frames.
-    """
-
-    groups: Indices | None = None
+    groups: Indices | None = None  # a probe may be trained and tested on any two different frames
 
     def __init__(
         self, frames: FrameStore, encoder: Encoder, gap: int | None = None, device: torch.device | None = None
@@ -225,12 +220,10 @@ class FrameReader:
 
 
 class WindowReader:
-    """Reads a store for a sequence encoder, window by window; see `make_reader`.
+    """Reads a store for a sequence encoder, ``reads`` frames for each window of a batch; see `make_reader`.
 
-    Attributes:
-        reads: frames that are read for each item of a batch.
-        groups: (N,) int64, the episode of each row. Rows of one episode share their past, so a probe must not be
-            trained and tested on the same episode.
+    ``groups`` (N,) int64 are the episodes of the rows. Rows of one episode share their past, so a probe must not be
+    trained and tested on the same one.
     """
 
     def __init__(
