@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: study test lint format bench tensorboard browser
+.PHONY: study test lint format bench docs tensorboard browser
 
 study: $(INSTALLED)
 	$(BIN)/python scripts/compare.py --out runs/quick quick
@@ -25,6 +25,9 @@ format: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/python scripts/bench.py
+
+docs: $(INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 tensorboard: $(INSTALLED)
 	$(BIN)/tensorboard --logdir runs

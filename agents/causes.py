@@ -21,14 +21,14 @@ from rlpre import FrameStore, RlpreError
 from rlpre.compare.runner import Measurements, Run, read_study
 from rlpre.compare.summary import SECONDS, Curves, read_results
 from rlpre.compare.train import Training, make_venv, starting_encoder
-from rlpre.data.writer import MANIFEST
+from rlpre.data.store import MANIFEST
 from rlpre.encoders.encoder import WHITENED as PREFIX
 from rlpre.evaluation import page
+from rlpre.evaluation.health import conditioning
+from rlpre.evaluation.overlap import ALIKE, CELLS
 from rlpre.evaluation.page import Section, Table, show_interval
+from rlpre.evaluation.probes import linear_probe, read
 from rlpre.evaluation.stats import FEWEST, Floats, Interval, geometric_mean_interval, mean_interval
-from rlpre.measure.conditioning import conditioning
-from rlpre.measure.overlap import ALIKE, CELLS
-from rlpre.measure.probe import linear_probe, read
 from rlpre.objectives import make_reader
 from rlpre.sb3 import MODES
 from rlpre.utils import read_json, write_json

@@ -27,7 +27,7 @@ import envs
 from agents.cloning import CloneConfig, Episodes, Report, SequencePolicy, fit, write_run
 from agents.presets import PPOConfig
 from envs.minigrid.demos import stored
-from envs.minigrid.trials import Actor, Trial, expert, is_test, layout, layout_seeds, noisy, play
+from envs.minigrid.trials import Actor, ExpertActor, NoisyActor, Trial, is_test, layout, layout_seeds, play
 from rlpre import FrameStore, HistoryVecEnv, RlpreError, policy_kwargs
 from rlpre.compare.train import ReportSteps
 from rlpre.data.collect import seeds
@@ -99,10 +99,10 @@ def correct(
     for number in range(rounds):
         if correction.player:
             first, seed = seeds(config.seed, FRESH_LAYOUTS + number)
-            actor = policy.actor(seed) if correction.player == "learner" else expert()
+            actor = policy.actor(seed) if correction.player == "learner" else ExpertActor()
             if correction.noisy:
                 cost["noise"] = min(MOST_NOISE, error_rate(policy, level, longest, first))
-                actor = noisy(actor, cost["noise"], np.random.default_rng(seed))
+                actor = NoisyActor(actor, cost["noise"], np.random.default_rng(seed))
             trials = label(level, actor, _share(labels, number, rounds), longest, first)
             episodes += Episodes.read(stored(trials, level, out / f"labels-{number}"), policy.encoder)
         settings = replace(config, steps=_share(config.steps, number, rounds))

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from rlpre.data.store import FrameStore, new_store
-from rlpre.data.writer import MANIFEST, UNKNOWN, end_values
+from rlpre.data.store import MANIFEST, UNKNOWN, FrameStore, end_values, new_store
 from rlpre.errors import RlpreError
 
 

@@ -16,7 +16,7 @@ from agents.corrections import CORRECTIONS, Tuning, correct, tune
 from agents.exposure_metrics import record
 from agents.exposure_report import BASELINE, CLONE, CONTROL, CORRECTION, RECORD, report
 from envs.minigrid.experts import expert_for
-from envs.minigrid.trials import Trial, expert, layout_seeds, play
+from envs.minigrid.trials import ExpertActor, Trial, layout_seeds, play
 from rlpre import Encoder, FrameStore, InputSpec, PretrainConfig, RlpreError, pretrain
 from rlpre.compare.arms import Backbone
 from rlpre.compare.runner import Measurements, Run, StudyResult, run_study, succeed
@@ -153,7 +153,7 @@ def clone_expert(study: Exposure, home: Path, run: Run, out: Path, report: Repor
     """Clones the expert and measures the clone."""
     start, store, frames = CLONES[run.arm], demonstrations(home, run), FrameStore.open(home / FRAMES)
     vision = Encoder.load(home / encoder_run(study, start.vision).path)
-    vocabulary = Vocabulary.of([*store.missions, *frames.missions])  # the same for all arms
+    vocabulary = Vocabulary.from_missions([*store.missions, *frames.missions])  # the same for all arms
     torch.manual_seed(run.seed)
     encoder = study.backbone.build(vision, store.num_actions, vocabulary, start.objective, start.previous_action)
     if start.objective:
@@ -194,7 +194,7 @@ def measure(study: Exposure, policy: SequencePolicy, run: Run, out: Path) -> Mea
 @lru_cache(maxsize=8)
 def expert_trials(level: str, episodes: int) -> Sequence[Trial]:
     """The expert's trials of a level's test episodes, played once in each process."""
-    return play(level, layout_seeds(level, "test", episodes), expert())
+    return play(level, layout_seeds(level, "test", episodes), ExpertActor())
 
 
 def check(study: Exposure) -> None:

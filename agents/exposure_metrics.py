@@ -45,7 +45,7 @@ from torch import Tensor
 
 from agents.cloning import NONE, PolicyActor, SequencePolicy, episode_rng, sample
 from envs.minigrid import render as atlas
-from envs.minigrid.trials import Trial, choice_regrets, expert, play
+from envs.minigrid.trials import ExpertActor, Trial, choice_regrets, play
 from rlpre.compare.runner import Measurements
 from rlpre.errors import RlpreError
 from rlpre.evaluation.stats import FEWEST, Floats, Interval, student
@@ -195,7 +195,7 @@ class _Relay:
 
     def __init__(self, learner: PolicyActor, k: int, learner_begins: bool) -> None:
         self.learner, self.k, self.learner_begins = learner, k, learner_begins
-        self.expert, self.time = expert(), np.zeros(0, np.int64)
+        self.expert, self.time = ExpertActor(), np.zeros(0, np.int64)
 
     def act(self, frames: np.ndarray, missions: list[str], advice: np.ndarray, starts: np.ndarray) -> np.ndarray:
         self.time = np.where(starts, 0, self.time + 1) if len(self.time) else np.zeros(len(frames), np.int64)

@@ -99,14 +99,14 @@ class AgentConfig:
 
     def make_env(self, env: str) -> MakeEnv:
         """The function that makes environments of a level."""
-        return partial(envs.make_vec, env, **self.look)
+        return envs.find(env, **self.look)
 
 
 @dataclass(frozen=True)
 class TrainConfig(AgentConfig):
     """Everything that decides the run of a single agent, together with the encoder's weights."""
 
-    env: str = "MiniGrid-Empty-Random-6x6-v0"  # any MiniGrid or BabyAI id
+    env: str = "MiniGrid-Empty-Random-6x6-v0"  # an id of MiniGrid, BabyAI or Gymnasium, or "module:function"
     agent: str = "scratch"  # a name in AGENTS
     encoder: str = ""  # checkpoint directory, for agents that start pretrained; "history" reads one of frames
     architecture: str = "cnn"  # of agents that start from fresh weights
@@ -148,8 +148,6 @@ class TrainConfig(AgentConfig):
         check_arm(self.agent, arm, (), 0, venv, fresh_encoder(fresh, 0))
         venv.close()
         return replace(training, fresh=fresh)
-
-    check = training  # ALIAS
 
 
 @dataclass(frozen=True)

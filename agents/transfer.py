@@ -22,7 +22,7 @@ from agents.transfer_report import SCORE, SCRATCH, Design, arm_name, read_scores
 from envs.minigrid.experts import expert_for
 from rlpre import Encoder, FrameStore, InputSpec, PretrainConfig, RlpreError, pretrain
 from rlpre.compare.runner import Measurements, Run, run_study, succeed
-from rlpre.compare.train import read_curve, train
+from rlpre.compare.train import train
 from rlpre.data.collect import resume_store
 from rlpre.data.store import digests
 from rlpre.errors import at_least, lookup
@@ -186,8 +186,8 @@ def by_rl(study: Transfer, home: Path, run: Run, start: Path | None, out: Path, 
     """The mean height of PPO's learning curve; each seed has its own environments, also for evaluation."""
     agent, encoder = (study.agent, str(start)) if start else (SCRATCH, "")
     config = replace(study.train, env=run.task, agent=agent, encoder=encoder, seed=run.seed)
-    train(config.training(), out, report)
-    return float(area_under_curve(*np.array(read_curve(out)).T))
+    measured = train(config.training(), out, report)
+    return float(area_under_curve(*np.array(measured["return"]).T))
 
 
 Measure = Callable[[Transfer, Path, Run, Path | None, Path, Report], float]

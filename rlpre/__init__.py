@@ -2,6 +2,7 @@
 
 from rlpre.compare.arms import Arm, Backbone
 from rlpre.compare.compare import ComparisonResult, compare
+from rlpre.data.adapters import as_vec_env
 from rlpre.data.collect import collect
 from rlpre.data.files import from_arrays, from_images
 from rlpre.data.minari import from_minari, to_minari
@@ -27,6 +28,7 @@ __all__ = [
     "RlpreError",
     "SequenceEncoder",
     "Vocabulary",
+    "as_vec_env",
     "collect",
     "compare",
     "from_arrays",

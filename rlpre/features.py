@@ -32,12 +32,12 @@ MAP_SIZE = 256  # most features of a map by default
 def encode(
     encoder: AnyEncoder, store: FrameStore, rows: Indices, show: Callable[[Tensor], Tensor] | None = None
 ) -> Tensor:
-    """Features (len(rows), num_features) float32 of stored rows, in evaluation mode, on the CPU.
+    """Features (n, num_features) float32 of stored rows, in evaluation mode, on the CPU.
 
     Args:
-        encoder: its mode is restored. A sequence encoder reads the windows that end at the rows.
-        store: frames, or trajectories for a sequence encoder.
-        rows: which of them, (n,).
+        encoder: of frames, or of sequences: it reads the windows that end at the rows.
+        store: what the rows are from.
+        rows: (n,).
         show: turns raw rows of ``store.read`` into the frames that an `Encoder` reads; default ``store.decode``.
 
     Raises:
@@ -75,17 +75,11 @@ def _evaluating(encoder: AnyEncoder) -> Iterator[None]:
 
 
 def finite(features: Floats, what: str) -> Floats:
-    """Returns ``features`` (n, dim) unchanged; ``what`` is their name for the message ("the encoder's features").
-
-    Raises:
-        RlpreError: if one of them is not a finite number.
-    """
+    """Returns ``features`` (n, dim) unchanged; RlpreError if one is not finite, which names them as ``what``."""
     bad = np.flatnonzero(~np.isfinite(features).all(axis=1))
     if len(bad):
-        raise RlpreError(
-            f"{what} hold NaN or infinity in {len(bad)} of {len(features)} rows (first: row {bad[0]}): the weights are "
-            "broken, load an earlier checkpoint"
-        )
+        where = f"{len(bad)} of {len(features)} rows (first: row {bad[0]})"
+        raise RlpreError(f"{what} hold NaN or infinity in {where}: the weights are broken, load an earlier checkpoint")
     return features
 
 
@@ -108,13 +102,12 @@ def whiten(
     """Returns a copy of an encoder whose features over the frames are uncorrelated, with mean 0 and SD 1.
 
     Whitening does not change what a linear head can represent, but gradient descent learns all directions at the same
-    rate. The map is estimated: with few distinct frames, directions that only other frames vary in are magnified up to
-    100 times.
+    rate. The map is estimated: directions that only other frames vary in are magnified up to 100 times.
 
     ``features="output"`` appends one stage to the encoder, a linear map (ZCA [0]); the copy has the architecture (or
     backbone) "whitened:NAME". ``features="map"`` keeps only the first stages of an encoder of frames, and takes the
-    leading principal components of their flattened feature map; the copy has the architecture "map:NAME". Maps keep
-    more of where things are than the output. Both copies are saved, loaded, plugged and fused like any other encoder.
+    leading principal components of their flattened feature map, which keeps more of where things are; the copy has the
+    architecture "map:NAME". Both copies are saved, loaded, plugged and fused like any other encoder.
 
     Args:
         encoder: of frames or of sequences, its directory, or the result of `rlpre.pretrain`; it is copied with its mode
@@ -160,7 +153,7 @@ def _white_map(encoder: AnyEncoder, frames: FrameStore, rows: Indices, stage: in
         raise RlpreError(f"stage is {stage}: encoder {name!r} has maps after stage 1 to {last}")
     _, first, counts = np.unique(frames.ids[rows], return_index=True, return_counts=True)
     maps: list[Tensor] = []
-    with encoder.stages[stage - 1].register_forward_hook(lambda *call: maps.append(call[2].flatten(1).float().cpu())):
+    with encoder.stages[stage - 1].register_forward_hook(lambda *io: maps.append(io[2].flatten(1).float().cpu())):
         encode(encoder, frames, rows[first])
     mean, weight = _principal_components(torch.cat(maps), torch.from_numpy(counts / len(rows)), size)
     arguments = {**encoder.arguments, "map_stage": stage, "map_size": len(weight)}
@@ -191,6 +184,4 @@ def _principal_components(features: Tensor, weights: Tensor, size: int | None) -
 def _check_varying(features: Tensor) -> None:
     finite(features.numpy(), "the features to whiten")
     if not (features != features[0]).any():
-        raise RlpreError(
-            "the features to whiten are the same for every frame: the encoder has collapsed, pretrain anew"
-        )
+        raise RlpreError("the features to whiten are the same for every frame: the encoder collapsed, pretrain anew")

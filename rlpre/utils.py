@@ -67,7 +67,7 @@ def read_json(path: Path) -> Any:
 
 
 def sha256(path: Path) -> str:
-    """Returns the hexadecimal SHA-256 of a file."""
+    """The hexadecimal SHA-256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -96,7 +96,7 @@ def to_device(array: Any, device: torch.device) -> Tensor:
 
 
 def provenance() -> dict[str, Any]:
-    """Returns what a run directory records so that the run can be repeated: versions and git commit."""
+    """What a run directory records so that the run can be repeated: versions and git commit."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
@@ -108,10 +108,9 @@ def provenance() -> dict[str, Any]:
 
 def _git(*arguments: str) -> str | None:
     try:
-        answer = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=10, check=True)
+        return subprocess.check_output(["git", *arguments], stderr=subprocess.DEVNULL, text=True, timeout=10).strip()
     except (OSError, subprocess.SubprocessError):
         return None
-    return answer.stdout.strip()
 
 
 def to_rgb(frames: Tensor) -> Tensor:
@@ -127,16 +126,8 @@ def image_grid(frames: Tensor, columns: int) -> Tensor:
 
 
 def nearest_grid(features: Tensor, frames: Tensor) -> Tensor:
-    """Shows which frames have similar features: in each row a frame, then its nearest by cosine similarity.
-
-    Args:
-        features: (n, dim), of different frames.
-        frames: (n, C, H, W) uint8.
-    """
+    """Rows of a frame, then the frames (n, C, H, W) uint8 whose features (n, dim) are nearest by cosine similarity."""
     unit = F.normalize(features, dim=1)
     columns = min(NEIGHBOURS + 1, len(unit))
     nearest = (unit[:QUERIES] @ unit.T).topk(columns, dim=1).indices
     return image_grid(frames[nearest.flatten()], columns)
-
-
-ship, rgb, grid, neighbours = to_device, to_rgb, image_grid, nearest_grid  # ALIAS

@@ -36,6 +36,7 @@ class Where:
 
 def run(main: Callable[..., Any]) -> None:
     """Calls ``main`` with the command line's arguments; bad input ends with one sentence and exit code 2."""
+    sys.path.append("")  # functions of the current directory, such as --env mine:make
     try:
         tyro.cli(main, config=(tyro.conf.FlagConversionOff,))
     except RlpreError as error:

@@ -6,28 +6,55 @@ from pathlib import Path
 import tyro
 
 import envs
+import rlpre
 from cli import run
+from envs.minigrid.collect import load_agent
+from rlpre import FrameStore, RlpreError
+from rlpre.compare.train import make_venv
+
+AGENT = "agent:"  # prefix of a behaviour
 
 
 @dataclass(frozen=True)
 class Collect:
-    """Collects frames and says how rich they are."""
+    """Collects frames and reports their variety."""
 
-    ids: tyro.conf.Positional[tuple[str, ...]]  # MiniGrid or BabyAI ids, of equal frame shape
-    out: Path  # directory of the frame store; an interrupted collection there goes on
+    ids: tyro.conf.Positional[tuple[str, ...]] = ()  # MiniGrid or BabyAI ids, of equal frame shape
+    out: Path = Path("runs/frames/collected")  # directory of the frame store; an interrupted collection goes on
+    env: str = ""  # instead of ids: another Gymnasium id, or "module:function" of a function (n_envs, seed) -> VecEnv
     steps: int = 40_000  # transitions in all
-    seed: int = 0  # of worlds and actions
-    behaviour: str = "random"  # such as "0.5*random + 0.5*expert:0.3" or "agent:runs/a/best_model.zip"
-    n_envs: int = 16  # worlds stepped together
-    view: str = "partial"  # or "full"
-    tile_size: int = 8  # pixels a cell
-    palette: str = "day"  # or "night"
+    seed: int = 0  # of environments and actions
+    behaviour: str = "random"  # or "agent:runs/a/best_model.zip"; with ids "0.5*random + 0.5*expert:0.3" too
+    n_envs: int = 16  # environments stepped together
+    view: str = "partial"  # of ids: or "full"
+    tile_size: int = 8  # of ids: pixels per cell
+    palette: str = "day"  # of ids: or "night"
+    size: tuple[int, int] | None = None  # of env: (H, W) to resize frames to
+    gray: bool = False  # of env: whether colours are stored as gray
+
+    def levels(self) -> FrameStore:
+        """Collects in MiniGrid and BabyAI levels."""
+        look = {"view": self.view, "tile_size": self.tile_size, "palette": self.palette}
+        return envs.collect(self.ids, self.out, self.steps, self.seed, self.behaviour, self.n_envs, **look)
+
+    def other(self) -> FrameStore:
+        """Collects in any other environment."""
+        path = self.behaviour.removeprefix(AGENT)
+        if self.behaviour != "random" and path == self.behaviour:
+            raise RlpreError(
+                f"behaviour {self.behaviour!r} needs ids with an expert: give 'random' or 'agent:path.zip'"
+            )
+        venv = make_venv(envs.find(self.env), self.n_envs, self.seed)
+        policy = None if self.behaviour == "random" else load_agent(path, venv.observation_space)
+        settings = {"seed": self.seed, "size": self.size, "gray": self.gray, "task": self.env}
+        return rlpre.collect(venv, self.out, self.steps, policy, **settings)
 
 
 def main(settings: tyro.conf.OmitArgPrefixes[Collect]) -> None:
     """Collects and reports."""
-    arguments = {name: value for name, value in vars(settings).items() if name != "ids"}
-    store = envs.collect(settings.ids, **arguments)
+    if bool(settings.ids) == bool(settings.env):
+        raise RlpreError("give ids of MiniGrid or BabyAI, or one other environment as --env ID|MODULE:FUNCTION")
+    store = settings.levels() if settings.ids else settings.other()
     print(f"{store.path}: {len(store):,} frames, {store.distinct:,} distinct, {store.unchanged:.0%} of steps unchanged")
 
 

@@ -1,10 +1,8 @@
 """Compare agents: ``python scripts/compare.py quick`` collects, pretrains, trains every arm, and reports."""
 
 import json
-import sys
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +15,7 @@ from cli import Where, run
 from rlpre import PretrainConfig, RlpreError
 from rlpre.compare.arms import Arm
 from rlpre.compare.compare import COLLECTED, ComparisonResult
-from rlpre.compare.train import MakeEnv, find_algorithm
+from rlpre.compare.train import find_algorithm
 
 
 @dataclass(frozen=True)
@@ -41,17 +39,11 @@ class Own:
 
     def run(self, out: Path, workers: int | None, executor: Executor | None) -> ComparisonResult:
         """Runs the comparison in ``out``, or goes on with one that was interrupted."""
-        sys.path.insert(0, "")  # functions of the current directory
-        settings = {**vars(self), "make_env": _environment(self.env), "arms": dict(map(_arm, self.arm))}
+        settings = {**vars(self), "make_env": envs.find(self.env), "arms": dict(map(_arm, self.arm))}
         settings |= {"algorithm": find_algorithm(self.algo), "algorithm_kwargs": _json(self.algo_kwargs)}
         for name in ("env", "arm", "algo", "algo_kwargs"):
             del settings[name]
         return rlpre.compare(**settings, out=out, workers=workers, executor=executor)
-
-
-def _environment(name: str) -> str | MakeEnv:
-    """MiniGrid's own observations are no images: its levels are drawn by `envs`."""
-    return partial(envs.make_vec, name) if name.startswith(("MiniGrid-", "BabyAI-")) else name
 
 
 def _arm(text: str) -> tuple[str, Arm]:

@@ -58,7 +58,7 @@ def sequence_encoder(
     if isinstance(vision, str):
         raise rlpre.RlpreError("a sequence encoder sees through a pretrained encoder of frames: give it with --start")
     torch.manual_seed(config.seed)
-    vocabulary = rlpre.Vocabulary.of(store.missions) if store.missions else None
+    vocabulary = rlpre.Vocabulary.from_missions(store.missions) if store.missions else None
     causal = "masked" not in config.objective  # which looks both ways
     return rlpre.SequenceEncoder(backbone, vision, store.num_actions, vocabulary, window=window, causal=causal)
 

@@ -11,7 +11,7 @@ import torch
 
 from agents.cloning import CloneConfig, Episodes, SequencePolicy, loss_and_agreement
 from envs.minigrid.demos import demonstrations, stored
-from envs.minigrid.trials import expert, layout_seeds, play
+from envs.minigrid.trials import ExpertActor, layout_seeds, play
 from rlpre import Encoder, FrameStore, InputSpec, SequenceEncoder, Vocabulary
 
 LEVEL = "BabyAI-GoToObj-v0"
@@ -36,7 +36,7 @@ def small(backbone: str = "gru", actions: int = 7, features: int = 128, **argume
     torch.manual_seed(0)
     frames = Encoder("cnn", InputSpec((3, 56, 56)), features=features)
     settings = {"width": 32, "layers": 1, "window": 8, **arguments}
-    return SequenceEncoder(backbone, frames, actions, Vocabulary.of(demos().missions), **settings)
+    return SequenceEncoder(backbone, frames, actions, Vocabulary.from_missions(demos().missions), **settings)
 
 
 @cache
@@ -44,7 +44,7 @@ def perfect(count: int = 6) -> tuple[SequencePolicy, list[int]]:
     """A policy that has learned the expert's actions by heart, and the seeds of these episodes."""
     seeds = layout_seeds(LEVEL, "train", count)
     policy = SequencePolicy(small())
-    store = stored(play(LEVEL, seeds, expert()), LEVEL, home() / "known")
+    store = stored(play(LEVEL, seeds, ExpertActor()), LEVEL, home() / "known")
     batch = Episodes.read(store, policy.encoder).batch(np.arange(count))
     optimizer = torch.optim.Adam(policy.parameters(), lr=3e-3)
     for _ in range(200):

@@ -1,12 +1,20 @@
-"""Frames that several test modules learn from, collected once."""
+"""What several test modules share: frames to learn from, and an environment in which only the wheel is installed."""
 
+import subprocess
+import sys
+import sysconfig
+import venv
 from pathlib import Path
+from shutil import copytree, ignore_patterns
 
 import pytest
 import torch
 
 import envs
 from rlpre import FrameStore
+
+ROOT = Path(__file__).parents[1]
+LEFT_OUT = (".*", "runs", "build", "dist", "site", "results", "*.egg-info", "__pycache__")
 
 
 @pytest.fixture(scope="session")
@@ -20,3 +28,29 @@ def doorkey(tmp_path_factory: pytest.TempPathFactory) -> FrameStore:
 def _one_thread() -> None:
     """Small tensors run faster on one thread, and several test processes share the cores."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from a copy, so that files of an earlier build are not in it."""
+    home = tmp_path_factory.mktemp("wheel")
+    copytree(ROOT, home / "source", ignore=ignore_patterns(*LEFT_OUT))
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", home, home / "source"]
+    subprocess.run(command, check=True, capture_output=True)
+    (built,) = home.glob("*.whl")
+    return built
+
+
+@pytest.fixture(scope="session")
+def wheel_python(wheel: Path) -> Path:
+    """The interpreter of an environment with the wheel; third-party packages are those of this environment."""
+    home = wheel.parent / "env"
+    venv.create(home, with_pip=False)
+    python = home / "bin" / "python"
+    install = [sys.executable, "-m", "pip", "--python", python, "install", "--no-index", "--no-deps", wheel]
+    subprocess.run(install, check=True, capture_output=True)
+    # Path files there are not followed, so the checkout stays out of sight.
+    paths = {scheme: Path(sysconfig.get_path(scheme)) for scheme in ("purelib", "platlib")}
+    (site,) = home.glob("lib/python*/site-packages")
+    (site / "borrowed.pth").write_text("".join(f"{path}\n" for path in dict.fromkeys(paths.values())))
+    return python

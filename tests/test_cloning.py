@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from agents.cloning import CloneConfig, Episodes, SequencePolicy, action_tokens, clone, sample
 from envs.minigrid.demos import demonstrations, stored
-from envs.minigrid.trials import expert, layout_seeds, play
+from envs.minigrid.trials import ExpertActor, layout_seeds, play
 from rlpre import FrameStore, RlpreError, SequenceEncoder, Vocabulary
 from rlpre.utils import read_json
 
@@ -28,7 +28,7 @@ def easy(tmp_path_factory: pytest.TempPathFactory) -> FrameStore:
 @pytest.mark.parametrize("backbone", ["gru", "transformer"])
 def test_a_tiny_level_is_cloned(backbone: str, easy: FrameStore, tmp_path: Path) -> None:
     policy = clone(easy, small(backbone, features=256), tmp_path / "clone", replace(SHORT, steps=150))
-    test = stored(play(EASY, layout_seeds(EASY, "test", 48), expert()), EASY, tmp_path / "test")
+    test = stored(play(EASY, layout_seeds(EASY, "test", 48), ExpertActor()), EASY, tmp_path / "test")
     batch = Episodes.read(test, policy.encoder).batch(np.arange(48))
     with torch.no_grad():
         chosen = policy.logits(batch.features, batch.previous, batch.mission, batch.present).argmax(-1)
@@ -160,7 +160,7 @@ def bare(out: Path) -> FrameStore:
 def test_demonstrations_that_do_not_fit_are_refused(doorkey: FrameStore, tmp_path: Path) -> None:
     other_words = small()
     other_words.vocabulary = Vocabulary(["go"], 1)
-    few = stored(play(LEVEL, layout_seeds(LEVEL, "train", 1), expert()), LEVEL, tmp_path / "few")
+    few = stored(play(LEVEL, layout_seeds(LEVEL, "train", 1), ExpertActor()), LEVEL, tmp_path / "few")
     for store, encoder, sentence in (
         (demos(), other_words, "need their own encoder"),
         (few, small(), "1 episodes in 1 layouts are too few to hold some out"),

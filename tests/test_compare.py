@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -185,7 +186,8 @@ def test_a_comparison_goes_on_and_repeats_itself(
 
 def test_every_task_has_frames_of_its_own_and_any_algorithm(tmp_path: Path) -> None:
     settings = {"learning_starts": 4, "buffer_size": 64, "device": "cpu"}
-    tasks = {"one": make, "two": "test_compare:make"}
+    gym.register("Quadrant-v0", entry_point="pixel_world:Quadrant")
+    tasks = {"one": "Quadrant-v0", "two": "test_compare:make"}
     arms = {"frozen": Arm("frozen", "contrastive", algorithm_kwargs={"learning_rate": 1e-3})}
     result = compare(tmp_path, arms, tasks, steps={"one": 64, "two": 32}, algorithm="dqn", algorithm_kwargs=settings)
     model = DQN.load(tmp_path / "two" / "frozen" / "seed-0" / "last_model.zip")
@@ -253,7 +255,7 @@ def test_bad_arms(arm: Arm, sentence: str, tmp_path: Path) -> None:
         ({"make_env": "CarRacing-v33"}, "unknown environment 'CarRacing-v33': did you mean 'CarRacing-v3'"),
         ({"make_env": "CartPole-v1"}, "the observations of the environment are Box.*: frames are uint8 images"),
         ({"make_env": "test_compare:nothing"}, "'test_compare:nothing' cannot be imported"),
-        ({"make_env": lambda n_envs, seed: None}, r"make_env\(1, 0\) gave None: return a VecEnv of 1 environments"),
+        ({"make_env": lambda n_envs, seed: None}, r"make_env\(1, 0\): NoneType is not an environment that rlpre reads"),
         ({"make_env": lambda n_envs, seed: make(n_envs, seed), "executor": None}, "cannot import a function"),
         ({"algorithm_kwargs": {"device": "abacus"}}, "device 'abacus' cannot be used here"),
     ],

@@ -93,8 +93,9 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
 
 
 def inside(run: Path) -> dict[str, torch.Tensor]:
-    prefix = "features_extractor.encoder."
-    return {name.removeprefix(prefix): tensor for name, tensor in weights(run).items() if name.startswith(prefix)}
+    """The weights of the encoder in a run's final policy."""
+    policy = ActorCriticPolicy.load(run / "last_policy.zip", device="cpu")
+    return policy.features_extractor.encoder.state_dict()
 
 
 def same(run: Path, other: Path) -> bool:

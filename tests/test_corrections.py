@@ -14,7 +14,7 @@ from pixel_world import same
 from agents.cloning import SequencePolicy, clone
 from agents.corrections import CORRECTIONS, Tuning, correct, from_ppo, label, to_ppo, training_envs, tune
 from agents.presets import PPOConfig
-from envs.minigrid.trials import expert, is_test, layout
+from envs.minigrid.trials import ExpertActor, is_test, layout
 from rlpre import FrameStore, RlpreError
 from rlpre.utils import read_json
 
@@ -77,7 +77,7 @@ def test_a_correction_repeats_itself(tmp_path: Path) -> None:
 
 
 def test_labels_are_counted_to_the_last_step() -> None:
-    trials = label(LEVEL, expert(), labels=50, longest=4, first=0)
+    trials = label(LEVEL, ExpertActor(), labels=50, longest=4, first=0)
     assert sum(len(trial.actions) for trial in trials) == 50
     assert max(len(trial.actions) for trial in trials) == 4
     for trial in trials:

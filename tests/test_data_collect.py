@@ -14,6 +14,9 @@ import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.vector import SyncVectorEnv
+from PIL import Image
 from pixel_world import worlds
 from sb3_contrib import RecurrentPPO
 from stable_baselines3 import DQN, PPO, SAC
@@ -21,7 +24,8 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper,
 
 import rlpre
 from rlpre import FrameStore, RlpreError
-from rlpre.data import writer
+from rlpre.data import store as frame_store
+from rlpre.data.collect import converted
 
 DISCRETE, VECTORS = spaces.Discrete(4), spaces.Box(-1, 1, (2,), np.float32)
 
@@ -109,7 +113,7 @@ def test_what_is_stored_is_what_happened(
 def test_short_stretches_keep_episodes_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three shards' worth of stretches shorter than an episode give the rows that one stretch gives."""
     whole = rlpre.collect(clocks(), tmp_path / "whole", 150)
-    monkeypatch.setattr(writer, "SHARD_ROWS", 18)  # 3 steps each of 3 environments
+    monkeypatch.setattr(frame_store, "SHARD_ROWS", 18)  # 3 steps each of 3 environments
     parts = rlpre.collect(clocks(), tmp_path / "parts", 150)
     check(parts, 150)
     assert len(parts.manifest["shards"]) > 5
@@ -122,7 +126,7 @@ def test_short_stretches_keep_episodes_whole(tmp_path: Path, monkeypatch: pytest
 
 
 def test_an_endless_episode_is_cut_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer, "SHARD_ROWS", 20)
+    monkeypatch.setattr(frame_store, "SHARD_ROWS", 20)
     store = rlpre.collect(clocks(1, endless=True), tmp_path / "s", 50)
     time = store.frames(np.arange(len(store)))[:, 0, 1, 2].astype(int)
     np.testing.assert_array_equal(time, [*range(21), *range(20, 41), *range(40, 51)])
@@ -186,6 +190,49 @@ def test_wrapped_environments(tmp_path: Path) -> None:
     assert not frames[start, :9].any()
 
 
+@pytest.mark.parametrize(
+    "make", [lambda: Clock(0), lambda: SyncVectorEnv([lambda n=n: Clock(n) for n in range(3)])], ids=["env", "vector"]
+)
+def test_other_environments(tmp_path: Path, make: Callable[[], Any]) -> None:
+    store = rlpre.collect(make(), tmp_path / "s", 60)
+    check(store, 60)
+    assert store.tasks == ["default"]
+
+
+@pytest.mark.filterwarnings("ignore:an EnvPool is seeded when it is made")
+def test_envpool(tmp_path: Path) -> None:
+    envpool = pytest.importorskip("envpool")
+    store = rlpre.collect(envpool.make_gymnasium("Pong-v5", num_envs=2, stack_num=1), tmp_path / "s", 20, size=(32, 32))
+    assert store.space.shape == (1, 32, 32)
+
+
+def test_the_task_is_named_after_the_environment(tmp_path: Path) -> None:
+    clock = Clock(0)
+    clock.spec = EnvSpec("Clock-v0")
+    store = rlpre.collect(clock, tmp_path / "clock", 20, size=(24, 20), gray=True)
+    assert (store.tasks, store.space.shape) == (["Clock-v0"], (1, 24, 20))
+    assert {name: store.manifest["spec"][name] for name in ("size", "gray")} == {"size": [24, 20], "gray": True}
+    assert rlpre.collect(clocks(), tmp_path / "named", 20, task="clocks").tasks == ["clocks"]
+
+
+def test_frames_are_resized_and_gray_as_by_pillow(tmp_path: Path) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (4, 6, 30, 20), np.uint8)
+    gray, both = converted(frames, None, True), converted(frames, (12, 10), True)
+    assert (gray.shape, both.shape) == ((4, 2, 30, 20), (4, 2, 12, 10))
+    assert converted(frames[0], (12, 10), False).shape == (6, 12, 10)
+    for n, newest in np.ndindex(4, 2):
+        image = Image.fromarray(frames[n, 3 * newest : 3 * newest + 3].transpose(1, 2, 0)).convert("L")
+        np.testing.assert_array_equal(gray[n, newest], image)
+        resized = np.asarray(image.resize((10, 12), Image.Resampling.BILINEAR))
+        np.testing.assert_allclose(both[n, newest].astype(int), resized, atol=1)
+    with pytest.raises(RlpreError, match="frames of 4 channels are no colours: leave gray out"):
+        converted(frames[:, :4], None, True)
+    store = rlpre.collect(clocks(layout="HWC"), tmp_path / "s", 30, gray=True)
+    plain = rlpre.collect(clocks(), tmp_path / "plain", 30)
+    rows = np.arange(len(plain))
+    np.testing.assert_array_equal(store.frames(rows), converted(plain.frames(rows), None, True))
+
+
 class Pool:
     """Batched environments that are no VecEnv, such as those of EnvPool; episodes are truncated after 5 steps."""
 
@@ -229,8 +276,8 @@ def test_an_adapter_around_another_kind_of_environment(tmp_path: Path) -> None:
 ENDLESS = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from test_data_collect import clocks, rlpre, writer
-writer.SHARD_ROWS = 60
+from test_data_collect import clocks, frame_store, rlpre
+frame_store.SHARD_ROWS = 60
 rlpre.collect(clocks(), sys.argv[2], 10**7)
 """
 
@@ -266,8 +313,9 @@ class Forgetful(DummyVecEnv):
 @pytest.mark.parametrize(
     ("venv", "change", "message"),
     [
-        (lambda: Clock(0), {}, "takes a vectorised environment, not"),
+        (object, {}, "object is not an environment that rlpre reads"),
         (clocks, {"steps": 0}, "cannot collect 0 steps"),
+        (clocks, {"size": (0, 4)}, r"and size \(0, 4\): use positive numbers"),
         (clocks, {"seed": -1}, "with seed -1"),
         (clocks, {"image": "camera"}, "are not a Dict, so there is no image 'camera'"),
         (clocks, {"layout": "CWH"}, "unknown layout 'CWH': did you mean 'CHW'"),
@@ -290,6 +338,8 @@ def test_bad_input(tmp_path: Path, venv: Callable[[], VecEnv], change: dict[str,
     ("venv", "change", "message"),
     [
         (clocks, {"seed": 1}, "seed is 0 there and 1 here"),
+        (clocks, {"gray": True}, r"frames is \[3, 6, 5\] there and \[1, 6, 5\] here"),
+        (clocks, {"task": "clock"}, "task is None there and 'clock' here"),
         (lambda: clocks(2), {}, "n_envs is 3 there and 2 here"),
         (lambda: clocks(actions=VECTORS), {}, "actions is {'n': 4} there"),
         (lambda: clocks(layout="HW"), {}, r"frames is \[3, 6, 5\] there and \[1, 6, 5\] here"),

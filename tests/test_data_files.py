@@ -130,7 +130,7 @@ def test_the_upper_bits_of_deep_images_are_kept_with_a_warning(tmp_path: Path, c
 
 
 def test_a_long_film_comes_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rlpre.data.writer.SHARD_ROWS", 16)  # two images at a time, a shard of sixteen
+    monkeypatch.setattr("rlpre.data.store.SHARD_ROWS", 16)  # two images at a time, a shard of sixteen
     store = rlpre.from_images(film(tmp_path / "film", np.repeat(HWC, 5, axis=0)), tmp_path / "s")
     assert [shard["rows"] for shard in store.manifest["shards"]] == [16, 16, 3]
     np.testing.assert_array_equal(everything(store), np.repeat(CHW, 5, axis=0))
@@ -221,7 +221,7 @@ def test_layouts_that_the_shape_does_not_tell(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("how", ["npy", "npz", "compressed", "fortran"])
 def test_files_give_what_arrays_give(tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rlpre.data.writer.SHARD_ROWS", 8)  # so that episodes come one by one
+    monkeypatch.setattr("rlpre.data.store.SHARD_ROWS", 8)  # so that episodes come one by one
     columns = {**KNOWN, "episode_start": START}
     expected = rlpre.from_arrays(CHW, tmp_path / "expected", **columns)
     np.testing.assert_array_equal(everything(expected), CHW)
@@ -351,8 +351,8 @@ def test_damaged_archives(tmp_path: Path) -> None:
 MEMORY = """
 import re, resource, sys
 from pathlib import Path
-import rlpre, rlpre.data.writer
-rlpre.data.writer.SHARD_BYTES = 2**23
+import rlpre, rlpre.data.store
+rlpre.data.store.SHARD_BYTES = 2**23
 used = int(re.search(r"VmData:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 resource.setrlimit(resource.RLIMIT_DATA, (used + 60 * 2**20,) * 2)
 print(len(rlpre.from_arrays(sys.argv[1], sys.argv[2])))

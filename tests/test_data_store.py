@@ -9,7 +9,7 @@ import pytest
 from gymnasium import spaces
 
 from rlpre import FrameStore, RlpreError
-from rlpre.data.writer import FrameWriter
+from rlpre.data.store import FrameWriter
 
 SHAPE = (3, 4, 4)
 SPACE = spaces.Box(0, 255, SHAPE, np.uint8)
@@ -146,7 +146,7 @@ def test_extend_continues_and_changes_the_hash(tmp_path: Path, monkeypatch: pyte
     np.testing.assert_array_equal(second.frames(range(4)), frame(1, 2, 3, 4))
     assert second.hash != first.hash
     assert second.hash == store(tmp_path / "b", (1, 2), (3, 4)).hash
-    monkeypatch.setattr("rlpre.data.writer.SHARD_ROWS", 4)
+    monkeypatch.setattr("rlpre.data.store.SHARD_ROWS", 4)
     writer = FrameStore.extend(first.path)
     for start in range(0, 12, 3):
         add(writer, start, start + 1, start + 2)

@@ -76,7 +76,7 @@ def test_features_of_frames_are_those_of_the_vision_encoder(store: FrameStore) -
 
 
 def test_inputs_by_hand(store: FrameStore) -> None:
-    vocabulary = Vocabulary.of(store.missions)
+    vocabulary = Vocabulary.from_missions(store.missions)
     trajectories = Trajectories(store, SequenceEncoder("gru", vision(), 4, vocabulary, width=8), CPU)
     features, actions, mission, present = trajectories.inputs(np.array([[-1, 3, 4], [-1, -1, 9]]))
     assert features.shape == (2, 3, 8)
@@ -89,8 +89,8 @@ def test_bad_input(store: FrameStore, tmp_path: Path) -> None:
     with pytest.raises(RlpreError, match=r"a window of 7 steps does not fit .*store, whose longest episode has 6"):
         Windows(store, 7)
     film = write(tmp_path / "film", actions=None)
-    with pytest.raises(RlpreError, match=r"film holds no discrete actions .*use trajectories with discrete actions"):
-        Windows(film, 2)
+    with pytest.raises(RlpreError, match=r"film holds no discrete actions .*or frames collected with discrete actions"):
+        Trajectories(film, SequenceEncoder("gru", vision(), 4, width=8), CPU)
     for encoder, words in (
         (SequenceEncoder("gru", vision((3, 36, 36)), 4, width=8), "vision does not fit .*store: the observation shape"),
         (SequenceEncoder("gru", vision(), 5, width=8), "store holds 4 actions, the sequence encoder reads 5"),

@@ -6,10 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import rlpre
 from envs import demonstrations, make
 from envs.minigrid import demos, trials
-from envs.minigrid.trials import Trial, expert, layout_seeds, noisy, play
+from envs.minigrid.trials import ExpertActor, NoisyActor, Trial, layout_seeds, play
 from rlpre import FrameStore, RlpreError
 
 GOTO, PUT = "BabyAI-GoToLocal-v0", "BabyAI-PutNextLocal-v0"
@@ -84,22 +83,10 @@ def test_stopped_and_called_again_it_is_the_same_store(tmp_path: Path, monkeypat
         demonstrations(PUT, tmp_path / "stopped", 17, 4)
 
 
-def test_encoders_learn_from_demonstrations_as_from_any_store(tmp_path: Path) -> None:
-    store = demonstrations(PUT, tmp_path / "s", 20, seed=0)
-    result = rlpre.pretrain(
-        store,
-        encoder="cnn",
-        objective="temporal+inverse",
-        out=tmp_path / "e",
-        config=rlpre.PretrainConfig(steps=2, batch=16, features=16),
-    )
-    assert "expert" in result.probes
-    assert "layout" not in result.probes
-    assert all(np.isfinite(list(result.probes.values())))
-
-
 def test_trials_of_anyone_become_a_store(tmp_path: Path) -> None:
-    played = play(GOTO, layout_seeds(GOTO, "train", 30), noisy(expert(), 0.9, np.random.default_rng(0)), tile_size=4)
+    played = play(
+        GOTO, layout_seeds(GOTO, "train", 30), NoisyActor(ExpertActor(), 0.9, np.random.default_rng(0)), tile_size=4
+    )
     kept = [trial for trial in played if not trial.lost]
     assert 0 < len(kept) < len(played)
     assert not all(trial.success for trial in kept)

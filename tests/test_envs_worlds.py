@@ -151,6 +151,7 @@ def drawn(env: MiniGridEnv, view: str) -> np.ndarray:
 def test_any_grid_equals_stock(view: str, size: int, see_through_walls: bool) -> None:
     env = GridWorld(Jumble(agent_view_size=size, see_through_walls=see_through_walls), view)
     for seed in range(25):
+        env.unwrapped.highlight = view == "partial" or seed % 2 == 0
         frame, info = env.reset(seed=seed)
         assert np.array_equal(frame, drawn(env.unwrapped, view))
         if view == "partial":
@@ -159,11 +160,6 @@ def test_any_grid_equals_stock(view: str, size: int, see_through_walls: bool) ->
             assert np.array_equal(codes[..., 2] > 3, symbolic[..., 0] > 0)
             codes[..., 2] &= 3
             assert np.array_equal(codes, symbolic)
-
-
-def test_full_view_without_highlight_equals_stock() -> None:
-    env = GridWorld(Jumble(highlight=False), "full")
-    assert np.array_equal(env.reset(seed=0)[0], drawn(env.unwrapped, "full"))
 
 
 @pytest.mark.parametrize("view", STOCK)
@@ -221,26 +217,12 @@ def test_night_pairs_with_day(view: str) -> None:
         (bright, *_, info), (dark, *_) = day.step(action), night.step(action)
 
 
-@pytest.mark.parametrize("env_id", [name for name in IDS if "WFC" not in name])
-def test_every_id_is_deterministic(env_id: str) -> None:
-    runs = []
-    for _ in range(2):
-        env, rng = envs.make(env_id), np.random.default_rng(0)
-        frames = [env.reset(seed=5)[0]]
-        for _ in range(8):
-            frame, _, terminated, truncated, _ = env.step(int(rng.integers(env.action_space.n)))
-            frames.append(env.reset()[0] if terminated or truncated else frame)
-        runs.append(np.stack(frames))
-    assert np.array_equal(*runs)
-
-
 @pytest.mark.filterwarnings("ignore")  # the checker advises on things that MiniGrid decides
 @pytest.mark.parametrize("dict_obs", [False, True])
 @pytest.mark.parametrize("palette", ["day", "night"])
 @pytest.mark.parametrize("view", STOCK)
-@pytest.mark.parametrize("env_id", ["MiniGrid-DoorKey-5x5-v0", "MiniGrid-KeyCorridorS3R1-v0", "BabyAI-GoToObj-v0"])
-def test_gymnasium_checker(env_id: str, view: str, palette: str, dict_obs: bool) -> None:
-    check_env(envs.make(env_id, view, 4, palette, dict_obs), skip_render_check=True)
+def test_gymnasium_checker(view: str, palette: str, dict_obs: bool) -> None:
+    check_env(envs.make("BabyAI-GoToObj-v0", view, 4, palette, dict_obs), skip_render_check=True)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -255,12 +237,6 @@ def test_the_spec_makes_the_world_again() -> None:
     assert np.array_equal(env.reset(seed=1)[0], again.reset(seed=1)[0])
 
 
-def test_render_is_the_stock_picture() -> None:
-    env = envs.make(DOORKEY)
-    env.reset(seed=0)
-    assert np.array_equal(env.render(), env.unwrapped.get_frame(tile_size=env.unwrapped.tile_size))
-
-
 def test_the_dict_holds_what_info_says() -> None:
     env = envs.make("BabyAI-BossLevel-v0", dict_obs=True)
     for seed in range(10):
@@ -269,14 +245,13 @@ def test_the_dict_holds_what_info_says() -> None:
         assert observation["direction"] == info["direction"]
 
 
-def test_minigrid_observes_again_after_a_step() -> None:
-    env = envs.make(DOORKEY)
+def test_minigrid_observes_and_renders_as_ever_after_a_step() -> None:
+    env, stock = envs.make(DOORKEY), gym.make(DOORKEY, render_mode="rgb_array")
     env.reset(seed=0)
-    env.step(0)
-    stock = gym.make(DOORKEY)
     stock.reset(seed=0)
-    expected, *_ = stock.step(0)
-    assert np.array_equal(env.unwrapped.gen_obs()["image"], expected["image"])
+    env.step(0)
+    assert np.array_equal(env.unwrapped.gen_obs()["image"], stock.step(0)[0]["image"])
+    assert np.array_equal(env.render(), stock.render())
 
 
 @pytest.mark.parametrize(
@@ -294,9 +269,6 @@ def test_bad_input_of_make_is_named(arguments: dict, message: str) -> None:
         envs.make(**arguments)
     with pytest.raises(RlpreError, match=message):
         envs.make_vec(**arguments, n_envs=1, seed=0)
-
-
-def test_no_environments_are_refused() -> None:
     with pytest.raises(RlpreError, match="n_envs is 0"):
         envs.make_vec(DOORKEY, 0, 0)
 
@@ -368,8 +340,6 @@ def test_sb3_interface() -> None:
     assert venv.env_method("get_wrapper_attr", "dict_obs", indices=[0, 2]) == [False, False]
     assert venv.env_is_wrapped(GridWorld) == [True] * 4
     assert venv.envs[2].unwrapped.grid.width == 6
-    picture = venv.envs[0].render()
-    assert venv.render().shape == (2 * picture.shape[0], 2 * picture.shape[1], 3)
     venv.close()
 
 
@@ -392,13 +362,10 @@ def words(mission: str) -> list[set[str]]:
     return [{WORDS[i] for i in np.flatnonzero(clause)} for clause in clauses(mission)]
 
 
-def test_a_separator_opens_a_clause() -> None:
+def test_a_separator_opens_a_clause_and_the_longest_mission_fits() -> None:
     given = words("put the red ball next to the blue box")
     assert given == [{"put", "the", "red", "ball"}, {"next", "to", "the", "blue", "box"}] + [set()] * (CLAUSES - 2)
     assert not np.array_equal(*map(clauses, ("put a ball near the box", "put the box near a ball")))
-
-
-def test_the_longest_mission_fits() -> None:
     assert clauses(LONGEST).shape == SHAPE
     assert words(LONGEST)[-1] == {"next", "to", "the", "yellow", "ball"}
 

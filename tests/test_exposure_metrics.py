@@ -26,7 +26,7 @@ from agents.exposure_metrics import (
     record,
 )
 from envs.minigrid import render as atlas
-from envs.minigrid.trials import Trial, choice_regrets, expert, layout_seeds, play
+from envs.minigrid.trials import ExpertActor, Trial, choice_regrets, layout_seeds, play
 from rlpre import RlpreError
 
 
@@ -42,13 +42,13 @@ def clumsy(previous_action: bool = True) -> SequencePolicy:
 @cache
 def measured(previous_action: bool = True) -> tuple[list[Trial], Record]:
     """The expert's test trials, and what a clumsy policy did."""
-    demonstrated = play(LEVEL, layout_seeds(LEVEL, "test", 6), expert())
+    demonstrated = play(LEVEL, layout_seeds(LEVEL, "test", 6), ExpertActor())
     return demonstrated, record(clumsy(previous_action), LEVEL, demonstrated, [0, 2, 1000])
 
 
 def test_a_perfect_policy_is_perfect_in_all_contexts() -> None:
     policy, seeds = perfect()
-    found = record(policy, LEVEL, play(LEVEL, seeds, expert()), [1, 3])
+    found = record(policy, LEVEL, play(LEVEL, seeds, ExpertActor()), [1, 3])
     assert found.kept.all()
     assert found.success.all()
     assert not found.wrong[found.running].any()

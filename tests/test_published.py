@@ -106,7 +106,7 @@ def test_a_checkpoint_needs_neither_the_file_nor_the_network(home: Path, tmp_pat
     loaded = Encoder.load(tmp_path / "encoder").eval()
     assert loaded.config == encoder.config
     assert torch.equal(loaded(frames()), encoder(frames()))
-    fresh = policy_kwargs(encoder, "scratch")["features_extractor_kwargs"]["blueprint"].build()
+    fresh = policy_kwargs(encoder, "scratch")["features_extractor_kwargs"]["encoder"].build()
     assert fresh.input == encoder.input
     assert not same(fresh, encoder)
     assert not fresh.pretraining

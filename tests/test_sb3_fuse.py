@@ -383,6 +383,8 @@ def test_the_reference_of_a_kl_penalty_is_fused_too(encoder: Encoder) -> None:
     [
         ({"mode": "finetuned"}, "mode concerns a model that learns: add as_model=True"),
         ({"as_model": True, "mode": "frosen"}, "did you mean 'frozen'"),
+        ({"as_model": True, "mode": "random"}, "mode 'random' starts from fresh weights"),
+        ({"as_model": True, "net_arch": [8]}, "net_arch is no option of a fused model: give one of stages"),
         ({"as_model": True, "warmup_updates": 3}, "warmup_updates has no effect on mode 'frozen'"),
     ],
 )
@@ -509,7 +511,7 @@ def test_babyai_with_missions(tmp_path: Path) -> None:
         for colour in ("red", "green", "blue", "purple", "yellow", "grey")
         for thing in ("ball", "box", "key")
     ]
-    words = Vocabulary.of(f"go to {which} {thing}" for which in ("a", "the") for thing in things)
+    words = Vocabulary.from_missions(f"go to {which} {thing}" for which in ("a", "the") for thing in things)
     encoder = SequenceEncoder("transformer", frames, 7, words, width=16, window=5).eval()
     windows, steps = HistoryVecEnv(venv, encoder, device="cpu"), EncodedVecEnv(venv, encoder, "cpu")
     for wrapped, policy, arguments in (

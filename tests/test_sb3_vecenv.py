@@ -31,7 +31,7 @@ from rlpre.sb3 import fuse, policy_kwargs, vecenv
 from rlpre.sb3.policy import SequenceExtractor
 
 COLOURS = ["red", "green", "blue", "purple", "yellow", "grey"]
-WORDS = Vocabulary.of(
+WORDS = Vocabulary.from_missions(
     f"go to {which} {colour} {thing}"
     for which in ("a", "the")
     for colour in COLOURS

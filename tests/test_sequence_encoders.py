@@ -58,16 +58,17 @@ def stepped(encoder: SequenceEncoder, given: Inputs, starts: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("backbone", "causal", "reached"),
+    ("backbone", "causal", "window", "reached"),
     [
-        ("gru", True, range(16)),
-        ("gru", False, range(30)),
-        ("transformer", True, range(15 - 8, 16)),
-        ("transformer", False, range(15 - 8, 16 + 8)),
+        ("gru", True, WINDOW, range(16)),
+        ("gru", False, WINDOW, range(30)),
+        ("transformer", True, WINDOW, range(15 - 8, 16)),
+        ("transformer", False, WINDOW, range(15 - 8, 16 + 8)),
+        ("transformer", True, 1, range(15, 16)),
     ],
 )
-def test_a_step_depends_on_these_steps_and_no_others(backbone: str, causal: bool, reached: range) -> None:
-    encoder, (features, actions, mission) = make(backbone, causal=causal), inputs(30)
+def test_a_step_depends_on_these_steps_and_no_others(backbone: str, causal: bool, window: int, reached: range) -> None:
+    encoder, (features, actions, mission) = make(backbone, causal=causal, window=window), inputs(30)
     features.requires_grad_(True)
     whole(encoder, features, actions, mission)[:, 15, 0].sum().backward()
     for row in features.grad.abs().amax(2):
@@ -99,8 +100,7 @@ def test_padding_changes_nothing_and_gets_zeros(backbone: str, causal: bool) -> 
 @causal_or_not
 def test_rows_without_a_step_give_zeros_and_finite_gradients(backbone: str, causal: bool) -> None:
     encoder, given = make(backbone, causal=causal), inputs(5)
-    present = torch.tensor([[True] * 5, [False] * 5, [False, True, True, False, False]])
-    features = encoder(*given, present)
+    features = encoder(*given, torch.tensor([[True] * 5, [False] * 5, [False, True, True, False, False]]))
     assert not features[1].any()
     features.square().sum().backward()
     assert all(weight.grad.isfinite().all() and weight.grad.any() for weight in encoder.parameters())
@@ -198,13 +198,6 @@ def test_the_transformer_is_torchs_own_layers_with_linear_biases(causal: bool) -
     expected = F.layer_norm(x, (16,), encoder.stages[1].norm.weight, encoder.stages[1].norm.bias)
     features = whole(encoder, features, actions, mission) * encoder.feature_std + encoder.feature_mean
     torch.testing.assert_close(features, expected, rtol=0, atol=1e-5)
-
-
-def test_a_window_of_one_remembers_nothing() -> None:
-    encoder, (features, actions, mission) = make(window=1), inputs(6)
-    steps = stepped(encoder, (features, actions, mission), torch.zeros(3, 6, dtype=torch.bool))
-    alone = [whole(encoder, features[:, [t]], actions[:, [t]], mission) for t in range(6)]
-    torch.testing.assert_close(steps, torch.cat(alone, dim=1), rtol=0, atol=1e-5)
 
 
 @both

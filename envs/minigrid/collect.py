@@ -3,7 +3,7 @@
 import importlib.metadata
 import json
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,11 +15,9 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 from envs.minigrid.experts import LABELS, UNKNOWN, Expert, expert_for, labels
-from envs.minigrid.render import atlas
-from envs.minigrid.worlds import GridWorld, make, make_vec
-from rlpre.data.collect import Recorder, begin, seeds, segments
-from rlpre.data.store import FrameStore
-from rlpre.data.writer import FrameWriter
+from envs.minigrid.worlds import LOOK, GridWorld, make, make_vec
+from rlpre.data.collect import Recorder, seeds, segments
+from rlpre.data.store import FrameStore, resume_store
 from rlpre.errors import RlpreError
 from rlpre.utils import sha256
 
@@ -37,10 +35,7 @@ class Behaviour(NamedTuple):
 
 
 def parse(mixture: str) -> list[Behaviour]:
-    """Reads ``[share*]behaviour[+ ...]``, for example "random", "expert:0.3" or "0.5*random + 0.5*expert:0.1".
-
-    A behaviour is "random", "expert[:noise]" (noise = probability of a random action, default 0) or
-    "agent:path.zip" (a saved SB3 PPO, A2C or DQN). Shares are fractions of the episodes and are scaled to sum to 1.
+    """Reads ``[share*]behaviour[+ ...]`` (see `collect`); shares are scaled to sum to 1.
 
     Raises:
         RlpreError: if the text is not of this form.
@@ -92,8 +87,10 @@ def load_agent(path: str, frames: spaces.Space) -> BaseAlgorithm:
     return model
 
 
-class MixturePolicy:
-    """Acts by a mixture of behaviours; each episode draws one of them at its start.
+class MixturePlayer:
+    """Plays by a mixture of behaviours, one drawn at the start of each episode; a `rlpre.data.collect.Player`.
+
+    What is stored are tile codes, and the labels of the experts.
 
     Args:
         venv: the environments.
@@ -102,45 +99,51 @@ class MixturePolicy:
         rng: draws behaviours and random actions.
     """
 
+    labels = LABELS
+
     def __init__(
         self, venv: VecEnv, behaviours: list[Behaviour], agents: dict[str, BaseAlgorithm], rng: np.random.Generator
     ) -> None:
         self.venv, self.behaviours, self.rng = venv, behaviours, rng
-        self.bases = [env.unwrapped for env in venv.envs]
+        self.worlds = [env.unwrapped for env in venv.envs]
         self.noise = np.array([1.0 if part.kind == "random" else part.noise for part in behaviours])
         self.agents = {n: agents[part.agent] for n, part in enumerate(behaviours) if part.agent}
         self.chosen = np.zeros(venv.num_envs, np.int64)
         self.experts: list[Expert | None] = [None] * venv.num_envs
         self.taken: list[int | None] = [None] * venv.num_envs
         for env in range(venv.num_envs):
-            self.start_episode(env)
+            self._start_episode(env)
 
-    def start_episode(self, env: int) -> None:
-        """Draws the behaviour of a new episode; call it after each reset of an environment."""
+    def _start_episode(self, env: int) -> None:
         self.chosen[env] = self.rng.choice(len(self.behaviours), p=[part.share for part in self.behaviours])
-        self.experts[env] = expert_for(self.bases[env])
+        self.experts[env] = expert_for(self.worlds[env])
         self.taken[env] = None
 
-    def labels(self) -> np.ndarray:
-        """The values of `LABELS` in the current states, (n_envs, 4) int16; call once a step."""
+    def frames(self, observed: np.ndarray) -> np.ndarray:
+        return self.venv.codes
+
+    def known(self) -> np.ndarray:
         advice = (
             expert.advise(taken) if expert else (UNKNOWN, UNKNOWN)
             for expert, taken in zip(self.experts, self.taken, strict=True)
         )
-        return np.array([labels(world, advised) for world, advised in zip(self.bases, advice, strict=True)], np.int16)
+        return np.array([labels(world, advised) for world, advised in zip(self.worlds, advice, strict=True)], np.int16)
 
-    def act(self, frames: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        """Actions (n_envs,) int64 for frames (n_envs, C, H, W) and the `labels` of these states."""
-        actions = labels[:, LABELS.index("expert")].astype(np.int64)
+    def act(self, observed: np.ndarray, known: np.ndarray) -> np.ndarray:
+        actions = known[:, LABELS.index("expert")].astype(np.int64)
         for number, agent in self.agents.items():
             mine = self.chosen == number
             if mine.any():
-                actions[mine] = agent.policy.predict(frames[mine])[0]
+                actions[mine] = agent.policy.predict(observed[mine])[0]
         free = self.rng.integers(self.venv.action_space.n, size=len(actions))
         noisy = self.rng.random(len(actions)) < self.noise[self.chosen]
         actions = np.where(noisy | (actions < 0), free, actions)  # an expert without a plan acts at random
         self.taken = actions.tolist()
         return actions
+
+    def end(self, env: int, info: dict[str, Any]) -> np.ndarray:
+        self._start_episode(env)
+        return self.venv.terminal_codes[env]
 
 
 def collect(
@@ -150,9 +153,7 @@ def collect(
     seed: int,
     behaviour: str = "random",
     n_envs: int = 16,
-    view: str = "partial",
-    tile_size: int = 8,
-    palette: str = "day",
+    **look: Any,
 ) -> FrameStore:
     """Collects at least ``steps`` transitions, shared equally by the environments.
 
@@ -164,12 +165,10 @@ def collect(
         out: the directory of the store.
         steps: transitions in all; rounded up to a multiple of ``n_envs`` per id.
         seed: of the environments and the actions.
-        behaviour: "random", "expert:0.3" (noise: probability of a random action), "agent:path.zip", or a mixture by
-            episodes such as "0.5*random + 0.5*expert:0.1".
+        behaviour: "random", "expert:0.3" (noise: probability of a random action, default 0), "agent:path.zip" (a saved
+            SB3 PPO, A2C or DQN), or a mixture by episodes such as "0.5*random + 0.5*expert:0.1".
         n_envs: environments stepped together.
-        view: as in `envs.make`.
-        tile_size: as in `envs.make`.
-        palette: as in `envs.make`.
+        **look: view, tile_size and palette, as in `envs.make`.
 
     Returns:
         The store, with label columns "front", "carrying", "distance" and "expert" (-1 = unknown, as in the last row of
@@ -185,7 +184,7 @@ def collect(
     if min(steps, n_envs) < 1 or seed < 0:
         raise RlpreError(f"cannot collect {steps} steps with {n_envs} envs and seed {seed}: use positive numbers")
     behaviours = parse(behaviour)
-    look: dict[str, Any] = {"view": view, "tile_size": tile_size, "palette": palette}
+    look = {**LOOK, **look}
     world = _check_worlds([make(name, **look) for name in ids], ids, behaviours)
     agents = {part.agent: load_agent(part.agent, world.observation_space) for part in behaviours if part.agent}
     spec = {
@@ -198,9 +197,18 @@ def collect(
         **look,
         "minigrid": importlib.metadata.version("minigrid"),
     }
-    writer = _begin(Path(out), world, spec)
+    writer = resume_store(Path(out), spec, **world.store_arguments(ids, LABELS))
     parts = segments(len(ids), -(-steps // len(ids)), n_envs, writer.shard_rows // 2)
-    _run(writer, parts, lambda venv, rng: MixturePolicy(venv, behaviours, agents, rng))
+    with Recorder(writer, n_envs * sum(length for _, length in parts)) as recorder:
+        for number in range(len(writer.manifest["shards"]), len(parts)):  # one shard each
+            (task, length), (world_seed, policy_seed) = parts[number], seeds(seed, number)
+            with torch.random.fork_rng(devices=[]):  # a saved agent samples its actions with torch
+                torch.manual_seed(policy_seed)
+                venv = make_vec(ids[task], n_envs, world_seed, **look)
+                observed = venv.reset()
+                player = MixturePlayer(venv, behaviours, agents, np.random.default_rng(policy_seed))
+                recorder.play(venv, player, observed, length, last=True, task=task)
+                venv.close()
     return FrameStore.open(out)
 
 
@@ -215,58 +223,3 @@ def _check_worlds(worlds: list[GridWorld], ids: list[str], behaviours: list[Beha
         if expert_for(world) is None and any(part.kind == "expert" for part in behaviours):
             raise RlpreError(f"there is no expert for {name}: collect it with 'random' or 'agent:path.zip'")
     return first
-
-
-def _begin(out: Path, world: GridWorld, spec: dict[str, Any]) -> FrameWriter:
-    return begin(
-        out,
-        spec,
-        space=world.observation_space,
-        action_space=world.action_space,
-        atlas=atlas(spec["tile_size"]),
-        palette=spec["palette"],
-        tasks=spec["environments"],
-        labels=LABELS,
-    )
-
-
-class _GridRecording:
-    """What is stored of grid worlds: tile codes, and the labels of the mixture's experts."""
-
-    labels = LABELS
-
-    def __init__(self, venv: VecEnv, policy: MixturePolicy) -> None:
-        self.venv, self.policy = venv, policy
-
-    def frames(self, observed: np.ndarray) -> np.ndarray:
-        return self.venv.codes
-
-    def known(self) -> np.ndarray:
-        return self.policy.labels()
-
-    def act(self, observed: np.ndarray, known: np.ndarray) -> np.ndarray:
-        return self.policy.act(observed, known)
-
-    def end(self, env: int, info: dict[str, Any]) -> np.ndarray:
-        self.policy.start_episode(env)
-        return self.venv.terminal_codes[env]
-
-
-def _run(
-    writer: FrameWriter,
-    parts: list[tuple[int, int]],
-    policy_for: Callable[[VecEnv, np.random.Generator], MixturePolicy],
-) -> None:
-    """Collects the segments that the store does not hold yet, one shard each."""
-    spec, done = writer.manifest["spec"], len(writer.manifest["shards"])
-    look = {key: spec[key] for key in ("view", "tile_size", "palette")}
-    with Recorder(writer, spec["n_envs"] * sum(length for _, length in parts)) as recorder:
-        for number, (task, length) in list(enumerate(parts))[done:]:
-            world_seed, seed = seeds(spec["seed"], number)
-            with torch.random.fork_rng(devices=[]):  # a saved agent samples its actions with torch
-                torch.manual_seed(seed)
-                venv = make_vec(spec["environments"][task], spec["n_envs"], world_seed, **look)
-                observed = venv.reset()
-                recording = _GridRecording(venv, policy_for(venv, np.random.default_rng(seed)))
-                recorder.play(venv, recording, observed, length, last=True, task=task)
-                venv.close()

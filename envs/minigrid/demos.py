@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 
 from envs.minigrid.experts import UNKNOWN
-from envs.minigrid.trials import Trial, expert, layout_seeds, noisy, play
-from envs.minigrid.worlds import make
-from rlpre.data.collect import begin, seeds
-from rlpre.data.store import FrameStore, whole
-from rlpre.data.writer import FrameWriter
+from envs.minigrid.trials import ExpertActor, NoisyActor, Trial, layout_seeds, play
+from envs.minigrid.worlds import LOOK, make
+from rlpre.data.collect import seeds
+from rlpre.data.store import FrameStore, FrameWriter, new_store, resume_store
 from rlpre.errors import RlpreError
 
 LABELS = ("expert", "layout")  # the expert's action, and the layout of the episode
@@ -27,9 +26,7 @@ def demonstrations(
     seed: int,
     noise: float = 0.0,
     part: str = "train",
-    view: str = "partial",
-    tile_size: int = 8,
-    palette: str = "day",
+    **look: Any,
 ) -> FrameStore:
     """Records whole episodes in which the expert accomplishes its mission.
 
@@ -45,9 +42,7 @@ def demonstrations(
         noise: probability of an action drawn uniformly from all instead of the advised one: the advice shows how to
             recover (DART [0]).
         part: "train" or "test", the layouts to play in; see `envs.minigrid.trials.layout_seeds`.
-        view: as in `envs.make`.
-        tile_size: as in `envs.make`.
-        palette: as in `envs.make`.
+        **look: view, tile_size and palette, as in `envs.make`.
 
     Returns:
         The store, with missions and the label columns "expert" (the advised action, -1 in the last row of every
@@ -61,10 +56,10 @@ def demonstrations(
     """
     if episodes < 1 or seed < 0 or not 0 <= noise <= 1:
         raise RlpreError(f"cannot record {episodes} episodes with seed {seed} and noise {noise}: check the numbers")
-    look = {"view": view, "tile_size": tile_size, "palette": palette}
+    look = {**LOOK, **look}
     spec = {"demonstrations": level, "episodes": episodes, "seed": seed, "noise": noise, "part": part, **look}
     spec["minigrid"] = importlib.metadata.version("minigrid")
-    writer = begin(Path(out), spec, **_kind(level, look))
+    writer = resume_store(Path(out), spec, **make(level, **look).store_arguments([level], LABELS))
     writer.manifest.setdefault("dropped", 0)
     for number in range(len(writer.manifest["shards"]), -(-episodes // EPISODES)):
         wanted = min(EPISODES, episodes - number * EPISODES)
@@ -74,14 +69,7 @@ def demonstrations(
     return FrameStore.open(out)
 
 
-def stored(
-    trials: Sequence[Trial],
-    level: str,
-    out: str | Path,
-    view: str = "partial",
-    tile_size: int = 8,
-    palette: str = "day",
-) -> FrameStore:
+def stored(trials: Sequence[Trial], level: str, out: str | Path, **look: Any) -> FrameStore:
     """Writes trials of any actor as a store like that of `demonstrations`.
 
     Trials in which the expert had no plan are dropped, and ``manifest["dropped"]`` counts them.
@@ -90,9 +78,7 @@ def stored(
         trials: of one level.
         level: its id.
         out: a directory that is empty or does not exist.
-        view: as they were played.
-        tile_size: as they were played.
-        palette: as they were played.
+        **look: view, tile_size and palette, as they were played.
 
     Raises:
         RlpreError: if no trial is left, their frames have another shape, ``out`` is not empty, or the disk is full.
@@ -100,24 +86,12 @@ def stored(
     kept = [trial for trial in trials if not trial.lost]
     if not kept:
         raise RlpreError(f"there is nothing to store: the expert had no plan in all {len(trials)} trials of {level}")
-    look = {"view": view, "tile_size": tile_size, "palette": palette}
-    with whole(Path(out), spec={"trials": level, **look}, **_kind(level, look)) as writer:
+    look = {**LOOK, **look}
+    kind = make(level, **look).store_arguments([level], LABELS)
+    with new_store(Path(out), spec={"trials": level, **look}, **kind) as writer:
         writer.manifest["dropped"] = len(trials) - len(kept)
         _append(writer, kept)
     return FrameStore.open(out)
-
-
-def _kind(level: str, look: dict[str, Any]) -> dict[str, Any]:
-    """The arguments that describe a store of trials."""
-    world = make(level, **look)
-    return {
-        "space": world.observation_space,
-        "action_space": world.action_space,
-        "atlas": world.atlas,
-        "palette": world.palette,
-        "tasks": [level],
-        "labels": LABELS,
-    }
 
 
 def _solved(
@@ -125,7 +99,7 @@ def _solved(
 ) -> tuple[list[Trial], int]:
     """``wanted`` trials in which the expert accomplished its mission, and the number of other trials between them."""
     first, noise_seed = streams
-    actor = noisy(expert(), noise, np.random.default_rng(noise_seed))
+    actor = NoisyActor(ExpertActor(), noise, np.random.default_rng(noise_seed))
     solved: list[Trial] = []
     played = 0
     while len(solved) < wanted:

@@ -1,32 +1,16 @@
-"""Experts that read the true state and advise in every state that a learner reaches; labels for probes.
-
-References:
-    minigrid.utils.baby_ai_bot, from https://github.com/mila-iqia/babyai
-"""
+"""Experts that read the true state and advise in every state that a learner reaches; labels for probes."""
 
 import functools
 import heapq
 from collections.abc import Iterator
 from contextlib import suppress
-from typing import Literal, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import gymnasium as gym
 import numpy as np
 from minigrid.core.actions import Actions
 from minigrid.core.constants import OBJECT_TO_IDX
 from minigrid.core.world_object import Door, Goal, Key, WorldObj
-from minigrid.envs import (
-    CrossingEnv,
-    DistShiftEnv,
-    DoorKeyEnv,
-    EmptyEnv,
-    FourRoomsEnv,
-    KeyCorridorEnv,
-    LavaGapEnv,
-    MultiRoomEnv,
-    UnlockEnv,
-    UnlockPickupEnv,
-)
 from minigrid.envs.babyai.core.roomgrid_level import RoomGridLevel
 from minigrid.envs.babyai.core.verifier import AfterInstr, Instr, ObjDesc, PutNextInstr, SeqInstr
 from minigrid.minigrid_env import MiniGridEnv
@@ -34,39 +18,38 @@ from minigrid.utils.baby_ai_bot import BabyAIBot, DisappearedBoxError, DropSubgo
 
 from envs.minigrid import render
 from envs.minigrid.render import UnknownObjectError
+from minigrid import envs as grids
 
 # "front" and "carrying": MiniGrid's object type, 1 = nothing; "distance": steps to success; "expert": its action
 LABELS = ("front", "carrying", "distance", "expert")
 UNKNOWN = -1
 
-_STRIDE = ((1, 0), (0, 1), (-1, 0), (0, -1))
-
-
-def labels(world: MiniGridEnv, advice: tuple[int, int]) -> tuple[int, int, int, int]:
-    """The values of `LABELS` in the current state; ``advice`` is the expert's (action, distance)."""
-    (x, y), (dx, dy) = world.agent_pos, _STRIDE[world.agent_dir]
-    front = world.grid.grid[(y + dy) * world.grid.width + x + dx]
-    action, distance = advice
-    return _type(front), _type(world.carrying), distance, action
-
-
-def _type(thing: object) -> int:
-    return OBJECT_TO_IDX[getattr(thing, "type", "empty")]
-
-
 LEFT, RIGHT, FORWARD, PICKUP, DROP, TOGGLE = range(6)
 OPEN, CLOSED, LOCKED = range(3)
 FAR = 1_000_000
+MOST_UNREACHED = 16  # times in one plan that a seen object cannot be reached: more than the doors on any way
 
 Doors = tuple[int, ...]  # the state of each door
 Seed = tuple[int, int, int, int]  # distance, pose, action there, cells on the way (bit mask)
 
 
-class Target(NamedTuple):
-    """What solves the episode: to reach, pick up or toggle the object."""
+class Expert(Protocol):
+    """Advises through one episode; make a new one after each reset."""
 
-    verb: Literal["reach", "pickup", "toggle"]
-    thing: WorldObj
+    def advise(self, taken: int | None) -> tuple[int, int]:
+        """The best action now and the steps to go, each -1 if unknown.
+
+        Args:
+            taken: the action that led here, None at the start of the episode.
+        """
+
+
+def labels(world: MiniGridEnv, advice: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The values of `LABELS` in the current state; ``advice`` is the expert's (action, distance)."""
+    action, distance = advice
+    front = world.grid.get(*world.front_pos)
+    front, carrying = (OBJECT_TO_IDX[thing.type if thing else "empty"] for thing in (front, world.carrying))
+    return front, carrying, distance, action
 
 
 class Phase(NamedTuple):
@@ -106,34 +89,38 @@ class Planner:
     reach the target. Each phase is one backward search over all poses (cell, direction) that starts from the costs of
     the next phase. One search covers every pose that a learner can reach; it is repeated only when a door or the key
     changed. The steps to go are exact, except that a closed door which the plan passes twice counts as closed twice.
+
+    Args:
+        env: just reset.
+        target: the object that solves the episode.
+        act: what to do to it: PICKUP, TOGGLE, or FORWARD to reach it.
     """
 
-    def __init__(self, env: MiniGridEnv, target: Target) -> None:
-        self.env, self.target, self.width = env, target, env.grid.width
+    def __init__(self, env: MiniGridEnv, target: WorldObj, act: int) -> None:
+        self.env, self.target, self.act, self.width = env, target, act, env.grid.width
         things = dict(enumerate(env.grid.grid))
         self.doors = {cell: thing for cell, thing in things.items() if isinstance(thing, Door)}
-        self.key = next(
-            (thing for thing in things.values() if isinstance(thing, Key) and thing is not target.thing), None
-        )
+        self.key = next((thing for thing in things.values() if isinstance(thing, Key) and thing is not target), None)
         self.bare = {cell for cell, thing in things.items() if thing is None or thing is self.key}
-        self.goal = next(cell for cell, thing in things.items() if thing is target.thing)
+        self.goal = next(cell for cell, thing in things.items() if thing is target)
         self.fixed = [int(c in self.bare or (t.can_overlap() and t.type != "lava")) for c, t in things.items()]
         self._held, self._free, self._last = map(functools.cache, (self._plan_held, self._plan_free, self._plan_last))
 
-    def advise(self) -> tuple[int, int]:
+    def advise(self, taken: int | None = None) -> tuple[int, int]:
         """The best next action and the steps to go from the current state, or (-1, -1) if there is no way."""
         env = self.env
-        if env.grid.grid[self.goal] is not self.target.thing or (env.carrying and env.carrying is not self.key):
-            return -1, -1
+        if env.grid.grid[self.goal] is not self.target or (env.carrying and env.carrying is not self.key):
+            return UNKNOWN, UNKNOWN
         doors = tuple(OPEN if door.is_open else LOCKED if door.is_locked else CLOSED for door in self.doors.values())
         if env.carrying:
             phase = self._held(doors)
         else:
-            x, y = self.key.cur_pos if self.key else (0, 0)
-            phase = self._free(doors, int(y * self.width + x) if self.key else None)
-        x, y = env.agent_pos
-        pose = 4 * int(y * self.width + x) + int(env.agent_dir)
-        return (phase.action[pose], phase.distance[pose]) if phase.distance[pose] < FAR else (-1, -1)
+            phase = self._free(doors, self._cell(self.key.cur_pos) if self.key else None)
+        pose = 4 * self._cell(env.agent_pos) + int(env.agent_dir)
+        return (phase.action[pose], phase.distance[pose]) if phase.distance[pose] < FAR else (UNKNOWN, UNKNOWN)
+
+    def _cell(self, position: tuple[int, int]) -> int:
+        return int(position[1] * self.width + position[0])
 
     def _plan_free(self, doors: Doors, key: int | None) -> Phase:
         """Without the key: go to the target if it can be reached, or to the key first."""
@@ -149,7 +136,7 @@ class Planner:
         price = self._prices(doors)
         if LOCKED in doors:
             seeds = list(self._unlock(doors, price))
-        elif self.target.verb == "pickup":
+        elif self.act == PICKUP:
             seeds = list(self._put_down(doors, price))
         else:
             seeds = self._finish(price)
@@ -162,8 +149,8 @@ class Planner:
 
     def _unlock(self, doors: Doors, price: list[int]) -> Iterator[Seed]:
         locked = list(self.doors)[doors.index(LOCKED)]
-        last = self.target.verb == "toggle"
-        after = None if last else self._held(tuple(OPEN if state == LOCKED else state for state in doors))
+        opened = tuple(OPEN if state == LOCKED else state for state in doors)
+        after = None if self.act == TOGGLE else self._held(opened)
         for pose in self._facing(locked, price):
             yield 1 + (after.distance[pose] if after else 0), pose, TOGGLE, 0
 
@@ -175,10 +162,9 @@ class Planner:
                     yield last.distance[pose] + 1, pose, DROP, 0
 
     def _finish(self, price: list[int]) -> list[Seed]:
-        if self.target.verb == "reach":
+        if self.act == FORWARD:
             return [(0, 4 * self.goal + direction, -1, 0) for direction in range(4)]
-        action = PICKUP if self.target.verb == "pickup" else TOGGLE
-        return [(1, pose, action, 0) for pose in self._facing(self.goal, price)]
+        return [(1, pose, self.act, 0) for pose in self._facing(self.goal, price)]
 
     def _prices(self, doors: Doors, key: int | None = None) -> list[int]:
         price = self.fixed.copy()
@@ -198,9 +184,6 @@ class Planner:
         ]
 
 
-MOST_UNREACHED = 16  # times in one plan that a seen object cannot be reached: more than the doors on any way
-
-
 class Bot(BabyAIBot):
     """The BabyAI bot, but it plans again when its advice was not followed, and it updates its map faster.
 
@@ -215,7 +198,16 @@ class Bot(BabyAIBot):
         super().__init__(mission)
         self.world: MiniGridEnv = mission.unwrapped
         self.advised: int | None = None
-        self.unreached = 0
+        self.unreached, self.lost = 0, False
+
+    def advise(self, taken: int | None) -> tuple[int, int]:
+        """See `Expert`; it does not count steps, and has no advice after a learner opened a box."""
+        if not self.lost:
+            try:
+                return int(self.replan(None if taken is None else Actions(taken))), UNKNOWN
+            except (DisappearedBoxError, AssertionError):  # the bot asserts where it has no plan
+                self.lost = True
+        return UNKNOWN, UNKNOWN
 
     def replan(self, action_taken: Actions | None = None) -> Actions:
         """The best action now, given the action that led here (None: its own, or the episode begins).
@@ -300,64 +292,23 @@ def _remaining(instruction: Instr) -> Iterator[Instr]:
             yield from _remaining(part)
 
 
-REACH_GOAL = (EmptyEnv, DoorKeyEnv, MultiRoomEnv, CrossingEnv, FourRoomsEnv, LavaGapEnv, DistShiftEnv)
-PICK_UP_OBJECT = (UnlockPickupEnv, KeyCorridorEnv)
+REACH_GOAL = (grids.EmptyEnv, grids.DoorKeyEnv, grids.MultiRoomEnv, grids.CrossingEnv, grids.FourRoomsEnv)
+REACH_GOAL += (grids.LavaGapEnv, grids.DistShiftEnv)
+PICK_UP_OBJECT = (grids.UnlockPickupEnv, grids.KeyCorridorEnv)
 # levels that the bot cannot solve, according to its documentation
-UNPLANNED = {
-    "BabyAI-PutNextS5N2Carrying-v0",
-    "BabyAI-PutNextS6N3Carrying-v0",
-    "BabyAI-PutNextS7N4Carrying-v0",
-    "BabyAI-KeyInBox-v0",
-}
-
-
-class Expert(Protocol):
-    """Advises through one episode; make a new one after each reset."""
-
-    def advise(self, taken: int | None) -> tuple[int, int]:
-        """The best action now and the steps to go, each -1 if unknown.
-
-        Args:
-            taken: the action that led here, None at the start of the episode.
-        """
-
-
-class PlannerExpert:
-    """Advises by shortest paths; it needs no history."""
-
-    def __init__(self, env: MiniGridEnv, target: Target) -> None:
-        self.planner = Planner(env, target)
-
-    def advise(self, taken: int | None) -> tuple[int, int]:
-        return self.planner.advise()
-
-
-class BotExpert:
-    """Advises by the BabyAI bot: no steps to go, and no advice after a learner opened a box."""
-
-    def __init__(self, env: RoomGridLevel) -> None:
-        self.bot: Bot | None = Bot(env)
-
-    def advise(self, taken: int | None) -> tuple[int, int]:
-        if self.bot is None:
-            return -1, -1
-        try:
-            return int(self.bot.replan(None if taken is None else Actions(taken))), -1
-        except (DisappearedBoxError, AssertionError):  # the bot asserts where it has no plan
-            self.bot = None
-            return -1, -1
+UNPLANNED = {f"BabyAI-PutNext{size}Carrying-v0" for size in ("S5N2", "S6N3", "S7N4")} | {"BabyAI-KeyInBox-v0"}
 
 
 def expert_for(env: gym.Env) -> Expert | None:
     """A new expert for the episode that ``env`` was just reset to; None if no expert solves this environment."""
     world = env.unwrapped
     if isinstance(world, RoomGridLevel):
-        return None if world.spec and world.spec.id in UNPLANNED else BotExpert(world)
+        return None if world.spec and world.spec.id in UNPLANNED else Bot(world)
     if isinstance(world, REACH_GOAL):
         goal = next(thing for thing in world.grid.grid if isinstance(thing, Goal))
-        return PlannerExpert(world, Target("reach", goal))
+        return Planner(world, goal, FORWARD)
     if isinstance(world, PICK_UP_OBJECT):
-        return PlannerExpert(world, Target("pickup", world.obj))
-    if isinstance(world, UnlockEnv):
-        return PlannerExpert(world, Target("toggle", world.door))
+        return Planner(world, world.obj, PICKUP)
+    if isinstance(world, grids.UnlockEnv):
+        return Planner(world, world.door, TOGGLE)
     return None

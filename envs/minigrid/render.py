@@ -37,17 +37,11 @@ _SYMBOLS = {key: symbol for symbol, key in enumerate([*_THINGS, *_DOORS], start=
 
 
 class UnknownObjectError(Exception):
-    """The grid holds an object that has no symbol."""
+    """The cells that were read hold an object without a symbol."""
 
 
 def symbols_of(cells: Iterable[WorldObj | None]) -> bytes:
-    """One symbol for each cell.
-
-    Objects are distinguished by their exact class, because a subclass may be drawn differently.
-
-    Raises:
-        UnknownObjectError: if an object is not one of MiniGrid's own.
-    """
+    """One symbol for each cell, by the exact class of its object, because a subclass may be drawn differently."""
     symbols = _SYMBOLS
     try:
         return bytes(
@@ -64,8 +58,6 @@ def symbols_of(cells: Iterable[WorldObj | None]) -> bytes:
         raise UnknownObjectError(error.args[0]) from None
 
 
-View = Callable[[MiniGridEnv], "SymbolicFrame"]
-
 _BORDER = Wall()  # shown by MiniGrid outside the grid
 _UP = bytes([HIGHLIGHT | (1 + 3) << AGENT_SHIFT])  # the agent in its own view looks up
 _HIGHLIGHTED = bytes(255) + bytes([HIGHLIGHT])
@@ -76,16 +68,12 @@ class SymbolicFrame(NamedTuple):
     """A frame before it is rendered, row by row as on the screen."""
 
     symbols: bytes  # one for each cell, indices into CODES and OBJECTS
-    flags: bytes  # one for each cell: highlight and agent, see rlpre.tiles
+    flags: bytes  # one for each cell: highlight and agent, see rlpre.data.tiles
     stock: np.ndarray | None = None  # (3, H, W) uint8: the frame as MiniGrid draws it, if the atlas cannot
 
 
 def partial(env: MiniGridEnv) -> SymbolicFrame:
-    """The square in front of the agent, rotated so that the agent looks up; cells behind walls are unseen.
-
-    Raises:
-        UnknownObjectError: if the square holds an object without a symbol.
-    """
+    """The square in front of the agent, rotated so that the agent looks up; cells behind walls are unseen."""
     symbols, seen, _ = _square(env)
     agent = agent_cell(partial, env)
     # The agent's cell shows what it carries, not what it stands on.
@@ -96,11 +84,7 @@ def partial(env: MiniGridEnv) -> SymbolicFrame:
 
 
 def full(env: MiniGridEnv) -> SymbolicFrame:
-    """The whole grid; the cells that the agent sees are highlighted.
-
-    Raises:
-        UnknownObjectError: if the grid holds an object without a symbol.
-    """
+    """The whole grid; the cells that the agent sees are highlighted."""
     symbols = symbols_of(env.grid.grid)
     flags = bytearray(len(symbols) + 1)  # the last one stands for all cells outside the grid
     if env.highlight:
@@ -111,15 +95,12 @@ def full(env: MiniGridEnv) -> SymbolicFrame:
 
 
 def seen(env: MiniGridEnv) -> list[int]:
-    """Cells of the grid that the agent sees, row-major; ``width * height`` stands for all cells outside the grid.
-
-    Raises:
-        UnknownObjectError: if the square before the agent holds an object without a symbol.
-    """
+    """Cells of the grid that the agent sees, row-major; ``width * height`` stands for all cells outside the grid."""
     _, visible, cells = _square(env)
     return list(compress(cells, visible))
 
 
+View = Callable[[MiniGridEnv], SymbolicFrame]
 VIEWS: dict[str, View] = {"partial": partial, "full": full}
 
 
@@ -202,14 +183,10 @@ class _TileRenderer(Grid):
 def atlas(tile_size: int) -> TileAtlas:
     """The tiles of every object, color and state, with and without the agent and the highlight.
 
-    MiniGrid draws each layer once. The layers are combined as in ``Grid.render_tile``, so every pixel equals the stock
-    rendering.
-
-    Args:
-        tile_size: pixels of a cell along each axis.
+    MiniGrid draws each layer once, and they are combined as in ``Grid.render_tile``: every pixel equals its rendering.
 
     Raises:
-        RlpreError: if ``tile_size`` is below 1.
+        RlpreError: if ``tile_size``, the pixels of a cell along each axis, is below 1.
     """
     if tile_size < 1:
         raise RlpreError(f"tile_size is {tile_size}: give at least 1 pixel a cell")
@@ -236,6 +213,3 @@ def _tile(picture: np.ndarray, agent: np.ndarray, highlight: bool) -> np.ndarray
     if highlight:
         highlight_img(tile)
     return downsample(tile, _SAMPLES).astype(np.uint8).transpose(2, 0, 1)
-
-
-spell = symbols_of  # ALIAS

@@ -2,11 +2,10 @@
 
 import copy
 import hashlib
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from minigrid.core.actions import Actions
@@ -18,10 +17,7 @@ from envs.minigrid.worlds import GridWorld, make
 from rlpre.errors import RlpreError, lookup
 
 LAYOUTS = 2**15  # the range of a label column
-PARTS = {"train": False, "test": True}  # name -> value of `is_test`
 MOST_MISSES = 1000  # resets without a layout of the part before it counts as missing
-
-_TESTS = 5  # one in five layouts is for tests and never demonstrated
 
 
 def layout(world: MiniGridEnv) -> int:
@@ -32,8 +28,8 @@ def layout(world: MiniGridEnv) -> int:
 
 
 def is_test(layout: int) -> bool:
-    """Whether this layout is for tests: a fixed fifth of all layouts."""
-    return layout % _TESTS == 0
+    """Whether this layout is for tests and never demonstrated: a fixed fifth of all layouts."""
+    return layout % 5 == 0
 
 
 def enter(world: GridWorld, seed: int) -> int:
@@ -42,7 +38,8 @@ def enter(world: GridWorld, seed: int) -> int:
     return layout(world.grid_env)
 
 
-def layout_seeds(level: str, part: str, count: int, first: int = 0) -> list[int]:
+@lru_cache(maxsize=64)
+def layout_seeds(level: str, part: str, count: int, first: int = 0) -> tuple[int, ...]:
     """The ``count`` lowest reset seeds, from ``first`` on, that give a layout of a part.
 
     Args:
@@ -54,55 +51,33 @@ def layout_seeds(level: str, part: str, count: int, first: int = 0) -> list[int]
     Raises:
         RlpreError: if a name or number is wrong, or the level has no layout of that part.
     """
-    test = lookup("part", part, PARTS)
+    test = lookup("part", part, {"train": False, "test": True})
     if count < 1 or first < 0:
         raise RlpreError(f"cannot find {count} seeds from {first} on: ask for at least 1, from at least 0 on")
-    return list(_seeds(level, test, count, first))
-
-
-@lru_cache(maxsize=64)
-def _seeds(level: str, test: bool, count: int, first: int) -> tuple[int, ...]:
-    world, found, misses = make(level), [], 0
-    for seed in itertools.count(first):
-        hit = is_test(enter(world, seed)) == test
-        misses = 0 if hit else misses + 1
-        if hit:
+    world, found, seed = make(level), [], first
+    while len(found) < count:
+        if is_test(enter(world, seed)) == test:
             found.append(seed)
-        if len(found) == count:
-            break
-        if misses == MOST_MISSES:
-            part = "test" if test else "train"
+        if seed - (found[-1] if found else first - 1) == MOST_MISSES:
             raise RlpreError(f"{level} has too few layouts for a part {part!r}: choose a level with more")
+        seed += 1
     return tuple(found)
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One episode of T steps.
+    """One episode of T steps."""
 
-    Attributes:
-        codes: (T + 1, R, C, 3) uint8 tile codes, including the final frame.
-        actions: (T,) int64.
-        advice: (T,) int64, the expert's actions; -1 once it has no plan.
-        reward: (T,) float64.
-        mission: the text of the mission.
-        success: whether the mission was accomplished.
-        lost: whether the expert had no plan at some step, for example because a box was opened.
-        seed: of the reset.
-        layout: see `layout`.
-        terminated: whether the environment ended it, not the time limit.
-    """
-
-    codes: np.ndarray
-    actions: np.ndarray
-    advice: np.ndarray
-    reward: np.ndarray
+    codes: np.ndarray  # (T + 1, R, C, 3) uint8 tile codes, including the final frame
+    actions: np.ndarray  # (T,) int64
+    advice: np.ndarray  # (T,) int64, the expert's actions; -1 once it has no plan
+    reward: np.ndarray  # (T,) float64
     mission: str
-    success: bool
-    lost: bool
-    seed: int
-    layout: int
-    terminated: bool
+    success: bool  # whether the mission was accomplished
+    lost: bool  # whether the expert had no plan at some step, for example because a box was opened
+    seed: int  # of the reset
+    layout: int  # see `layout`
+    terminated: bool  # whether the environment ended it, not the time limit
 
 
 class Actor(Protocol):
@@ -139,12 +114,16 @@ class EpisodeRandom:
         return np.stack([self.streams[slot].random(size) for slot in range(len(starts))])
 
 
-class _Expert:
+class ExpertActor:
+    """Follows the expert; does nothing once the expert has no plan."""
+
     def act(self, frames: np.ndarray, missions: list[str], advice: np.ndarray, starts: np.ndarray) -> np.ndarray:
         return np.where(advice == UNKNOWN, Actions.done, advice)  # "done" does nothing
 
 
-class _Noisy:
+class NoisyActor:
+    """Acts as ``actor``, but with this probability draws an action uniformly from all."""
+
     def __init__(self, actor: Actor, probability: float, rng: np.random.Generator) -> None:
         self.actor, self.probability, self.random = actor, probability, EpisodeRandom(rng)
 
@@ -154,26 +133,7 @@ class _Noisy:
         return np.where(chance < self.probability, free, self.actor.act(frames, missions, advice, starts))
 
 
-def expert() -> Actor:
-    """Follows the expert; does nothing once the expert has no plan."""
-    return _Expert()
-
-
-def noisy(actor: Actor, probability: float, rng: np.random.Generator) -> Actor:
-    """Acts as ``actor``, but with this probability draws an action uniformly from all."""
-    return _Noisy(actor, probability, rng)
-
-
-def play(
-    level: str,
-    seeds: Sequence[int],
-    actor: Actor,
-    *,
-    n_envs: int = 32,
-    view: str = "partial",
-    tile_size: int = 8,
-    palette: str = "day",
-) -> list[Trial]:
+def play(level: str, seeds: Sequence[int], actor: Actor, *, n_envs: int = 32, **look: Any) -> list[Trial]:
     """Plays one episode for each seed; the expert advises at every step, whichever actor acts.
 
     Args:
@@ -181,9 +141,7 @@ def play(
         seeds: of the resets.
         actor: draws the actions.
         n_envs: environments played together; the trials do not depend on it.
-        view: as in `envs.make`.
-        tile_size: as in `envs.make`.
-        palette: as in `envs.make`.
+        **look: view, tile_size and palette, as in `envs.make`.
 
     Returns:
         The trials, in the order of the seeds.
@@ -193,7 +151,7 @@ def play(
     """
     if min(len(seeds), n_envs) < 1:
         raise RlpreError(f"cannot play {len(seeds)} seeds in {n_envs} worlds: give at least one of each")
-    slots = [_Slot(make(level, view, tile_size, palette), level) for _ in range(min(n_envs, len(seeds)))]
+    slots = [_Slot(make(level, **look), level) for _ in range(min(n_envs, len(seeds)))]
     trials: dict[int, Trial] = {}
     waiting = iter(range(len(seeds)))
     playing = {slot: next(waiting) for slot in slots}
@@ -244,19 +202,10 @@ class _Slot:
     def trial(self) -> Trial:
         """The episode, when it has ended."""
         self._keep(self.world.render_frames([self.world.frame])[0][0])
-        action, advice, reward = map(np.array, zip(*self.steps, strict=True))
-        return Trial(
-            codes=np.stack(self.codes),
-            actions=action,
-            advice=advice,
-            reward=reward,
-            mission=self.world.grid_env.mission,
-            success=bool(reward[-1] > 0),
-            lost=self.lost,
-            seed=self.seed,
-            layout=self.layout,
-            terminated=self.terminated,
-        )
+        actions, advice, reward = map(np.array, zip(*self.steps, strict=True))
+        how = {"mission": self.world.grid_env.mission, "success": bool(reward[-1] > 0), "lost": self.lost}
+        how |= {"seed": self.seed, "layout": self.layout, "terminated": self.terminated}
+        return Trial(np.stack(self.codes), actions, advice, reward, **how)
 
     def _ask(self, taken: int | None) -> None:
         self.advice, _ = self.expert.advise(taken)
@@ -298,20 +247,10 @@ def cost_to_go(world: MiniGridEnv, expert: Expert, advice: int) -> float:
 
 
 def _costs_ahead(followed: np.ndarray, costs: np.ndarray, most: int) -> tuple[np.ndarray, np.ndarray]:
-    """The costs of the actions of a trial, and of following the advice.
+    """A step and the cost-to-go after each action of a trial (T,), and the cost-to-go in each state (T,).
 
-    Following the advice costs one step and the cost-to-go from there on, so only the states in which it was not
-    followed have to be played out.
-
-    Args:
-        followed: (T,) bool, whether the action was the advised one.
-        costs: (T + 1,) the cost-to-go in each state, NaN where unknown; read where the advice was not followed, and
-            at the end.
-        most: the largest cost-to-go.
-
-    Returns:
-        (T,) float64, a step and the cost-to-go after each action; (T,) float64, the cost-to-go in each state; NaN where
-        a cost that matters is unknown.
+    Where the advice was ``followed`` (T,) both are the same. So ``costs`` (T + 1,), the cost-to-go by playing on, are
+    needed only in the other states and at the end; ``most`` is the largest.
     """
     left, after = np.array(costs, float), np.zeros(len(followed))
     for t in reversed(range(len(followed))):
@@ -338,21 +277,22 @@ def choice_regrets(level: str, trials: Sequence[Trial], choices: Sequence[np.nda
     Raises:
         RlpreError: if the trials are of another level.
     """
-    world = make(level)
-    return [_trial_regrets(world, level, trial, asked) for trial, asked in zip(trials, choices, strict=True)]
+    world, regrets = make(level), []
+    for trial, asked in zip(trials, choices, strict=True):
+        expert = expert_for(world) if enter(world, trial.seed) == trial.layout else None
+        if expert is None:
+            raise RlpreError(f"the trial of seed {trial.seed} was not played in {level}: give the level of the trials")
+        regrets.append(_trial_regrets(world, expert, trial, asked))
+    return regrets
 
 
-def _trial_regrets(world: GridWorld, level: str, trial: Trial, asked: np.ndarray) -> np.ndarray:
-    expert = None
-    if enter(world, trial.seed) == trial.layout:
-        expert = expert_for(world)
-    if expert is None:
-        raise RlpreError(f"the trial of seed {trial.seed} was not played in {level}: give the level of the trials")
+def _trial_regrets(world: GridWorld, expert: Expert, trial: Trial, asked: np.ndarray) -> np.ndarray:
+    most = float(world.grid_env.max_steps)
     advised, taken = trial.advice[: asked.shape[1]], trial.actions[: asked.shape[1]]
     wrong = (asked != advised) & (advised != UNKNOWN)
     regret = np.where(advised == UNKNOWN, np.nan, np.zeros(asked.shape))
     end = int(np.flatnonzero(wrong.any(axis=0)).max(initial=-1)) + 1
-    best, considered = np.full(end + 1, float(world.grid_env.max_steps)), {}
+    best, considered = np.full(end + 1, most), {}
     for t in range(end):
         advice, _ = expert.advise(taken[t - 1] if t else None)
         if advice not in (taken[t], UNKNOWN):
@@ -361,7 +301,7 @@ def _trial_regrets(world: GridWorld, level: str, trial: Trial, asked: np.ndarray
             considered[t, action] = cost_to_go(world.grid_env, expert, action)
         world.step_unrendered(int(taken[t]))
     best[end] = _final_cost(world, expert, trial, end)
-    after, left = _costs_ahead(taken[:end] == advised[:end], best, world.grid_env.max_steps)
+    after, left = _costs_ahead(taken[:end] == advised[:end], best, most)
     for k, t in np.argwhere(wrong).tolist():
         regret[k, t] = considered.get((t, int(asked[k, t])), after[t]) - left[t]
     return regret
@@ -376,16 +316,3 @@ def _final_cost(world: GridWorld, expert: Expert, trial: Trial, end: int) -> flo
         return float(world.grid_env.max_steps)
     advice, _ = expert.advise(int(trial.actions[end - 1]) if end else None)
     return float(world.grid_env.max_steps) if advice == UNKNOWN else cost_to_go(world.grid_env, expert, advice)
-
-
-seeds = layout_seeds  # ALIAS
-Dice = EpisodeRandom  # ALIAS
-EpisodeRandom.roll = EpisodeRandom.draw  # ALIAS
-
-
-def train_seeds(level: str, count: int, first: int = 0) -> list[int]:  # ALIAS
-    return layout_seeds(level, "train", count, first)
-
-
-def test_seeds(level: str, count: int) -> list[int]:  # ALIAS
-    return layout_seeds(level, "test", count)

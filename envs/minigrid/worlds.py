@@ -28,15 +28,15 @@ WORDS = _WORDS.split()
 SEPARATORS = {"after", "and", "from", "near", "next", "then", "unlock"}  # between two objects of a mission
 CLAUSES = 8  # in the longest mission of BabyAI's grammar
 SHAPE = CLAUSES, len(WORDS)  # of a mission as an observation, `clauses`
+LOOK = {"view": "partial", "tile_size": 8, "palette": "day"}  # how frames show the grid by default, see `make`
 
 
 @lru_cache(maxsize=4096)
 def clauses(mission: str) -> np.ndarray:
     """The words of each clause of a mission, as a (clauses, words) int8 array of 0 and 1, read-only.
 
-    A separator opens a new clause, so that "put the red ball next to the blue box" differs from "put the blue box next
-    to the red ball". Within a clause MiniGrid's grammar has one word order, so no two
-    missions give the same array.
+    A separator opens a new clause. So "put the red ball next to the blue box" differs from "put the blue box next to
+    the red ball", and no two missions of MiniGrid's grammar, with its one word order, give the same array.
 
     Raises:
         RlpreError: for a word that no mission of MiniGrid and BabyAI has, or too many clauses.
@@ -67,12 +67,8 @@ class GridWorld(gym.Wrapper, RecordConstructorArgs):
     computed. ``info`` has "mission" (str), "direction" (int, 0-3: right, down, left, up) and "codes"
     ((R, C, 3) uint8, or None if the frame holds an object without a tile: then MiniGrid renders it).
 
-    Args:
-        env: an environment whose base is a ``MiniGridEnv``.
-        view: "partial", as ``RGBImgPartialObsWrapper``, or "full", as ``RGBImgObsWrapper``.
-        tile_size: pixels of a cell along each axis.
-        palette: "day" or "night".
-        dict_obs: observe a dict of "image", "direction" and "mission" (see `clauses`).
+    The arguments are those of `make`, and ``env``, an environment whose base is a ``MiniGridEnv``. The attribute
+    ``frame`` holds the symbols after the last reset or step.
 
     Raises:
         RlpreError: if the view or the palette is unknown.
@@ -94,7 +90,7 @@ class GridWorld(gym.Wrapper, RecordConstructorArgs):
         mission = spaces.MultiBinary(SHAPE)
         parts = {"image": image, "direction": spaces.Discrete(4), "mission": mission}
         self.observation_space = spaces.Dict(parts) if dict_obs else image
-        self.frame = SymbolicFrame(b"", b"")  # after the last reset or step
+        self.frame = SymbolicFrame(b"", b"")
         size = self.grid_env.agent_view_size
         self._blank_image = np.zeros((size, size, 3), np.uint8)
 
@@ -107,27 +103,23 @@ class GridWorld(gym.Wrapper, RecordConstructorArgs):
         return self._observe(info), reward, terminated, truncated, info
 
     def reset_unrendered(self, seed: int | None = None, options: dict[str, Any] | None = None) -> dict:
-        """Resets without rendering and returns ``info``; `frame` holds the symbols.
-
-        MiniGrid's messages about rejected levels are not printed.
+        """Resets without rendering and returns ``info``.
 
         Raises:
             RlpreError: if MiniGrid cannot build the environment.
         """
         try:
-            with contextlib.redirect_stdout(None):
+            with contextlib.redirect_stdout(None):  # MiniGrid prints about rejected levels
                 _, info = self._unobserved(self.env.reset, seed=seed, options=options)
         except (ImportError, FileNotFoundError, DependencyNotInstalled) as error:
             name = self.spec.id if self.spec else type(self.grid_env).__name__
             raise RlpreError(f"the installed minigrid cannot build {name}: {error}") from error
-        self._read_grid()
-        return self._described(info)
+        return self._read_grid(info)
 
     def step_unrendered(self, action: int) -> tuple[float, bool, bool, dict]:
         """Steps without rendering; returns reward, terminated, truncated and ``info``."""
         _, reward, terminated, truncated, info = self._unobserved(self.env.step, int(action))
-        self._read_grid()
-        return float(reward), terminated, truncated, self._described(info)
+        return float(reward), terminated, truncated, self._read_grid(info)
 
     def step_unobserved(self, action: int) -> None:
         """Steps without reading the grid: `frame` does not change."""
@@ -143,11 +135,7 @@ class GridWorld(gym.Wrapper, RecordConstructorArgs):
         return codes, frames
 
     def text_parts(self) -> dict[str, np.ndarray]:
-        """Direction and mission of a Dict observation of the current state; empty without ``dict_obs``.
-
-        Raises:
-            RlpreError: if the mission is not one of MiniGrid's or BabyAI's.
-        """
+        """Direction and mission of a Dict observation of the current state; empty without ``dict_obs``."""
         if not self.dict_obs:
             return {}
         mission = clauses(self.grid_env.mission).copy()
@@ -169,13 +157,15 @@ class GridWorld(gym.Wrapper, RecordConstructorArgs):
     def _blank(self) -> dict[str, Any]:
         return {"image": self._blank_image, "direction": self.grid_env.agent_dir, "mission": self.grid_env.mission}
 
-    def _read_grid(self) -> None:
+    def _read_grid(self, info: dict) -> dict:
+        """Sets `frame`, and returns ``info`` with mission and direction."""
         try:
             self.frame = self.view(self.grid_env)
         except UnknownObjectError:
             self.frame = self._stock_frame()
         if len(self.frame.symbols) != self.rows * self.columns:
             raise RlpreError(f"{self.grid_env} changed the size of its grid: use view='partial'")
+        return {**info, "mission": self.grid_env.mission, "direction": int(self.grid_env.agent_dir)}
 
     def _stock_frame(self) -> SymbolicFrame:
         env, size = self.grid_env, self.atlas.tile_size
@@ -186,8 +176,10 @@ class GridWorld(gym.Wrapper, RecordConstructorArgs):
         blank = bytes(self.rows * self.columns)
         return SymbolicFrame(blank, blank, frame)
 
-    def _described(self, info: dict) -> dict:
-        return {**info, "mission": self.grid_env.mission, "direction": int(self.grid_env.agent_dir)}
+    def store_arguments(self, tasks: Sequence[str], labels: Sequence[str]) -> dict[str, Any]:
+        """The arguments of `FrameStore.create` for the frames of these ids and these label columns."""
+        kind = {"space": self.observation_space, "action_space": self.action_space, "atlas": self.atlas}
+        return {**kind, "palette": self.palette, "tasks": list(tasks), "labels": labels}
 
 
 class GridVecEnv(DummyVecEnv):
@@ -206,11 +198,7 @@ class GridVecEnv(DummyVecEnv):
 
     @property
     def codes(self) -> np.ndarray:
-        """(n_envs, R, C, 3) uint8 of the current observations.
-
-        Raises:
-            RlpreError: if a frame holds an object without a tile.
-        """
+        """(n_envs, R, C, 3) uint8 of the current observations; RlpreError if one holds an object without a tile."""
         for env in self.envs:
             if env.frame.stock is not None:
                 raise RlpreError(f"{env.grid_env} holds an object without a tile: store its pixels instead")
@@ -268,10 +256,11 @@ def make(
 
     Args:
         env_id: a registered id, such as "MiniGrid-DoorKey-8x8-v0".
-        view: "partial" (the square in front of the agent) or "full" (the whole grid).
+        view: "partial" (the square in front of the agent, as ``RGBImgPartialObsWrapper``) or "full" (the whole grid,
+            as ``RGBImgObsWrapper``).
         tile_size: pixels of a cell along each axis.
         palette: "day" or "night" (a lamp around the agent).
-        dict_obs: observe a dict of "image", "direction" and "mission" instead of the image alone.
+        dict_obs: observe a dict of "image", "direction" and "mission" (see `clauses`) instead of the image alone.
 
     Returns:
         An environment whose observations are ``Box(0, 255, (3, H, W), uint8)``, see `GridWorld`.
@@ -287,25 +276,14 @@ def make(
     return GridWorld(env, view, tile_size, palette, dict_obs)
 
 
-def make_vec(
-    env_id: str,
-    n_envs: int,
-    seed: int,
-    view: str = "partial",
-    tile_size: int = 8,
-    palette: str = "day",
-    dict_obs: bool = False,
-) -> VecMonitor:
+def make_vec(env_id: str, n_envs: int, seed: int, **look: Any) -> VecMonitor:
     """Makes ``n_envs`` environments that one process steps and renders together.
 
     Args:
         env_id: a registered id.
         n_envs: number of environments.
         seed: seeds the first reset; each environment has its own random stream.
-        view: as in `make`.
-        tile_size: as in `make`.
-        palette: as in `make`.
-        dict_obs: as in `make`.
+        **look: view, tile_size, palette and dict_obs, as in `make`.
 
     Returns:
         A `GridVecEnv` in SB3's ``VecMonitor``, so ``infos[i]["episode"]`` is filled.
@@ -315,14 +293,6 @@ def make_vec(
     """
     if n_envs < 1:
         raise RlpreError(f"n_envs is {n_envs}: give at least 1 environment")
-    venv = GridVecEnv([lambda: make(env_id, view, tile_size, palette, dict_obs)] * n_envs)
+    venv = GridVecEnv([lambda: make(env_id, **look)] * n_envs)
     venv.seed(seed)
     return VecMonitor(venv)
-
-
-GridWorld.begin, GridWorld.advance, GridWorld.skip = (
-    GridWorld.reset_unrendered,
-    GridWorld.step_unrendered,
-    GridWorld.step_unobserved,
-)  # ALIAS
-GridWorld.develop, GridWorld.glance = GridWorld.render_frames, property(lambda self: self.frame)  # ALIAS

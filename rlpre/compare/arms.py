@@ -9,14 +9,14 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 
-from rlpre.data.layout import find_images
+from rlpre.data.adapters import find_images
 from rlpre.encoders import AnyEncoder, Encoder, InputSpec, SequenceEncoder, Vocabulary
 from rlpre.encoders.encoder import CONFIG, WHITENED
 from rlpre.errors import RlpreError, lookup
 from rlpre.objectives import parse_objective
 from rlpre.pretrain import PretrainConfig, step_directory
 from rlpre.sb3 import MODES, policy_kwargs
-from rlpre.sb3.spaces import check_actions, find_image
+from rlpre.sb3.vecenv import check_actions, find_image
 from rlpre.utils import read_json
 
 KINDS: dict[str, type[AnyEncoder]] = {of.kind: of for of in (Encoder, SequenceEncoder)}

@@ -12,10 +12,20 @@ from typing import Any
 from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from rlpre.compare import train as runs
 from rlpre.compare.arms import Arm, check_arm, fresh_config, fresh_encoder, variant
 from rlpre.compare.runner import Measurements, Run, read_rows, run_study, succeed
-from rlpre.compare.train import MakeEnv, Preparation, Training, described
+from rlpre.compare.train import (
+    MakeEnv,
+    Preparation,
+    Report,
+    Training,
+    described,
+    find_algorithm,
+    find_env,
+    make_venv,
+    prepare,
+    train,
+)
 from rlpre.data.collect import collect
 from rlpre.data.store import FrameStore
 from rlpre.encoders import Encoder, SequenceEncoder
@@ -109,8 +119,9 @@ def compare(
     An interrupted comparison goes on where it stopped; more seeds may be added later. Each run is deterministic.
 
     Args:
-        make_env: a function ``(n_envs, seed) -> VecEnv``, "module:function", or a Gymnasium id; or several by task
-            name. Observations are uint8 images, or a Dict with one. Worker processes must be able to import a function.
+        make_env: a function ``(n_envs, seed) -> VecEnv`` (or a Gymnasium ``VectorEnv``, or an EnvPool),
+            "module:function", or a Gymnasium id; or several by task name. Observations are uint8 images, or a Dict with
+            one. Worker processes must be able to import a function.
         arms: by name, in reading order.
         steps: environment steps of each run, for all tasks or by task.
         seeds: number of runs of each arm on each task, or the seeds themselves.
@@ -148,7 +159,7 @@ def compare(
     from rlpre.compare.report import report  # imports matplotlib and scipy
 
     out, pretrain = Path(out).resolve(), pretrain or PretrainConfig()
-    tasks = {name: runs.find_env(each) for name, each in _named(make_env, "comparison").items()}
+    tasks = {name: find_env(each) for name, each in _named(make_env, "comparison").items()}
     budgets = {task: steps if isinstance(steps, int) else lookup("task", task, steps) for task in tasks}
     seeds = range(seeds) if isinstance(seeds, int) else seeds
     shortest = min(budgets.values())
@@ -156,7 +167,7 @@ def compare(
         next(iter(tasks.values())),
         seed=min(seeds, default=-1),
         steps=shortest,
-        algorithm=runs.find_algorithm(algorithm) if isinstance(algorithm, str) else algorithm,
+        algorithm=find_algorithm(algorithm) if isinstance(algorithm, str) else algorithm,
         algorithm_kwargs=algorithm_kwargs or {},
         n_envs=n_envs,
         eval_every=max(n_envs, shortest // 20) if eval_every is None else eval_every,
@@ -184,20 +195,24 @@ def compare(
         "train": {name: described(getattr(shared, name)) for name in SHARED},
         "metric": {"arms": offline, "controls": untrained, **asked, "threshold": threshold},
     }
+    arms = {name: _saved(arm, out / GIVEN / name) for name, arm in arms.items()}
     preparations: dict[Run, Preparation] = {}
     trainings: dict[Run, Training] = {}
-    saved = {name: _saved(arm, out / GIVEN / name) for name, arm in arms.items()}
-    ordered = sorted(saved, key=lambda name: saved[name].frozen)  # encoders that learn take longest: they start first
-    for task, name, seed in product(tasks, ordered, seeds):
-        arm, start = saved[name], _directory(saved[name])
+    for task, name, seed in product(tasks, _longest_first(arms), seeds):
+        arm, start = arms[name], _directory(arms[name])
         if arm.reads_frames:
             data = _data(arm, [task], stores)
-            number = seed - min(seeds) if pretrain_each_seed or arm.fresh else 0
-            source = Run(ENCODERS, f"{arm.objective or name}@{data}", pretrain.seed + number)
-            config, memory = (replace(each, seed=source.seed) for each in (pretrain, pretrain_memory))
-            users = {**preparations[source].arms, name: arm} if source in preparations else {name: arm}
-            made = (config, memory, arm.objective, start, fresh[task][name], users)
-            preparations[source] = Preparation(stores[data].path.resolve(), *made)
+            place = seed - min(seeds) if pretrain_each_seed or arm.fresh else 0
+            source = Run(ENCODERS, f"{arm.objective or name}@{data}", pretrain.seed + place)
+            preparations[source] = Preparation(
+                frames=stores[data].path.resolve(),
+                pretrain=replace(pretrain, seed=source.seed),
+                memory=replace(pretrain_memory, seed=source.seed),
+                objective=arm.objective,
+                start=start,
+                fresh=fresh[task][name],
+                arms={**(preparations[source].arms if source in preparations else {}), name: arm},
+            )
             start = variant(out / source.path, arm)
         trainings[Run(task, name, seed)] = replace(
             shared,
@@ -212,10 +227,11 @@ def compare(
             algorithm_kwargs={**shared.algorithm_kwargs, **arm.algorithm_kwargs},
             film=seed == min(seeds),
         )
-    lengths = {**budgets, ENCODERS: pretrain.steps + pretrain_memory.steps}
+    remembers = any(arm.memory_objective for arm in arms.values())
+    lengths = {**budgets, ENCODERS: pretrain.steps + remembers * pretrain_memory.steps}
     study = partial(run_study, out, configuration=configuration, steps=lengths, executor=executor, workers=workers)
     if preparations:
-        succeed(study(list(preparations), partial(runs.prepare, preparations), keep=True))
+        succeed(study(list(preparations), partial(prepare, preparations), keep=True))
     result = study(list(trainings), partial(_run, trainings, measure))
     text = report(out, sections(out) if sections else ()) if result.done else ""
     succeed(result)
@@ -223,10 +239,10 @@ def compare(
 
 
 def _run(
-    trainings: Mapping[Run, Training], measure: Measure | None, run: Run, out: Path, report: Callable[[int], None]
+    trainings: Mapping[Run, Training], measure: Measure | None, run: Run, out: Path, report: Report
 ) -> Measurements:
     measured = measure(run, trainings[run]) if measure else {}
-    return {**measured, **runs.train(trainings[run], out, report)}
+    return {**measured, **train(trainings[run], out, report)}
 
 
 def _named(given: Any, name: str) -> Mapping[str, Any]:
@@ -240,7 +256,7 @@ def _check_arms(
     make_env: MakeEnv, arms: Mapping[str, Arm], data: Collection[str], pretrain: PretrainConfig
 ) -> dict[str, dict[str, Any]]:
     """Refuses arms whose runs would fail; returns the configuration of a fresh encoder for each arm."""
-    venv = runs.make_venv(make_env, 1, 0)
+    venv = make_venv(make_env, 1, 0)
     configs = {name: fresh_config(arm, arms.values(), pretrain, venv.observation_space) for name, arm in arms.items()}
     for name, arm in arms.items():
         check_arm(name, arm, data, pretrain.steps, venv, fresh_encoder(configs[name], 0))
@@ -261,8 +277,8 @@ def _open(frames: Any, tasks: Mapping[str, MakeEnv], home: Path, seed: int) -> d
     stores = {}
     if isinstance(frames, int):
         for task, make_env in tasks.items():
-            venv = runs.make_venv(make_env, 8, seed)
-            stores[task] = collect(venv, home / task, frames, seed=seed)
+            venv = make_venv(make_env, 8, seed)
+            stores[task] = collect(venv, home / task, frames, seed=seed, task=task)
             venv.close()
         return stores
     for name, each in _named(frames, FRAMES).items():
@@ -274,6 +290,11 @@ def _data(arm: Arm, tasks: Iterable[str], stores: Mapping[str, FrameStore]) -> s
     """The name of an arm's frames: those of the first task, if they were collected there."""
     task = next(iter(tasks))
     return arm.data or (task if task in stores else next(iter(stores)))
+
+
+def _longest_first(arms: Mapping[str, Arm]) -> list[str]:
+    """The arms whose encoders learn take longest: started first, they leave no core idle at the end."""
+    return sorted(arms, key=lambda name: arms[name].frozen)
 
 
 def _saved(arm: Arm, path: Path) -> Arm:

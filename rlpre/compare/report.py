@@ -22,8 +22,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from rlpre.compare.runner import DONE, FAILED, ROWS, STUDY, Row, Run, finished_runs, flat
 from rlpre.compare.summary import ALL, Curves, Metric, Record, Results, Tasks, curves, read_results, save_rows
-from rlpre.data.store import FrameStore
-from rlpre.data.writer import MANIFEST
+from rlpre.data.store import MANIFEST, FrameStore
 from rlpre.errors import RlpreError
 from rlpre.evaluation import page
 from rlpre.evaluation.page import Answer, Cell, Figure, Gallery, Page, Section, Table, Toned, short_names, thousands
@@ -464,11 +463,12 @@ def _frames(directory: Path) -> tuple[list[str], list[Table | Figure]]:
     blocks: list[Table | Figure] = []
     for manifest in sorted((directory / FRAMES).glob(f"*/{MANIFEST}")):
         store = FrameStore.open(manifest.parent)
+        spec = store.manifest["spec"]
         tasks, names = store.column("task"), short_names(store.tasks)
         rows = {name: np.flatnonzero(tasks == number) for number, name in enumerate(store.tasks)}
         note = (
             f"{len(store):,} frames, of which {store.distinct:,} are distinct; {page.percent(store.unchanged)} of the "
-            f"transitions change nothing. Behaviour: {store.manifest['spec'].get('behaviour') or 'not recorded'}."
+            f"transitions change nothing. Behaviour: {spec.get('behaviour') or spec.get('policy') or 'not recorded'}."
         )
         counts = [[name, f"{len(places):,}"] for name, places in rows.items()]
         blocks.append(Table(["environment", "frames"], counts, store.path.name, note))

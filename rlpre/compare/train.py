@@ -26,6 +26,7 @@ from torch import nn
 
 from rlpre.compare.arms import Arm, Backbone, fresh_encoder, in_front, load_encoder, variant
 from rlpre.compare.runner import Measurements, Run
+from rlpre.data.adapters import as_vec_env
 from rlpre.data.store import FrameStore
 from rlpre.encoders import AnyEncoder, Encoder, SequenceEncoder
 from rlpre.errors import RlpreError, at_least, lookup
@@ -240,18 +241,28 @@ def find_algorithm(name: str) -> type[BaseAlgorithm]:
 
 
 def _gymnasium(name: str, n_envs: int, seed: int) -> VecEnv:
-    return make_vec_env(name, n_envs, seed, env_kwargs={"render_mode": "rgb_array"})
+    spread = int(np.random.SeedSequence(seed).generate_state(1)[0])  # SB3 adds 0, 1, .. for the environments
+    try:
+        try:
+            return make_vec_env(name, n_envs, spread, env_kwargs={"render_mode": "rgb_array"})
+        except TypeError:  # an environment that does not render
+            return make_vec_env(name, n_envs, spread)
+    except (gym.error.Error, ImportError) as error:
+        raise RlpreError(f"environment {name!r} cannot be made: {error}") from error
 
 
 def make_venv(make: MakeEnv, n_envs: int, seed: int) -> VecEnv:
     """Makes environments whose images have their channels first, with SB3's monitor of episodes.
 
     Raises:
-        RlpreError: if the function does not give a ``VecEnv`` of that many environments.
+        RlpreError: if the function does not give what `as_vec_env` takes, or another number of environments.
     """
-    venv = make(n_envs, seed)
-    if not isinstance(venv, VecEnv) or venv.num_envs != n_envs:
-        raise RlpreError(f"make_env({n_envs}, {seed}) gave {venv!r}: return a VecEnv of {n_envs} environments")
+    try:
+        venv = as_vec_env(make(n_envs, seed))
+    except RlpreError as error:
+        raise RlpreError(f"make_env({n_envs}, {seed}): {error}") from error
+    if venv.num_envs != n_envs:
+        raise RlpreError(f"make_env({n_envs}, {seed}) made {venv.num_envs} environments: make as many as it is given")
     if not (is_vecenv_wrapped(venv, VecMonitor) or all(venv.env_is_wrapped(Monitor))):
         venv = VecMonitor(venv)
     space = venv.observation_space

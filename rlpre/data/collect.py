@@ -1,8 +1,8 @@
-"""Collecting frames: any Stable-Baselines3 vectorised environment is played into a store, complete episodes only."""
+"""Collecting frames: any environment is played into a store, complete episodes only."""
 
 import copy
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self, cast
 
@@ -10,32 +10,38 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from stable_baselines3.common.vec_env import VecEnv
+from torch.nn import functional as F
 from tqdm import tqdm
 
-from rlpre.data.layout import Frames, Images, find_images
-from rlpre.data.store import FrameStore, resume_store
-from rlpre.data.writer import (
+from rlpre.data.adapters import as_vec_env, find_images
+from rlpre.data.store import (
     UNKNOWN,
+    Columns,
+    Frames,
+    FrameStore,
     FrameWriter,
-    action_dtype,
-    check_action_space,
     end_values,
+    frame_space,
+    resume_store,
     space_to_json,
 )
 from rlpre.errors import RlpreError
 
 Policy = Any  # an SB3 model, a callable, or None
-Columns = dict[str, npt.NDArray[Any]]
+LUMA = np.array([19595, 38470, 7471], np.uint32)  # of red, green and blue, in 1 / 65,536, as in Pillow
 
 
 def collect(
-    vec_env: VecEnv,
+    env: Any,
     out: str | Path,
     steps: int,
     policy: Policy = None,
     seed: int = 0,
     image: str | None = None,
     layout: str | None = None,
+    size: tuple[int, int] | None = None,
+    gray: bool = False,
+    task: str | None = None,
 ) -> FrameStore:
     """Collects frames, actions and rewards until the store holds at least ``steps`` transitions.
 
@@ -44,52 +50,74 @@ def collect(
     call for more steps, continues it with new episodes.
 
     Args:
-        vec_env: observes uint8 images, (C, H, W), (H, W, C) or (H, W), or a Dict with one; it is seeded and reset.
+        env: an SB3 ``VecEnv``, a Gymnasium ``Env`` or ``VectorEnv``, or an EnvPool, see
+            `rlpre.data.adapters.as_vec_env`. It observes uint8 images, (C, H, W), (H, W, C) or (H, W), or a Dict with
+            one; it is seeded and reset.
         out: the directory of the store.
-        steps: transitions in all; rounded up to a multiple of ``vec_env.num_envs``.
+        steps: transitions in all; rounded up to a multiple of the number of environments.
         policy: an SB3 or sb3-contrib model (its stochastic actions), or a callable from the observations to actions
             (n_envs, ...); None acts at random.
         seed: of the environments, of random actions and of torch.
         image: the key of the image, if a Dict observation holds several.
         layout: "CHW" or "HWC", if the shape of the images is ambiguous.
-
-    Returns:
-        The store; `distinct` and `unchanged` say how varied its frames are.
+        size: (H, W) to resize frames to, before they are stored.
+        gray: whether colours are stored as gray, one channel instead of three.
+        task: a name for what the frames show; default the id of the environment, where it has one.
 
     Raises:
         RlpreError: if the observations are no images, a store cannot hold the actions, the policy does not fit,
             ``out`` belongs to another collection, or the disk is full.
     """
-    if not isinstance(vec_env, VecEnv):
-        raise RlpreError(
-            f"collect takes a vectorised environment, not {vec_env!r}: wrap it as SB3's DummyVecEnv([lambda: env])"
-        )
-    if steps < 1 or seed < 0:
-        raise RlpreError(f"cannot collect {steps} steps with seed {seed}: use positive numbers")
-    images = find_images(vec_env.observation_space, "the environment", image, layout)
-    space: Any = vec_env.action_space
-    check_action_space(space)
+    venv = as_vec_env(env)
+    if steps < 1 or seed < 0 or (size and min(size) < 1):
+        raise RlpreError(f"cannot collect {steps} steps with seed {seed} and size {size}: use positive numbers")
+    images = find_images(venv.observation_space, "the environment", image, layout)
+    space: Any = venv.action_space
+    shape = converted(np.zeros(images.shape, np.uint8), size, gray).shape
     spec = {
-        "frames": images.shape,
+        "frames": shape,
         "actions": space_to_json(space),
         "image": images.key,
         "layout": images.layout,
         "policy": _policy_name(policy),
         "seed": seed,
-        "n_envs": vec_env.num_envs,
+        "n_envs": venv.num_envs,
+        "size": size,
+        "gray": gray or None,  # stores without this setting can be continued
+        "task": task,
     }
-    writer = resume_store(Path(out), spec, space=images.space, action_space=space)
+    tasks = [task or _env_id(venv) or "default"]
+    writer = resume_store(Path(out), spec, space=frame_space(shape), action_space=space, tasks=tasks)
     with Recorder(writer, steps) as recorder, torch.random.fork_rng(devices=[]):
         env_seed, policy_seed = seeds(seed, len(writer.manifest["shards"]))
         torch.manual_seed(policy_seed)
-        player = _PolicyPlayer(vec_env, images, policy, policy_seed)
-        lengths = segments(1, steps - recorder.transitions, vec_env.num_envs, writer.shard_rows // 2)
+        player = _PolicyPlayer(venv, lambda seen: converted(images.pick(seen), size, gray), policy, policy_seed)
+        lengths = segments(1, steps - recorder.transitions, venv.num_envs, writer.shard_rows // 2)
         if lengths:
-            vec_env.seed(env_seed)
-            observations = vec_env.reset()
+            venv.seed(env_seed)
+            observations = venv.reset()
         for number, (_, length) in enumerate(lengths, start=1):
-            observations = recorder.play(vec_env, player, observations, length, last=number == len(lengths))
+            observations = recorder.play(venv, player, observations, length, last=number == len(lengths))
     return FrameStore.open(out)
+
+
+def converted(frames: Frames, size: tuple[int, int] | None, gray: bool) -> Frames:
+    """Frames (..., C, H, W) in gray, (..., C // 3, H, W), and resized to ``size`` (H, W), bilinear with antialiasing.
+
+    Raises:
+        RlpreError: if colours are to be gray but 3 does not divide the number of channels.
+    """
+    *batch, channels, height, width = frames.shape
+    if gray and channels > 1:
+        if channels % 3:
+            raise RlpreError(f"frames of {channels} channels are no colours: leave gray out")
+        colors = np.moveaxis(frames.reshape(*batch, channels // 3, 3, height, width), -3, -1)
+        frames = ((colors @ LUMA + 2**15) >> 16).astype(np.uint8)
+    if size and (height, width) != tuple(size):
+        pixels = torch.tensor(frames.reshape(-1, 1, height, width), dtype=torch.float32)
+        pixels = F.interpolate(pixels, size, mode="bilinear", antialias=True).round().clamp(0, 255)
+        frames = pixels.byte().numpy().reshape(*batch, -1, *size)
+    return frames
 
 
 def segments(tasks: int, steps: int, n_envs: int, most: int) -> list[tuple[int, int]]:
@@ -128,84 +156,60 @@ class Recorder:
     Unfinished episodes wait in memory. One that reaches the length of a shard is cut and continues as another.
 
     Args:
-        writer: of the store; its transitions already count.
-        steps: transitions in all, for the progress bar.
-
-    Attributes:
-        transitions: in the store at the start.
+        writer: of the store.
+        steps: transitions in all, for the progress bar; ``transitions`` counts those that the store held before.
     """
 
     def __init__(self, writer: FrameWriter, steps: int) -> None:
         self.writer = writer
         self.transitions = int(FrameStore.open(writer.path).acted.sum()) if writer.manifest["shards"] else 0
-        self._waiting: dict[int, tuple[Frames, Columns]] = {}
+        self._waiting: dict[int, Columns] = {}  # rows of the unfinished episodes by environment
         self._bar = tqdm(total=steps, initial=self.transitions, unit="step", desc=writer.path.name, disable=None)
 
     def play(self, venv: VecEnv, player: Player, observed: Any, length: int, last: bool, task: int = 0) -> Any:
-        """Plays ``length`` steps of each environment and writes the episodes that ended.
+        """Plays ``length`` steps of each environment from the observations ``observed``, and returns the next ones.
 
-        Args:
-            venv: the environments.
-            player: chooses the actions.
-            observed: the current observations.
-            length: steps.
-            last: cut every episode at the end; otherwise unfinished ones wait for the next call.
-            task: value of the column.
-
-        Returns:
-            The observations after the last step.
+        Episodes that ended are written. The last call cuts the others; before it, they wait for the next call.
         """
-        frames = np.empty((length, *player.frames(observed).shape), np.uint8)
-        steps = frames.shape[:2]
-        labels = np.empty((*steps, len(player.labels)), np.int16)
-        action = np.empty(steps, action_dtype(self.writer.action_space))
-        reward, done, truncated = np.empty(steps), np.zeros(steps, bool), np.zeros(steps, bool)
-        mission = np.empty(steps, object)
-        ends: list[dict[int, Frames]] = [{} for _ in range(venv.num_envs)]  # by step: the final frame
+        steps = (length, venv.num_envs)
+        stored = ("action", "reward", "terminated", "truncated", *player.labels)
+        rows: Columns = {name: np.zeros(steps, self.writer.row_dtype[name]) for name in stored}
+        rows["frames"] = np.empty((*steps, *self.writer.manifest["frame_shape"]), np.uint8)
+        rows["mission"] = np.empty(steps, object)
+        ends: list[dict[int, Frames]] = [{} for _ in range(venv.num_envs)]  # the final frames, by step
         for t in range(length):
-            frames[t], labels[t] = player.frames(observed), player.known()
-            mission[t] = _missions(venv)
-            action[t] = player.act(observed, labels[t])
-            observed, reward[t], done[t], infos = venv.step(action[t])
-            for env in np.flatnonzero(done[t]).tolist():
-                truncated[t, env] = infos[env].get("TimeLimit.truncated", False)
+            known = player.known()
+            rows["frames"][t], rows["mission"][t] = player.frames(observed), _missions(venv)
+            for label, values in zip(player.labels, known.T, strict=True):
+                rows[label][t] = values
+            rows["action"][t] = player.act(observed, known)
+            observed, rows["reward"][t], done, infos = venv.step(rows["action"][t])
+            for env in np.flatnonzero(done).tolist():
+                kind = "truncated" if infos[env].get("TimeLimit.truncated", False) else "terminated"
+                rows[kind][t, env] = True
                 ends[env][t] = player.end(env, infos[env])
             self._bar.update(venv.num_envs)
-        columns = {"action": action, "reward": reward, "terminated": done & ~truncated, "truncated": truncated}
-        columns |= {label: labels[..., i] for i, label in enumerate(player.labels)} | {"mission": mission}
         for env, frame in enumerate(player.frames(observed)):
-            own = {name: column[:, env] for name, column in columns.items()}
-            self._append(env, frames[:, env], own, ends[env], frame, last, task)
+            self._append(env, {name: column[:, env] for name, column in rows.items()}, ends[env], frame, last, task)
         self.writer.flush()
         return observed
 
     def _append(
-        self,
-        env: int,
-        frames: Frames,
-        columns: Columns,
-        ends: dict[int, Frames],
-        next_frame: Frames,
-        last: bool,
-        task: int,
+        self, env: int, rows: Columns, ends: dict[int, Frames], next_frame: Frames, last: bool, task: int
     ) -> None:
-        """Appends the episodes of an environment that ended; keeps the steps of the unfinished one."""
+        """Appends the episodes of an environment that ended; keeps the rows of the unfinished one."""
         if env in self._waiting:
-            before, earlier = self._waiting.pop(env)
-            frames = np.concatenate([before, frames])
-            columns = {name: np.concatenate([earlier[name], column]) for name, column in columns.items()}
-            ends = {t + len(before): frame for t, frame in ends.items()}
-        ended = max(ends, default=-1) + 1
-        unfinished = len(frames) - ended
-        if unfinished and (last or unfinished >= self.writer.shard_rows):
-            ended, ends = len(frames), {**ends, len(frames) - 1: next_frame}
-        elif unfinished:
-            rest = {name: column[ended:].copy() for name, column in columns.items()}
-            self._waiting[env] = (frames[ended:].copy(), rest)
+            earlier = self._waiting.pop(env)
+            ends = {t + len(earlier["frames"]): frame for t, frame in ends.items()}
+            rows = {name: np.concatenate([earlier[name], column]) for name, column in rows.items()}
+        total, ended = len(rows["frames"]), max(ends, default=-1) + 1
+        if total > ended and (last or total - ended >= self.writer.shard_rows):
+            ends, ended = {**ends, total - 1: next_frame}, total
+        elif total > ended:
+            self._waiting[env] = {name: column[ended:].copy() for name, column in rows.items()}
         if ended:
-            past = {name: column[:ended] for name, column in columns.items()}
-            rows, columns = insert_ends(frames[:ended], past, ends, end_values(self.writer.action_space))
-            self.writer.append(rows, task=task, **columns)
+            past = {name: column[:ended] for name, column in rows.items()}
+            self.writer.append(**insert_ends(past, ends, end_values(self.writer.action_space)), task=task)
 
     def __enter__(self) -> Self:
         return self
@@ -214,24 +218,17 @@ class Recorder:
         self._bar.close()
 
 
-def insert_ends(
-    frames: Frames, columns: Columns, ends: Mapping[int, Frames], values: Mapping[str, float]
-) -> tuple[Frames, Columns]:
-    """Inserts a row with the final frame after each episode of one environment, and adds "episode_start".
+def insert_ends(rows: Columns, ends: Mapping[int, Frames], values: Mapping[str, float]) -> Columns:
+    """Inserts a row with the final frame after each step that ended an episode, and adds "episode_start".
 
-    Args:
-        frames: (T, ...) at which actions were taken; the last one ends an episode.
-        columns: (T, ...) each: action, reward, terminated, truncated, mission, and labels.
-        ends: the final frame of each episode, by the step that ended it.
-        values: of the inserted rows; missions continue, labels become unknown.
+    The last of the ``rows`` (T, ...) ends an episode. In inserted rows, with ``values``, missions continue and labels
+    are unknown.
     """
     after = np.array(list(ends)) + 1
-    start = np.zeros(len(frames), bool)
-    start[[0, *after[after < len(frames)]]] = True
-    inserted = {**values, "mission": columns["mission"][after - 1]}
-    rows = {name: np.insert(column, after, inserted.get(name, UNKNOWN), axis=0) for name, column in columns.items()}
-    rows["episode_start"] = np.insert(start, after, False)
-    return np.insert(frames, after, list(ends.values()), axis=0), rows
+    start = np.isin(np.arange(len(rows["frames"])), [0, *after])
+    new = {"frames": list(ends.values()), "mission": rows["mission"][after - 1], "episode_start": False, **values}
+    columns = {**rows, "episode_start": start}
+    return {name: np.insert(column, after, new.get(name, UNKNOWN), axis=0) for name, column in columns.items()}
 
 
 def _missions(venv: VecEnv) -> list[str | None]:
@@ -242,20 +239,26 @@ def _missions(venv: VecEnv) -> list[str | None]:
     return [text if isinstance(text, str) else None for text in missions]
 
 
+def _env_id(venv: VecEnv) -> str | None:
+    """The id under which the environment is registered, if it says so."""
+    try:
+        (spec,) = venv.get_attr("spec", 0)
+    except AttributeError:
+        return None
+    return getattr(spec, "id", None)
+
+
 class _PolicyPlayer:
     """Acts by a policy or at random; stores the images of the observations, without labels."""
 
     labels: Sequence[str] = ()
 
-    def __init__(self, venv: VecEnv, images: Images, policy: Policy, seed: int) -> None:
-        self.images, self.policy = images, policy
+    def __init__(self, venv: VecEnv, frames: Callable[[Any], Frames], policy: Policy, seed: int) -> None:
+        self.frames, self.policy = frames, policy
         self.space, self.n_envs = copy.deepcopy(venv.action_space), venv.num_envs
         self.space.seed(seed)
         self.memory: Any = None  # of a recurrent policy
         self.starts = np.ones(self.n_envs, bool)
-
-    def frames(self, observed: Any) -> Frames:
-        return self.images.pick(observed)
 
     def known(self) -> npt.NDArray[np.int16]:
         return np.empty((self.n_envs, 0), np.int16)
@@ -288,7 +291,7 @@ class _PolicyPlayer:
                 f"environment {env} ended an episode without infos[{env}]['terminal_observation']: use a VecEnv that "
                 "keeps it, as those of Stable-Baselines3 do"
             )
-        return self.images.pick(info["terminal_observation"])
+        return self.frames(info["terminal_observation"])
 
 
 def _policy_name(policy: Policy) -> str:

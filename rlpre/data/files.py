@@ -6,7 +6,7 @@ import warnings
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,24 @@ import numpy as np
 import numpy.typing as npt
 from gymnasium import spaces
 from PIL import Image, ImageOps
-from tqdm import tqdm
 
-from rlpre.data.layout import Frames, channels_first, layout_of
-from rlpre.data.store import FrameStore, new_store
-from rlpre.data.writer import COLUMNS, ActionSpace, action_dtype, end_values, has_action
+from rlpre.data.adapters import channels_first, layout_of
+from rlpre.data.store import (
+    COLUMNS,
+    ActionSpace,
+    Columns,
+    Frames,
+    FrameStore,
+    action_dtype,
+    end_values,
+    fill_store,
+    frame_space,
+    has_action,
+    shard_rows,
+)
 from rlpre.errors import RlpreError, lookup
 
-Columns = dict[str, npt.NDArray[Any]]
-Arrays = tuple[str, npt.NDArray[Any], Columns]  # the name of the frames for messages, the frames, the columns
+Array = npt.NDArray[Any]
 IMAGE_NAMES = re.compile(r".+\.(png|jpe?g|jpe|jfif|jp2|webp|avif|gif|bmp|tga|tiff?|p[bgnp]m)", re.IGNORECASE)
 MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # Pillow's, by channels
 GRAY, COLOR = ("1", "L", "LA"), ("P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "HSV")  # Pillow's modes of 8 bits
@@ -43,8 +52,8 @@ def from_images(
     """Makes a store of image files; each folder that holds some becomes one sequence without actions.
 
     Within a folder, files are in natural order (``frame9.png`` before ``frame10.png``). Column "task" is the folder,
-    and `tasks` holds the names. Few images are in memory at a time. In a folder of unrelated photographs neighbours
-    mean nothing: pretrain on them with an objective of single frames.
+    and `tasks` holds the names. In a folder of unrelated photographs neighbours mean nothing: pretrain on them with an
+    objective of single frames.
 
     Frames are what an image viewer shows: turned as EXIF says, with colours from palettes, CMYK or YCbCr; transparent
     pixels are black unless the frames have 4 channels. Of 16-bit gray images the upper 8 bits are kept, with a warning.
@@ -60,7 +69,7 @@ def from_images(
         RlpreError: if there are no images, two differ in shape (both are named), a file cannot be read, holds several
             images or pixels of an unknown range (32 bits, floats), or ``out`` is not empty.
     """
-    folder, out = Path(folder), Path(out)
+    folder = Path(folder)
     if size is not None and min(size) < 1:
         raise RlpreError(f"images cannot be resized to {size}: give (height, width) in pixels")
     if channels not in (None, *MODES):
@@ -68,26 +77,26 @@ def from_images(
     sequences = _find_images(folder)
     first = next(iter(sequences.values()))[0]
     shape = _read_image(first, size, channels).shape
-    space, spec = spaces.Box(0, 255, shape, np.uint8), {"images": str(folder), "size": size, "channels": channels}
-    columns = end_values(None)  # without actions, every row is like the last of an episode
-    with (
-        new_store(out, space=space, action_space=None, spec=spec, tasks=list(sequences)) as writer,
-        tqdm(total=sum(map(len, sequences.values())), unit="image", desc=out.name, disable=None) as bar,
-    ):
+    most = max(1, shard_rows(shape) // 8)  # 16 MiB
+
+    def rows() -> Iterator[Mapping[str, Any]]:
         for task, files in enumerate(sequences.values()):
-            for start in range(0, len(files), rows := max(1, writer.shard_rows // 8)):  # 16 MiB
-                chunk = files[start : start + rows]
-                frames = [_read_image(file, size, channels) for file in chunk]
-                for file, frame in zip(chunk, frames, strict=True):
-                    if frame.shape != shape:
+            for start in range(0, len(files), most):
+                frames = []
+                for file in files[start : start + most]:
+                    frames.append(_read_image(file, size, channels))
+                    if frames[-1].shape != shape:
                         raise RlpreError(
-                            f"{first} is {shape} (channels, height, width) and {file} {frame.shape}: give "
+                            f"{first} is {shape} (channels, height, width) and {file} {frames[-1].shape}: give "
                             "size=(height, width) to resize, or channels=1, 3 or 4 to convert all"
                         )
-                starts = np.arange(start, start + len(chunk)) == 0
-                writer.append(np.stack(frames), **columns, episode_start=starts, task=task)
-                bar.update(len(chunk))
-    return FrameStore.open(out)
+                begins = np.arange(start, start + len(frames)) == 0
+                # without actions, every row is like the last of an episode
+                yield {"frames": np.stack(frames), "episode_start": begins, "task": task, **end_values(None)}
+
+    spec = {"images": str(folder), "size": size, "channels": channels}
+    arguments = {"space": frame_space(shape), "action_space": None, "spec": spec, "tasks": list(sequences)}
+    return fill_store(Path(out), rows(), sum(map(len, sequences.values())), **arguments)
 
 
 def natural_order(name: str) -> list[str | int]:
@@ -193,37 +202,28 @@ def from_arrays(
         RlpreError: if the file cannot be read, there is no such key, the frames are not uint8 or not images, a column
             has another length, the rows are not complete episodes, or ``out`` is not empty.
     """
-    out = Path(out)
     arguments = zip(NAMES, (action, reward, terminated, truncated, episode_start), strict=True)
     given = {column: np.asarray(values) for column, values in arguments if values is not None}
-    with _opened(source, key, out) as (name, frames, columns):
+    with _opened(source, key, Path(out)) as (name, frames, columns):
         _check_frames(frames, name)
         layout = layout_of(frames.shape[1:], name, layout)
-        columns |= given
-        for column, values in columns.items():
-            if values.shape[1:] == (1,) and (column != "action" or values.dtype.kind != "f"):
-                columns[column] = values[:, 0]
-            if values.shape[:1] != frames.shape[:1]:
-                raise RlpreError(
-                    f"column {column!r} of {name} has shape {values.shape}: expected {len(frames)} rows, one per frame"
-                )
-        action_space, columns = _complete_columns(columns, len(frames), action_space, name)
-        space = spaces.Box(0, 255, channels_first(frames[:1], layout).shape[1:], np.uint8)
-        with (
-            new_store(out, space=space, action_space=action_space, spec={"arrays": name, "layout": layout}) as writer,
-            tqdm(total=len(frames), unit="frame", desc=out.name, disable=None) as bar,
-        ):
-            starts = np.ones(len(frames), bool) if action_space is None else columns["episode_start"]
-            for part in _pieces(np.append(np.flatnonzero(starts), len(frames)), max(1, writer.shard_rows // 8)):
-                rows = {column: values[part] for column, values in columns.items()}
-                writer.append(channels_first(frames[part], layout), task=0, **rows)
-                bar.update(part.stop - part.start)
-    return FrameStore.open(out)
+        action_space, columns = _complete_columns(columns | given, len(frames), action_space, name)
+        shape = channels_first(frames[:1], layout).shape[1:]
+        starts = np.arange(len(frames)) if action_space is None else np.flatnonzero(columns["episode_start"])
+        rows = (
+            {"frames": channels_first(frames[part], layout), "task": 0, **{key: columns[key][part] for key in columns}}
+            for part in _pieces(np.append(starts, len(frames)), max(1, shard_rows(shape) // 8))
+        )
+        kind = {"space": frame_space(shape), "action_space": action_space, "spec": {"arrays": name, "layout": layout}}
+        return fill_store(Path(out), rows, len(frames), **kind)
 
 
 @contextmanager
-def _opened(source: npt.NDArray[Any] | str | Path, key: str | None, out: Path) -> Iterator[Arrays]:
-    """Opens a source. Files are memory-mapped; a .npz file is unpacked beside ``out`` while it is open."""
+def _opened(source: Array | str | Path, key: str | None, out: Path) -> Iterator[tuple[str, Array, Columns]]:
+    """Yields the name of the frames for messages, the frames, memory-mapped if in a file, and the columns beside them.
+
+    A .npz file is unpacked beside ``out`` while it is open.
+    """
     name = str(source) if isinstance(source, str | Path) else "the array"
     if key is not None and not name.endswith(".npz"):
         raise RlpreError(f"{name} is no .npz file, so there is no array {key!r} in it: leave the key out")
@@ -255,11 +255,11 @@ def _load_folder(folder: Path) -> Columns:
     return arrays
 
 
-def _choose(arrays: Columns, key: str | None, name: str) -> Arrays:
+def _choose(arrays: Columns, key: str | None, name: str) -> tuple[str, Array, Columns]:
     """The frames and the columns among the arrays of a file; warns of the others."""
-    images = [key for key, array in arrays.items() if array.dtype == np.uint8 and array.ndim in (3, 4)]
     if key is None:
         named = [key for key in FRAMES if key in arrays]
+        images = [key for key, array in arrays.items() if array.dtype == np.uint8 and array.ndim in (3, 4)]
         key = "frames" if "frames" in named else images[0] if len(images) == 1 else next(iter(named), None)
     if key is None:
         raise RlpreError(f"{name} holds {', '.join(arrays) or 'no arrays'}: name the array of frames with key=...")
@@ -267,11 +267,10 @@ def _choose(arrays: Columns, key: str | None, name: str) -> Arrays:
     used = {column: next((known for known in names if known in arrays), "") for column, names in NAMES.items()}
     if others := ", ".join(sorted({*arrays} - {key, *used.values()})):
         warnings.warn(f"arrays {others} of {name} are left out: they are no columns of a frame store", stacklevel=3)
-    columns = {column: np.asarray(arrays[known]) for column, known in used.items() if known}
-    return f"{key!r} of {name}", frames, columns
+    return f"{key!r} of {name}", frames, {column: np.asarray(arrays[known]) for column, known in used.items() if known}
 
 
-def _check_frames(frames: npt.NDArray[Any], name: str) -> None:
+def _check_frames(frames: Array, name: str) -> None:
     if frames.ndim not in (3, 4) or not frames.size:
         raise RlpreError(
             f"frames are (N, C, H, W), (N, H, W, C) or (N, H, W) and {name} has shape {frames.shape}: reshape it"
@@ -280,32 +279,35 @@ def _check_frames(frames: npt.NDArray[Any], name: str) -> None:
         raise RlpreError(f"frames are uint8 in 0..255 and {name} holds {frames.dtype}: {_conversion(frames)}")
 
 
-def _conversion(frames: npt.NDArray[Any]) -> str:
+def _conversion(frames: Array) -> str:
     """The advice how to convert frames to uint8, by their dtype and range."""
     kind = frames.dtype.kind
     if kind not in "biuf":
         return "give numbers"
     low, high = frames.min(), frames.max()
-    ways = {
-        "(255 * frames).astype(np.uint8)": kind == "b",
-        "frames.astype(np.uint8)": kind in "iu" and low >= 0 and high <= 255,
-        "(frames >> 8).astype(np.uint8)": kind in "iu" and low >= 0 and high < 2**16,
-        "(255 * frames).round().astype(np.uint8)": kind == "f" and low >= 0 and high <= 1,
-        "frames.round().astype(np.uint8)": kind == "f" and low >= 0 and high <= 255,
+    ways = {  # the first one of this kind and range
+        "(255 * frames).astype(np.uint8)": ("b", 1),
+        "frames.astype(np.uint8)": ("iu", 255),
+        "(frames >> 8).astype(np.uint8)": ("iu", 2**16 - 1),
+        "(255 * frames).round().astype(np.uint8)": ("f", 1),
+        "frames.round().astype(np.uint8)": ("f", 255),
     }
-    way = next((way for way, fits in ways.items() if fits), None)
-    return f"convert them by {way}" if way else f"they range over {low:g}..{high:g}, rescale them to 0..255 first"
+    for way, (kinds, most) in ways.items():
+        if kind in kinds and low >= 0 and high <= most:
+            return f"convert them by {way}"
+    return f"they range over {low:g}..{high:g}, rescale them to 0..255 first"
 
 
 def _complete_columns(columns: Columns, n: int, space: ActionSpace, name: str) -> tuple[ActionSpace, Columns]:
     """The action space, and all columns: episodes get starts, and a last row without an action."""
-    rows: Columns = {column: np.zeros(n, dtype) for column, dtype in COLUMNS.items() if column in NAMES} | columns
-    acted = np.zeros(n, bool)
-    if "action" in columns:
-        space, rows["action"] = _actions(columns["action"], space, name)
-        acted = has_action(rows["action"])
-    else:
-        space, rows["action"] = None, np.full(n, -1)
+    rows: Columns = {column: np.zeros(n, dtype) for column, dtype in COLUMNS.items() if column in NAMES}
+    for column, values in columns.items():
+        flat = values.shape[1:] == (1,) and (column != "action" or values.dtype.kind != "f")
+        rows[column] = values[:, 0] if flat else values
+        if values.shape[:1] != (n,):
+            raise RlpreError(f"column {column!r} of {name} has shape {values.shape}: expected {n} rows, one per frame")
+    space, rows["action"] = _actions(rows["action"], space, name) if "action" in columns else (None, np.full(n, -1))
+    acted = has_action(rows["action"])
     if "episode_start" not in columns:
         ended = ~acted if acted.any() and not acted.all() else (rows["terminated"] != 0) | (rows["truncated"] != 0)
         rows["episode_start"] = np.append(True, ended[:-1])

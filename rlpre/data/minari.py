@@ -3,7 +3,7 @@
 import os
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -14,9 +14,18 @@ import numpy.typing as npt
 from gymnasium import spaces
 from tqdm import tqdm
 
-from rlpre.data.layout import find_images, from_channels_first, parts
-from rlpre.data.store import FrameStore, new_store
-from rlpre.data.writer import COLUMNS, UNKNOWN, ActionSpace, check_action_space, end_values
+from rlpre.data.adapters import find_images, from_channels_first, parts
+from rlpre.data.store import (
+    COLUMNS,
+    UNKNOWN,
+    ActionSpace,
+    Columns,
+    FrameStore,
+    Indices,
+    end_values,
+    fill_store,
+    frame_space,
+)
 from rlpre.errors import RlpreError, lookup
 from rlpre.utils import read_json
 
@@ -24,20 +33,11 @@ if TYPE_CHECKING:
     from minari import EpisodeData, MinariDataset
     from minari.data_collector import EpisodeBuffer
 
-Columns = dict[str, npt.NDArray[Any]]
 ROOT = "MINARI_DATASETS_PATH"  # the environment variable that tells Minari its folder of data sets
 FIELDS = {"action": "actions", "reward": "rewards", "terminated": "terminations", "truncated": "truncations"}
 METADATA = (  # of a data set, kept in the store and written back
-    "env_spec",
-    "eval_env_spec",
-    "algorithm_name",
-    "author",
-    "author_email",
-    "code_permalink",
-    "description",
-    "requirements",
-    "ref_min_score",
-    "ref_max_score",
+    *("env_spec", "eval_env_spec", "algorithm_name", "author", "author_email", "code_permalink"),
+    *("description", "requirements", "ref_min_score", "ref_max_score"),
 )
 
 
@@ -67,14 +67,20 @@ def from_minari(
             actions or its labels, or ``out`` is not empty.
     """
     dataset = _load(source)
-    where, space = f"Minari set {dataset.id}", dataset.action_space
+    from minari.dataset.minari_storage import is_image_space
+
+    where, action_space = f"Minari set {dataset.id}", dataset.action_space
     images = find_images(dataset.observation_space, where, image, layout, floats=True)
-    check_action_space(space)
-    _warn_of_jpeg(dataset, images.key, where)
     if not len(dataset):
         raise RlpreError(f"{where} holds no episodes: record some first")
-    others = parts(dataset.observation_space) if images.key else {}
-    others.pop(images.key or "", None)
+    others = parts(dataset.observation_space) if images.key else {"": dataset.observation_space}
+    pixels = others.pop(images.key or "")
+    if dataset.storage.jpeg_encoding and is_image_space(pixels):
+        warnings.warn(
+            f"{where} keeps its frames as JPEG, so they are not the pixels that the environment showed: record it with "
+            "jpeg_encoding=False",
+            stacklevel=2,
+        )
     texts = isinstance(others.get("mission"), spaces.Text) and bool(others.pop("mission"))
     if others:
         warnings.warn(f"observations {', '.join(others)} of {where} are left out: a store holds images", stacklevel=2)
@@ -82,30 +88,30 @@ def from_minari(
         warnings.warn(f"images of {where} are floats and are rounded to 8 bits", stacklevel=2)
     metadata = read_json(Path(dataset.storage.data_path) / "metadata.json")
     tasks, missions = (metadata.get("rlpre", {}).get(name, []) for name in ("tasks", "missions"))
-    numbered = ["task"] * (len(tasks) > 1) + ["mission"] * (len(missions) > 0)  # infos that `to_minari` wrote
+    numbered = _numbered(tasks, missions)  # infos that `to_minari` wrote
     labels = _find_labels(dataset, where, numbered) if labels is None else list(labels)
     about = {name: metadata[name] for name in METADATA if name in metadata}
-    arguments = {
-        "space": images.space,
-        "action_space": space,
-        "spec": {"minari": dataset.id, "about": about, "image": images.key, "layout": images.layout},
-        "tasks": tasks or [dataset.id],
-        "labels": labels,
-    }
-    with (
-        new_store(Path(out), **arguments) as writer,
-        tqdm(total=len(dataset), unit="episode", desc=Path(out).name, disable=None) as bar,
-    ):
+
+    def rows() -> Iterator[Mapping[str, Any]]:
         for episode in dataset:
-            frames = images.pick(episode.observations)
-            rows = _rows(episode, len(frames), space, [*labels, *numbered], f"episode {episode.id} of {where}")
+            frames, name = images.pick(episode.observations), f"episode {episode.id} of {where}"
+            columns = _columns(episode, len(frames), action_space, [*labels, *numbered], name)
             if texts:
-                rows["mission"] = np.array(episode.observations["mission"], object)
+                columns["mission"] = np.array(episode.observations["mission"], object)
             elif missions:
-                rows["mission"] = np.array([*missions, None], object)[rows["mission"]]
-            writer.append(frames, **{"task": 0} | rows)
-            bar.update()
-    return FrameStore.open(out)
+                columns["mission"] = np.array([*missions, None], object)[columns["mission"]]
+            yield {"frames": frames, "task": 0, **columns}
+
+    return fill_store(
+        Path(out),
+        rows(),
+        int(dataset.total_steps) + len(dataset),
+        space=frame_space(images.shape),
+        action_space=action_space,
+        spec={"minari": dataset.id, "about": about, "image": images.key, "layout": images.layout},
+        tasks=tasks or [dataset.id],
+        labels=labels,
+    )
 
 
 def to_minari(store: FrameStore, dataset_id: str, path: str | Path | None = None) -> "MinariDataset":
@@ -139,7 +145,7 @@ def to_minari(store: FrameStore, dataset_id: str, path: str | Path | None = None
         raise RlpreError(f"{target} is there already: choose another id for the Minari set")
     try:
         with _datasets_in(unfinished):
-            _write(store, dataset_id, bounds)
+            _write(minari, store, dataset_id, bounds)
         with _datasets_in(root):
             if namespace and namespace not in minari.namespace.list_local_namespaces():
                 minari.namespace.create_namespace(namespace)
@@ -149,6 +155,11 @@ def to_minari(store: FrameStore, dataset_id: str, path: str | Path | None = None
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return minari.MinariDataset(target / "data")
+
+
+def _numbered(tasks: Sequence[str], missions: Sequence[str]) -> list[str]:
+    """The columns of numbers of texts that become infos."""
+    return ["task"] * (len(tasks) > 1) + ["mission"] * (len(missions) > 0)
 
 
 def _minari() -> Any:
@@ -172,18 +183,6 @@ def _load(source: "MinariDataset | str | Path") -> "MinariDataset":
     with warnings.catch_warnings(action="ignore"):  # about other sets that are damaged
         lookup("Minari set", str(source), minari.list_local_datasets())
     return minari.load_dataset(str(source))
-
-
-def _warn_of_jpeg(dataset: "MinariDataset", key: str | None, where: str) -> None:
-    from minari.dataset.minari_storage import is_image_space
-
-    space = dataset.observation_space if key is None else parts(dataset.observation_space)[key]
-    if dataset.storage.jpeg_encoding and is_image_space(space):
-        warnings.warn(
-            f"{where} keeps its frames as JPEG, so they are not the pixels that the environment showed: record it with "
-            "jpeg_encoding=False",
-            stacklevel=3,
-        )
 
 
 def _flat(infos: Mapping[str, Any] | None, prefix: str = "") -> Columns:
@@ -216,7 +215,7 @@ def _fits(values: npt.NDArray[Any], steps: int) -> bool:
     return bool(integers and limits.min <= values.min() and values.max() <= limits.max)
 
 
-def _rows(episode: "EpisodeData", n: int, space: ActionSpace, infos: Sequence[str], where: str) -> Columns:
+def _columns(episode: "EpisodeData", n: int, space: ActionSpace, infos: Sequence[str], where: str) -> Columns:
     """The columns of an episode of ``n`` frames."""
     steps, known, ends = len(episode), _flat(episode.infos), end_values(space)
     if n != steps + 1:
@@ -247,45 +246,38 @@ def _datasets_in(path: Path) -> Iterator[None]:
             os.environ[ROOT] = before
 
 
-def _write(store: FrameStore, dataset_id: str, bounds: npt.NDArray[np.int64]) -> None:
-    import minari
+def _write(minari: Any, store: FrameStore, dataset_id: str, bounds: Indices) -> None:
+    from minari.data_collector import EpisodeBuffer
 
     spec = store.manifest["spec"]
-    layout, key = spec.get("layout", "CHW"), spec.get("image")
+    layout = spec.get("layout", "CHW")
+    keys = spec["image"].split("/")[::-1] if spec.get("image") else []  # of nested Dict observations, inside first
+    infos = [*store.labels, *_numbered(store.tasks, store.missions)]
+
+    def nested(image: Any, kind: Callable[[Any], Any]) -> Any:
+        for key in keys:
+            image = kind({key: image})
+        return image
+
+    def episodes() -> "Iterator[EpisodeBuffer]":
+        for start, end in tqdm(
+            pairwise(bounds), total=len(bounds) - 1, unit="episode", desc=store.path.name, disable=None
+        ):
+            images = np.ascontiguousarray(from_channels_first(store.frames(np.arange(start, end)), layout))
+            yield EpisodeBuffer(
+                observations=nested(images, dict),
+                **{field: store.column(name)[start : end - 1] for name, field in FIELDS.items()},
+                infos={name: store.column(name)[start:end] for name in infos} or None,
+            )
+
     shape = from_channels_first(np.empty(store.space.shape, np.uint8), layout).shape
-    space: spaces.Space[Any] = spaces.Box(0, 255, shape, np.uint8)
-    for name in _nesting(key):
-        space = spaces.Dict({name: space})
     with warnings.catch_warnings(action="ignore"):  # about missing metadata
         dataset = minari.create_dataset_from_buffers(
             dataset_id,
-            buffer=_buffers(store, bounds, layout, key),
-            observation_space=space,
+            buffer=episodes(),
+            observation_space=nested(frame_space(shape), spaces.Dict),
             action_space=store.action_space,
             jpeg_encoding=False,
         )
     about = {name: set(value) if name.startswith("author") else value for name, value in spec.get("about", {}).items()}
     dataset.storage.update_metadata({**about, "rlpre": {"tasks": store.tasks, "missions": store.missions}})
-
-
-def _nesting(key: str | None) -> list[str]:
-    """The keys of nested Dict observations around an image, from the inside."""
-    return key.split("/")[::-1] if key else []
-
-
-def _buffers(
-    store: FrameStore, bounds: npt.NDArray[np.int64], layout: str, key: str | None
-) -> "Iterator[EpisodeBuffer]":
-    """One episode after the other."""
-    from minari.data_collector import EpisodeBuffer
-
-    infos = [*store.labels, *["task"] * (len(store.tasks) > 1), *["mission"] * (len(store.missions) > 0)]
-    for start, end in tqdm(pairwise(bounds), total=len(bounds) - 1, unit="episode", desc=store.path.name, disable=None):
-        observations: Any = np.ascontiguousarray(from_channels_first(store.frames(np.arange(start, end)), layout))
-        for name in _nesting(key):
-            observations = {name: observations}
-        yield EpisodeBuffer(
-            observations=observations,
-            **{field: store.column(name)[start : end - 1] for name, field in FIELDS.items()},
-            infos={name: store.column(name)[start:end] for name in infos} or None,
-        )

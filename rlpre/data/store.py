@@ -1,39 +1,105 @@
-"""FrameStore: offline frames and trajectories on disk, memory-mapped, sampled so that rare frames are seen too."""
+"""FrameStore: offline frames and trajectories on disk, written in shards, memory-mapped, and sampled."""
 
 import hashlib
 import importlib.metadata
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from gymnasium import spaces
 from torch import Tensor
+from tqdm import tqdm
 
 from rlpre.data.tiles import TileAtlas
-from rlpre.data.writer import (
-    ATLAS,
-    COLUMNS,
-    FORMAT,
-    MANIFEST,
-    ActionSpace,
-    FrameWriter,
-    check_action_space,
-    has_action,
-    read_manifest,
-    space_from_json,
-    space_to_json,
-)
 from rlpre.errors import RlpreError, lookup
-from rlpre.utils import sha256, write_json
+from rlpre.utils import atomic, read_json, sha256, write_json
 
+Frames = npt.NDArray[np.uint8]
 Indices = npt.NDArray[np.int64]
+Columns = dict[str, npt.NDArray[Any]]
+ActionSpace = spaces.Discrete | spaces.Box | None  # None: frames without actions
+
+FORMAT = 3
+MANIFEST, ATLAS = "manifest.json", "atlas.npz"
+COLUMNS = {"reward": "f8", "terminated": "?", "truncated": "?", "episode_start": "?", "task": "i4", "mission": "i4"}
+UNKNOWN = -1  # a label without a known value, a row without a mission
+SHARD_ROWS, SHARD_BYTES = 65_536, 128 * 2**20
+
+
+def shard_rows(frame_shape: Sequence[int]) -> int:
+    """Rows of a full shard."""
+    return max(1, min(SHARD_ROWS, SHARD_BYTES // int(np.prod(frame_shape))))
+
+
+def frame_space(shape: Sequence[int]) -> spaces.Box:
+    """Frames of a shape (C, H, W)."""
+    return spaces.Box(0, 255, tuple(shape), np.uint8)
+
+
+def space_to_json(space: object) -> dict[str, Any] | None:
+    """The action space as JSON values.
+
+    Raises:
+        RlpreError: unless it is ``Discrete`` from 0, a ``Box`` of float vectors, or None.
+    """
+    if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating) and space.shape:
+        bounds = {"low": space.low.tolist(), "high": space.high.tolist()}
+        return {"shape": list(space.shape), "dtype": str(space.dtype), **bounds}
+    if isinstance(space, spaces.Discrete) and space.start == 0:
+        return {"n": int(space.n)}
+    if space is None:
+        return None
+    raise RlpreError(
+        f"a frame store holds discrete actions 0..n-1, vectors of floats (Box) or no actions, not {space}: wrap the "
+        "environment or convert the actions"
+    )
+
+
+def space_from_json(content: dict[str, Any] | None) -> ActionSpace:
+    """The action space that `space_to_json` described."""
+    if content is None or "n" in content:
+        return spaces.Discrete(content["n"]) if content else None
+    dtype = np.dtype(content["dtype"])
+    low, high = (np.array(content[name], dtype) for name in ("low", "high"))
+    return spaces.Box(low, high, tuple(content["shape"]), dtype.type)
+
+
+def action_dtype(space: ActionSpace) -> np.dtype[Any]:
+    """The dtype of one row's action; a sub-array for vectors."""
+    return np.dtype((space.dtype, space.shape)) if isinstance(space, spaces.Box) else np.dtype(np.int64)
+
+
+def end_values(space: ActionSpace) -> dict[str, float]:
+    """The columns in the last row of an episode, where no action is taken: action -1 (NaN in vectors), reward 0."""
+    no_action = float("nan") if isinstance(space, spaces.Box) else -1
+    return {"action": no_action, "reward": 0.0, "terminated": False, "truncated": False}
+
+
+def has_action(action: npt.NDArray[Any]) -> npt.NDArray[np.bool_]:
+    """(N,) bool: the rows of an action column, (N,) numbers or (N, ...) vectors, at which an action was taken."""
+    known = action >= 0 if action.dtype.kind == "i" else ~np.isnan(action)
+    return np.asarray(known.reshape(len(action), -1).all(axis=1))
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a store; refuses another format, and files that are missing or truncated."""
+    content: dict[str, Any] = read_json(path / MANIFEST)
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise RlpreError(f"{path / MANIFEST} is not a frame store of format {FORMAT}: collect the frames again")
+    for shard in content["shards"]:
+        for entry in shard["files"]:
+            file = path / entry["name"]
+            size = file.stat().st_size if file.exists() else 0
+            if size != entry["bytes"]:
+                raise RlpreError(f"{file} has {size} bytes instead of {entry['bytes']}: restore it or collect again")
+    return content
 
 
 class FrameStore:
@@ -41,9 +107,8 @@ class FrameStore:
 
     Row t holds a frame, the action taken at it, and the reward, terminated and truncated that the action caused. An
     episode of T actions has T + 1 rows; the last one holds the final frame and action -1 (NaN in vectors). An episode
-    that the end of the collection cut is neither terminated nor truncated. Frames without actions (films, folders of
-    images) have action -1 everywhere; their episodes are sequences. Frames of grid worlds are stored as tile codes,
-    (rows, columns, 3) bytes, and decoded batch by batch through the `TileAtlas` in the directory.
+    that the end of the collection cut is neither terminated nor truncated. Frames without actions have action -1
+    everywhere. Frames of grid worlds are stored as tile codes, and decoded batch by batch through a `TileAtlas`.
 
     Attributes:
         path: the directory.
@@ -62,7 +127,7 @@ class FrameStore:
         self.manifest: dict[str, Any] = read_manifest(path)
         if not self.manifest["shards"]:
             raise RlpreError(f"{path} holds no complete shard of frames yet: collect into it first")
-        self.space = spaces.Box(0, 255, tuple(self.manifest["space"]["shape"]), np.uint8)
+        self.space = frame_space(self.manifest["space"]["shape"])
         self.action_space: ActionSpace = space_from_json(self.manifest["action_space"])
         self.cell: int = self.manifest["cell"]
         self.palette: str = self.manifest["palette"]
@@ -70,9 +135,8 @@ class FrameStore:
         self.labels: list[str] = self.manifest["labels"]
         self.missions: list[str] = self.manifest["missions"]
         self.atlas = TileAtlas.load(path / ATLAS) if self.manifest["atlas_sha256"] else None
-        frames, rows = zip(
-            *([path / file["name"] for file in s["files"]] for s in self.manifest["shards"]), strict=True
-        )
+        files = ([path / file["name"] for file in shard["files"]] for shard in self.manifest["shards"])
+        frames, rows = zip(*files, strict=True)
         # plain arrays over the maps: indexing np.memmap itself costs several times more
         self._shards = [np.asarray(np.load(file, mmap_mode="r")) for file in frames]
         self._starts = np.cumsum([0, *map(len, self._shards)])
@@ -99,7 +163,7 @@ class FrameStore:
         palette: str = "day",
         tasks: Sequence[str] = ("default",),
         labels: Sequence[str] = (),
-    ) -> FrameWriter:
+    ) -> "FrameWriter":
         """Makes an empty store and returns its writer.
 
         Args:
@@ -107,7 +171,7 @@ class FrameStore:
             space: the decoded frames, (C, H, W) uint8.
             action_space: ``Discrete`` from 0, ``Box`` of floats, or None for frames without actions.
             spec: how the frames are made; kept in the manifest, JSON values only.
-            atlas: given, frames are appended as tile codes (rows, columns, 3); else as pixels.
+            atlas: frames are appended as tile codes (rows, columns, 3); else as pixels.
             palette: palette of the atlas to decode with.
             tasks: names of the values of column "task".
             labels: names of integer label columns.
@@ -118,7 +182,7 @@ class FrameStore:
         path, cell = Path(path), atlas.tile_size if atlas else 1
         if (path / MANIFEST).exists():
             raise RlpreError(f"{path} already holds a frame store: extend it or choose another directory")
-        check_action_space(action_space)
+        actions = space_to_json(action_space)
         if taken := {*labels} & {"action", *COLUMNS}:
             raise RlpreError(f"label {taken.pop()!r} is the name of another column: rename it or leave it out")
         if space.dtype != np.uint8 or len(space.shape) != 3:
@@ -128,12 +192,12 @@ class FrameStore:
         if atlas:
             path.mkdir(parents=True, exist_ok=True)
             atlas.save(path / ATLAS)
-        frame_shape = (space.shape[1] // cell, space.shape[2] // cell, 3) if atlas else space.shape
+        frame_shape = [space.shape[1] // cell, space.shape[2] // cell, 3] if atlas else list(space.shape)
         content = {
             "format": FORMAT,
             "space": {"shape": list(space.shape), "dtype": "uint8", "low": 0, "high": 255},
-            "action_space": space_to_json(action_space),
-            "frame_shape": list(frame_shape),
+            "action_space": actions,
+            "frame_shape": frame_shape,
             "cell": cell,
             "palette": palette,
             "tasks": list(tasks),
@@ -148,7 +212,7 @@ class FrameStore:
         return FrameWriter(path)
 
     @staticmethod
-    def extend(path: str | Path) -> FrameWriter:
+    def extend(path: str | Path) -> "FrameWriter":
         """Opens a store, complete or interrupted, for appending."""
         return FrameWriter(Path(path))
 
@@ -170,11 +234,7 @@ class FrameStore:
         return hashlib.sha256(json.dumps([shards, decoding]).encode()).hexdigest()
 
     def verify(self) -> None:
-        """Reads every file and compares its SHA-256 with the manifest.
-
-        Raises:
-            RlpreError: naming the first file whose content changed.
-        """
+        """Reads every file; an `RlpreError` names the first one that does not match its SHA-256 in the manifest."""
         files = [file for shard in self.manifest["shards"] for file in shard["files"]]
         if self.atlas:
             files.append({"name": ATLAS, "sha256": self.manifest["atlas_sha256"]})
@@ -185,18 +245,14 @@ class FrameStore:
     def column(self, name: str) -> npt.NDArray[Any]:
         """One value per row, (N,).
 
-        These are: action int64 (vectors: (N, *action_space.shape) of the space's dtype), reward float64, terminated,
-        truncated and episode_start bool, task and mission int32, labels int16.
+        Action is int64 (vectors: (N, *action_space.shape) of the space's dtype), reward float64, terminated, truncated
+        and episode_start bool, task and mission int32, labels int16.
         """
         return lookup("column", name, self._columns)
 
     @property
     def num_actions(self) -> int:
-        """Actions are 0 .. num_actions - 1.
-
-        Raises:
-            RlpreError: if the store holds vectors or no actions.
-        """
+        """Actions are 0 .. num_actions - 1; an `RlpreError` if the store holds vectors or no actions."""
         if not isinstance(self.action_space, spaces.Discrete):
             raise RlpreError(
                 f"{self.path} holds no discrete actions (its action space is {self.action_space}): choose an objective "
@@ -217,9 +273,8 @@ class FrameStore:
     def _gather(self, indices: npt.ArrayLike) -> npt.NDArray[np.uint8]:
         index = np.asarray(indices, np.int64).reshape(-1)
         if len(index) and (index.min() < 0 or index.max() >= len(self)):
-            raise RlpreError(
-                f"frame indices of {self.path} lie in 0..{len(self) - 1}, got {index.min()}..{index.max()}"
-            )
+            limits = f"0..{len(self) - 1}, got {index.min()}..{index.max()}"
+            raise RlpreError(f"frame indices of {self.path} lie in {limits}")
         order = np.argsort(index, kind="stable")
         bounds = np.searchsorted(index, self._starts, sorter=order)
         result = np.empty((len(index), *self.manifest["frame_shape"]), np.uint8)
@@ -229,11 +284,7 @@ class FrameStore:
         return result
 
     def codes(self, indices: npt.ArrayLike) -> npt.NDArray[np.uint8]:
-        """Tile codes (B, rows, columns, 3) uint8: type, colour, state and flags of every cell.
-
-        Raises:
-            RlpreError: if the store holds pixels.
-        """
+        """Tile codes (B, rows, columns, 3) uint8 of every cell; an `RlpreError` if the store holds pixels."""
         if not self.atlas:
             raise RlpreError(f"{self.path} holds pixels, not tile codes: use frames(), or frames of MiniGrid")
         return self._gather(indices)
@@ -271,46 +322,161 @@ class FrameStore:
         return float(np.mean(same[inside])) if inside.any() else 0.0
 
     @cached_property
-    def _balanced(self) -> "Balanced":
-        return Balanced(np.arange(len(self)), self.ids)
+    def _weights(self) -> npt.NDArray[np.float64]:
+        return cumulative_weights(self.ids)
 
     def sample(self, batch: int, rng: np.random.Generator) -> Indices:
         """Draws rows with replacement, (batch,) int64, each with weight (occurrences of its frame) ** -0.5.
 
         A frame that occurs 1,000 times is drawn 32 times as often as one that occurs once, not 1,000 times.
         """
-        return self._balanced.draw(batch, rng)
+        return draw(self._weights, batch, rng)
 
     def pairs(self, k: int) -> "Pairs":
-        """A sampler of two different frames at most ``k`` steps apart in one episode.
-
-        Raises:
-            RlpreError: if k < 1 or no frame of the store changes within k steps.
-        """
+        """A sampler of two different frames at most ``k`` steps apart in one episode; k must be at least 1."""
         return Pairs(self, k)
 
 
-class Balanced:
-    """Draws from ``rows`` with weight (occurrences of the row's frame among them) ** -0.5."""
+class FrameWriter:
+    """Appends episodes to a store; made by `FrameStore.create` and `FrameStore.extend`.
 
-    def __init__(self, rows: Indices, ids: Indices) -> None:
-        weights = np.bincount(ids)[ids] ** -0.5
-        self.rows, self.cumulative = rows, np.cumsum(weights)
+    Rows wait in memory until they fill a shard, or until `flush`. If the process dies, the written shards stay
+    readable. As a context manager the writer flushes at the end, unless the block raised.
 
-    def draw(self, batch: int, rng: np.random.Generator) -> Indices:
-        """Rows (batch,) int64, with replacement."""
-        points = rng.random(batch) * self.cumulative[-1]
-        place = np.searchsorted(self.cumulative, points, side="right")
-        drawn: Indices = self.rows[np.minimum(place, len(self.rows) - 1)]  # rounding can give the sum itself
-        return drawn
+    Attributes:
+        manifest: the content of `manifest.json`.
+        action_space: of the store.
+        row_dtype: structured dtype of a row without its frame: action, the fixed columns, then one int16 per label.
+        shard_rows: rows of a full shard.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.manifest: dict[str, Any] = read_manifest(path)
+        self.action_space = space_from_json(self.manifest["action_space"])
+        self._frame_shape = tuple(self.manifest["frame_shape"])
+        labels = [(name, "i2") for name in self.manifest["labels"]]
+        self.row_dtype = np.dtype([("action", action_dtype(self.action_space)), *COLUMNS.items(), *labels])
+        self._frames: list[npt.NDArray[np.uint8]] = []
+        self._rows: list[npt.NDArray[np.void]] = []
+        self._missions = {text: number for number, text in enumerate([None, *self.manifest["missions"]], UNKNOWN)}
+        self.shard_rows = shard_rows(self._frame_shape)
+
+    def append(self, frames: npt.NDArray[np.uint8], **columns: npt.ArrayLike) -> None:
+        """Appends complete episodes: T + 1 rows for T actions; the last row's action is -1, or NaN for vectors.
+
+        In a store without actions every action is -1, and the rows may continue the last episode.
+
+        Args:
+            frames: (n, rows, columns, 3) uint8 codes for a tile store, else (n, C, H, W) uint8 pixels.
+            **columns: one array (n,) or scalar per column: action (vectors: (n, ...)), reward, terminated, truncated,
+                episode_start, task, and every label of the store. Optional: mission, a text per row, or None.
+
+        Raises:
+            RlpreError: if shapes, dtypes, names or the episode structure are wrong, or the disk is full.
+        """
+        if frames.dtype != np.uint8 or frames.shape[1:] != self._frame_shape or not len(frames):
+            raise RlpreError(
+                f"{self.path} holds frames (n, {', '.join(map(str, self._frame_shape))}) uint8 and got "
+                f"{frames.shape} {frames.dtype}: append the shape that the store was created with"
+            )
+        rows, missions = np.empty(len(frames), self.row_dtype), np.empty(len(frames), object)
+        _fill(missions, "mission", columns.pop("mission", np.array(None)))
+        names = [name for name in self.row_dtype.names or () if name != "mission"]
+        if set(columns) != set(names):
+            wrong = ", ".join(sorted(set(columns) ^ set(names)))
+            raise RlpreError(f"columns of {self.path} are {', '.join(names)}: missing or unknown: {wrong}")
+        for name, values in columns.items():
+            _fill(rows[name], name, values)
+        self._check_episodes(rows)
+        if not {type(text) for text in missions} <= {str, type(None)}:
+            raise RlpreError(f"missions of {self.path} are texts: append str, or None where there is none")
+        rows["mission"] = [self._missions.setdefault(text, len(self._missions) - 1) for text in missions]
+        self._frames.append(frames.copy())
+        self._rows.append(rows)
+        if sum(map(len, self._rows)) >= self.shard_rows:
+            self.flush()
+
+    def _check_episodes(self, rows: npt.NDArray[np.void]) -> None:
+        start, acted = rows["episode_start"], has_action(rows["action"])
+        if self.action_space is None:
+            if acted.any() or not (start[0] or self._rows or self.manifest["shards"]):
+                raise RlpreError(f"{self.path} holds no actions: append action -1, and episode_start in the first row")
+        elif not start[0] or not np.array_equal(acted, ~np.append(start[1:], True)):
+            raise RlpreError(
+                "append takes complete episodes: each starts with episode_start and ends with a row of action "
+                f"{end_values(self.action_space)['action']}, and no other row has that action"
+            )
+        ranges = {"task": (0, len(self.manifest["tasks"]))}
+        if isinstance(self.action_space, spaces.Discrete):
+            ranges["action"] = (-1, int(self.action_space.n))
+        for name, (low, high) in ranges.items():
+            if rows[name].min() < low or rows[name].max() >= high:
+                raise RlpreError(f"column {name!r} of {self.path} must lie in {low}..{high - 1}: check the values")
+
+    def flush(self) -> None:
+        """Writes the waiting rows as one shard, then the manifest; on a full disk (`RlpreError`) they still wait."""
+        if not self._rows:
+            return
+        shards = self.manifest["shards"]
+        files = [
+            _write_array(self.path / f"frames-{len(shards):05d}.npy", self._frames),
+            _write_array(self.path / f"rows-{len(shards):05d}.npy", self._rows),
+        ]
+        shards = [*shards, {"rows": sum(map(len, self._rows)), "files": files}]
+        manifest = {**self.manifest, "missions": list(self._missions)[1:], "shards": shards}
+        write_json(self.path / MANIFEST, manifest)
+        self.manifest = manifest
+        self._frames, self._rows = [], []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.flush()
+
+
+def _fill(column: npt.NDArray[Any], name: str, values: npt.ArrayLike) -> None:
+    """Copies ``values`` into the column; refuses values that integers or flags cannot hold exactly."""
+    values = np.asarray(values)
+    if values.ndim and values.shape != column.shape:
+        raise RlpreError(f"column {name!r} has shape {values.shape}: expected {column.shape}, as the frames")
+    with np.errstate(invalid="ignore"):  # NaN in a column of integers is refused below
+        column[...] = values
+    if column.dtype.kind in "ib" and not (column == values).all():
+        raise RlpreError(f"column {name!r} is {column.dtype} and cannot hold the given values: convert them first")
+
+
+def _write_array(path: Path, parts: Sequence[npt.NDArray[Any]]) -> dict[str, Any]:
+    """Writes the parts as one .npy file, atomically, and returns its manifest entry."""
+    shape = (sum(map(len, parts)), *parts[0].shape[1:])
+    header = {"descr": np.lib.format.dtype_to_descr(parts[0].dtype), "fortran_order": False, "shape": shape}
+    with atomic(path) as temporary:
+        with open(temporary, "wb") as file:
+            # not np.save, which hides why a full disk failed
+            np.lib.format.write_array_header_1_0(file, header)
+            for part in parts:
+                file.write(part.data)
+        digest, size = sha256(temporary), temporary.stat().st_size
+    return {"name": path.name, "bytes": size, "sha256": digest}
+
+
+def cumulative_weights(ids: Indices) -> npt.NDArray[np.float64]:
+    """(N,) sums of (occurrences of the row's frame) ** -0.5, for `draw`."""
+    return np.cumsum(np.bincount(ids)[ids] ** -0.5)
+
+
+def draw(weights: npt.NDArray[np.float64], batch: int, rng: np.random.Generator) -> Indices:
+    """Places (batch,) int64 in cumulative weights (N,), drawn with replacement."""
+    places: Indices = np.searchsorted(weights, rng.random(batch) * weights[-1], side="right")
+    return places.clip(max=len(weights) - 1)  # rounding can give the sum itself
 
 
 class Pairs:
     """Samples (anchor, later, actions): later = anchor + j, 1 <= j <= k, same episode, another frame.
 
-    Anchors are balanced as in `FrameStore.sample`, counted among possible anchors; j is uniform among those allowed.
-
-    Made by `FrameStore.pairs`.
+    Anchors are weighted as in `FrameStore.sample`, counted among possible anchors; j is uniform among those allowed.
     """
 
     def __init__(self, store: FrameStore, k: int) -> None:
@@ -327,8 +493,8 @@ class Pairs:
             )
         if action.dtype.kind == "f":
             action = action.reshape(len(action), -1).astype(np.float32)
-        self._allowed, self._action = allowed, action
-        self._anchors = Balanced(rows, ids[rows])
+        self._allowed, self._action, self._rows = allowed, action, rows
+        self._weights = cumulative_weights(ids[rows])
 
     def sample(self, batch: int, rng: np.random.Generator) -> tuple[Indices, Indices, npt.NDArray[Any]]:
         """Draws pairs.
@@ -337,7 +503,7 @@ class Pairs:
             Anchor rows and later rows, both (batch,) int64, and the actions between them: (batch, k) int64, -1 from
             the later row on, or (batch, k, dims) float32, 0 from there on.
         """
-        anchor = self._anchors.draw(batch, rng)
+        anchor = self._rows[draw(self._weights, batch, rng)]
         rank = self._allowed[anchor].cumsum(axis=1)
         chosen = np.floor(rng.random(batch) * rank[:, -1]).astype(np.int64) + 1
         later = anchor + 1 + (rank == chosen[:, None]).argmax(axis=1)
@@ -354,7 +520,7 @@ def digests(frames: npt.NDArray[np.uint8]) -> Iterator[bytes]:
 
 
 def resume_store(out: Path, spec: Mapping[str, Any], **arguments: Any) -> FrameWriter:
-    """The writer of a new store, or of an interrupted one with the same specification, made by `FrameStore.create`.
+    """The writer of a new store, made by `FrameStore.create`, or of an interrupted one of the same ``spec``.
 
     Raises:
         RlpreError: if ``out`` holds a store of another specification; it names the first difference.
@@ -374,11 +540,7 @@ def resume_store(out: Path, spec: Mapping[str, Any], **arguments: Any) -> FrameW
 
 @contextmanager
 def new_store(out: Path, **arguments: Any) -> Iterator[FrameWriter]:
-    """Yields a writer, made by `FrameStore.create`; the store appears at ``out`` if the block ends without an error.
-
-    Raises:
-        RlpreError: if ``out`` exists and is not an empty directory.
-    """
+    """Yields the writer of a store that appears at ``out``, absent or an empty directory, when the block has ended."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RlpreError(f"{out} is there already: choose another directory for the frames")
     part = out.absolute().with_name(f".{out.absolute().name}.part")
@@ -389,6 +551,16 @@ def new_store(out: Path, **arguments: Any) -> Iterator[FrameWriter]:
         part.replace(out)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def fill_store(out: Path, rows: Iterable[Mapping[str, Any]], total: int, **arguments: Any) -> FrameStore:
+    """A `new_store` of ``rows``, the arguments of each call of `FrameWriter.append`, ``total`` in all."""
+    bar = tqdm(total=total, unit="frame", desc=out.name, disable=None)
+    with new_store(out, **arguments) as writer, bar:
+        for piece in rows:
+            writer.append(**piece)
+            bar.update(len(piece["frames"]))
+    return FrameStore.open(out)
 
 
 whole = new_store  # ALIAS

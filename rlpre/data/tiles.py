@@ -65,17 +65,13 @@ class TileAtlas:
         return self._gather(codes, lookup("palette", palette, PALETTES))
 
     def save(self, path: Path) -> None:
-        """Writes the atlas as one ``.npz`` file, atomically."""
+        """Writes one ``.npz`` file, atomically."""
         with atomic(path) as temporary, open(temporary, "wb") as file:
             np.savez_compressed(file, tiles=self.tiles, index=self.index, light=self.light)
 
     @classmethod
     def load(cls, path: Path) -> "TileAtlas":
-        """Reads the file that `save` wrote.
-
-        Raises:
-            RlpreError: if the file is missing or damaged.
-        """
+        """Reads the file that `save` wrote; an `RlpreError` if it is missing or damaged."""
         try:
             with np.load(path, allow_pickle=False) as arrays:
                 return cls(arrays["tiles"], arrays["index"], arrays["light"])
@@ -83,14 +79,9 @@ class TileAtlas:
             raise RlpreError(f"{path} is not a tile atlas ({error}): restore it or collect the frames again") from error
 
     def dim(self, frame: np.ndarray, agent: int) -> np.ndarray:
-        """Applies the palette "night" to pixels, for frames that no code describes.
+        """Applies the palette "night" to a frame (3, R * T, C * T) uint8 that no code describes.
 
-        Args:
-            frame: (3, R * T, C * T) uint8.
-            agent: cell of the agent, row-major.
-
-        Returns:
-            The darkened frame, uint8 of the same shape.
+        ``agent`` is the cell of the agent, row-major.
         """
         rows, columns = frame.shape[1] // self.tile_size, frame.shape[2] // self.tile_size
         light = self.light[_light_levels(rows, columns, len(self.light))[agent]].reshape(rows, columns)

@@ -1,16 +1,15 @@
 """Trajectories of a frame store for sequence encoders: windows of rows, and the encoder's inputs at each row."""
 
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from gymnasium import spaces
 from torch import Tensor
 
 from rlpre.data.store import FrameStore, Indices
 from rlpre.errors import RlpreError
-from rlpre.utils import ship
+from rlpre.utils import to_device
 
 PADDING = -1  # a row before the first one of an episode
 NO_ACTION = -1  # before the first step of an episode, and after its last
@@ -20,16 +19,10 @@ CHUNK = 512  # frames encoded at a time
 class Windows:
     """Windows of ``length`` rows that never cross an episode; in shorter episodes they are padded on the left.
 
-    Args:
-        store: trajectories.
-        length: rows of a window.
-
-    Raises:
-        RlpreError: if the store holds no discrete actions, or the window is longer than every episode.
+    An `RlpreError` refuses a window that is longer than every episode.
     """
 
     def __init__(self, store: FrameStore, length: int) -> None:
-        _check_actions(store)
         starts = np.flatnonzero(store.column("episode_start"))
         ends = np.append(starts[1:], len(store)) - 1
         longest = int((ends - starts).max()) + 1
@@ -47,11 +40,7 @@ class Windows:
         return np.flatnonzero(np.arange(len(self.store)) - self._first >= self.length - 1)
 
     def sample(self, batch: int, rng: np.random.Generator) -> Indices:
-        """Draws windows: rows as `FrameStore.sample` draws them, each at a random place of its window.
-
-        Returns:
-            Rows (batch, length) int64 in order, ``PADDING`` on the left if the whole episode is shorter.
-        """
+        """Draws windows (batch, length) int64: rows as `FrameStore.sample` draws them, at random places of windows."""
         rows = self.store.sample(batch, rng)
         last = self._last[rows]
         full = np.minimum(self._first[rows] + self.length - 1, last)  # the first row at which a window is full
@@ -69,35 +58,14 @@ def previous_actions(store: FrameStore, rows: Indices) -> Indices:
     return np.where(first, NO_ACTION, store.column("action")[rows - 1])
 
 
-class SequenceReader(Protocol):
-    """The parts of `rlpre.SequenceEncoder` that `Trajectories` needs."""
-
-    frames: Any  # the vision encoder
-    actions: int
-    vocabulary: Any
-
-    @property
-    def device(self) -> torch.device:
-        """Of the weights."""
-
-    def encode_frames(self, frames: Tensor) -> Tensor:
-        """Vision features (batch, F) of frames (batch, C, H, W)."""
-
-
 class Trajectories:
-    """The inputs of a sequence encoder at each row of a store.
-
-    Args:
-        store: trajectories.
-        encoder: a `rlpre.SequenceEncoder`.
-        device: where to put the inputs.
+    """The inputs of a `rlpre.SequenceEncoder` at each row of a store, on a device.
 
     Raises:
         RlpreError: if the store's frames, actions or missions do not fit the encoder.
     """
 
-    def __init__(self, store: FrameStore, encoder: SequenceReader, device: torch.device) -> None:
-        _check_actions(store)
+    def __init__(self, store: FrameStore, encoder: Any, device: torch.device) -> None:
         try:
             encoder.frames.input.check(store.space)
         except RlpreError as error:
@@ -115,7 +83,7 @@ class Trajectories:
                     f"{store.path} has episodes without a mission, which the sequence encoder reads: give an encoder "
                     "without a vocabulary, or trajectories with missions"
                 )
-            self._missions = ship(encoder.vocabulary.encode(store.missions), device)
+            self._missions = to_device(encoder.vocabulary.encode(store.missions), device)
 
     def features(self, rows: Indices) -> Tensor:
         """Vision features (..., F) float32 of the frames at ``rows`` (...); 0 for ``PADDING``.
@@ -123,7 +91,7 @@ class Trajectories:
         The frozen vision encoder encodes every distinct frame once, at the first call.
         """
         table, line = self._feature_table
-        return table[ship(line[rows], self.device)]
+        return table[to_device(line[rows], self.device)]
 
     @cached_property
     def _feature_table(self) -> tuple[Tensor, Indices]:
@@ -147,14 +115,8 @@ class Trajectories:
         """
         missions = None
         if self._missions is not None:
-            missions = self._missions[ship(self.store.column("mission")[rows[:, -1]].astype(np.int64), self.device)]
-        actions = ship(previous_actions(self.store, rows), self.device)
-        return self.features(rows), actions, missions, ship(rows != PADDING, self.device)
-
-
-def _check_actions(store: FrameStore) -> None:
-    if not isinstance(store.action_space, spaces.Discrete):
-        raise RlpreError(
-            f"{store.path} holds no discrete actions (its action space is {store.action_space}), which a sequence "
-            "encoder reads as tokens: use trajectories with discrete actions"
-        )
+            missions = self._missions[
+                to_device(self.store.column("mission")[rows[:, -1]].astype(np.int64), self.device)
+            ]
+        actions = to_device(previous_actions(self.store, rows), self.device)
+        return self.features(rows), actions, missions, to_device(rows != PADDING, self.device)

@@ -5,14 +5,7 @@ from pathlib import Path
 
 from torch import nn
 
-from rlpre.encoders.encoder import (
-    ARCHITECTURES,
-    CONFIG,
-    Encoder,
-    InputSpec,
-    find_architecture,
-    register_encoder,
-)
+from rlpre.encoders.encoder import ARCHITECTURES, CONFIG, Encoder, InputSpec, register_encoder
 from rlpre.encoders.sequence import BACKBONES, SequenceEncoder, Vocabulary
 from rlpre.errors import RlpreError
 from rlpre.utils import read_json
@@ -28,7 +21,6 @@ __all__ = [
     "SequenceEncoder",
     "Vocabulary",
     "as_encoder",
-    "find_architecture",
     "load_encoder",
     "register_encoder",
 ]
@@ -46,10 +38,7 @@ def load_encoder(path: str | PathLike[str], device: str = "cpu") -> AnyEncoder:
 
 
 def as_encoder(given: object) -> AnyEncoder:
-    """Returns the encoder that a caller means.
-
-    Args:
-        given: an encoder, the directory of one, or the result of `rlpre.pretrain`.
+    """Returns the encoder that a caller means by an encoder, the directory of one, or the result of `rlpre.pretrain`.
 
     Raises:
         RlpreError: for anything else, or a directory without an encoder.
@@ -61,13 +50,11 @@ def as_encoder(given: object) -> AnyEncoder:
         raise RlpreError(f"{encoder!r} is an architecture: give rlpre.Encoder({encoder!r}, rlpre.InputSpec(shape))")
     if isinstance(encoder, str | PathLike):
         return load_encoder(encoder)
-    name = encoder.__name__ if isinstance(encoder, type) else type(encoder).__name__
-    if isinstance(encoder, nn.Module) or (isinstance(encoder, type) and issubclass(encoder, nn.Module)):
+    kind = encoder if isinstance(encoder, type) else type(encoder)
+    if issubclass(kind, nn.Module):
         raise RlpreError(
-            f"{name} is a torch module, not an encoder: register what builds it with rlpre.register_encoder('mine', "
-            "build), then give rlpre.Encoder('mine', rlpre.InputSpec(shape))"
+            f"{kind.__name__} is a torch module, not an encoder: register what builds it with "
+            "rlpre.register_encoder('mine', build), then give rlpre.Encoder('mine', rlpre.InputSpec(shape))"
         )
-    raise RlpreError(
-        f"{name} is no encoder: give an rlpre.Encoder, an rlpre.SequenceEncoder, the directory of one, or what "
-        "rlpre.pretrain returned"
-    )
+    accepted = "an rlpre.Encoder, an rlpre.SequenceEncoder, the directory of one, or what rlpre.pretrain returned"
+    raise RlpreError(f"{kind.__name__} is no encoder: give {accepted}")

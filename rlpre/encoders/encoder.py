@@ -41,7 +41,7 @@ def find_architecture(name: str) -> Architecture:
     """Returns the architecture of that name: "cnn", "torchvision:resnet18", "whitened:cnn", or a registered one.
 
     Raises:
-        RlpreError: if the name is unknown, or belongs to an encoder that was not registered in this process.
+        RlpreError: if the name is unknown or was not registered in this process.
     """
     family, _, member = name.partition(":")
     if member and family in FAMILIES:
@@ -62,22 +62,20 @@ def register_encoder(name: str, build: Architecture) -> None:
         name: a new one; defining and registering the same class or function again replaces it.
         build: called as ``build(channels, height, width, **arguments)`` with JSON arguments, none named ``weights``.
             It returns a module from frames (batch, C, H, W) to vectors (batch, features), or a list of modules to be
-            run in order, which partial freezing can freeze one by one. Its weights are kept as it initialises them.
+            run in order, which partial freezing can freeze one by one. Its weights are kept.
 
     Raises:
         RlpreError: if the name is taken or contains a colon, or ``build`` cannot be called.
     """
     if not callable(build):
-        raise RlpreError(
-            f"encoder {name!r} is registered with {build!r}: give a class or a function, not what it built"
-        )
-    if ":" in name or _definition(ARCHITECTURES.get(name, build)) != _definition(build):
+        raise RlpreError(f"encoder {name!r} is registered with {build!r}: give a class or function, not what it built")
+    now, before = (
+        (getattr(each, "__module__", None), getattr(each, "__qualname__", each))
+        for each in (build, ARCHITECTURES.get(name, build))
+    )
+    if ":" in name or now != before:
         raise RlpreError(f"the encoder name {name!r} is taken: choose one that is not among {', '.join(ARCHITECTURES)}")
     ARCHITECTURES[name] = build
-
-
-def _definition(build: Architecture) -> tuple[object, object]:
-    return getattr(build, "__module__", None), getattr(build, "__qualname__", build)
 
 
 @dataclass(frozen=True)
@@ -87,8 +85,7 @@ class InputSpec:
     They are scaled to [0, 1], then to ``(x - mean) / std``; ``mean`` and ``std`` are one number, or one per channel.
 
     Raises:
-        RlpreError: for a shape that is not three positive integers, a layout other than "CHW", a dtype that is not one
-            of numbers, a range that is empty or not finite, or a mean or std that does not fit.
+        RlpreError: naming the value that no encoder can read, such as an empty range or a layout other than "CHW".
     """
 
     shape: tuple[int, int, int]
@@ -104,9 +101,8 @@ class InputSpec:
         for name, above in (("mean", -np.inf), ("std", 0.0)):
             values = np.asarray(getattr(self, name), dtype=float)
             if values.shape not in ((), self.shape[:1]):
-                raise RlpreError(
-                    f"{name} has shape {values.shape}: give one number, or {self.shape[0]}, one per channel"
-                )
+                count = f"one number, or {self.shape[0]}, one per channel"
+                raise RlpreError(f"{name} has shape {values.shape}: give {count}")
             if not (np.isfinite(values) & (values > above)).all():
                 raise RlpreError(f"{name} is {getattr(self, name)}: it must be finite{', and positive' * (above == 0)}")
             plain = values.tolist()
@@ -137,21 +133,16 @@ class InputSpec:
         if not isinstance(space, spaces.Box):
             kind = type(space).__name__
             raise RlpreError(f"the encoder reads a Box of frames, the environment gives {kind}: wrap it to give one")
-        if space.shape != self.shape:
-            hint = "render at its size"
-            if space.shape == (*self.shape[1:], self.shape[0]):
-                hint = "channels are last, wrap the environment in VecTransposeImage"
-            raise RlpreError(
-                f"the observation shape is {space.shape}, the encoder was built for {self.shape} (C, H, W): {hint}"
-            )
-        if str(space.dtype) != self.dtype:
-            raise RlpreError(f"observations are {space.dtype}, the encoder reads {self.dtype}: cast them in a wrapper")
-        low, high = float(space.low.min()), float(space.high.max())
-        if (low, high) != (self.low, self.high):
-            raise RlpreError(
-                f"observations range over [{low:g}, {high:g}], the encoder reads [{self.low:g}, {self.high:g}]: "
-                "rescale them in a wrapper"
-            )
+        last = space.shape == (*self.shape[1:], self.shape[0])
+        size = "channels are last, wrap the environment in VecTransposeImage" if last else "render at its size"
+        limits = float(space.low.min()), float(space.high.max())
+        for what, given, own, hint in (
+            ("shape", space.shape, self.shape, size),
+            ("dtype", str(space.dtype), self.dtype, "cast observations in a wrapper"),
+            ("range", limits, (self.low, self.high), "rescale observations in a wrapper"),
+        ):
+            if given != own:
+                raise RlpreError(f"the observation {what} is {given}, the encoder was built for {own}: {hint}")
 
     @property
     def space(self) -> spaces.Box:
@@ -172,24 +163,15 @@ class BaseEncoder(nn.Module):
     """What encoders of frames and of sequences share: standardised features, and a checkpoint without pickle.
 
     A checkpoint is a directory with ``config.json`` and ``model.safetensors``.
-
-    Attributes:
-        kind: "vision" or "sequence".
-        design: the attribute, and the field of ``config``, with the name of the architecture or backbone.
-        stages: the parts in order, from input to features; the unit of partial freezing.
-        pretraining: how the weights were made.
-        num_features: length of the feature vector.
-        feature_mean: subtracted from the features, 0 until ``standardise``.
-        feature_std: divides the features, 1 until ``standardise``.
     """
 
-    kind: ClassVar[str]
-    design: ClassVar[str]
-    stages: nn.ModuleList
-    pretraining: dict[str, Any]
-    num_features: int
-    feature_mean: Tensor
-    feature_std: Tensor
+    kind: ClassVar[str]  # "vision" or "sequence"
+    design: ClassVar[str]  # the attribute, and the field of ``config``, with the name of the architecture or backbone
+    stages: nn.ModuleList  # the parts in order, from input to features; the unit of partial freezing
+    pretraining: dict[str, Any]  # how the weights were made
+    num_features: int  # length of the feature vector
+    feature_mean: Tensor  # subtracted from the features, 0 until ``standardise``
+    feature_std: Tensor  # divides the features, 1 until ``standardise``
 
     def _register_standard(self) -> None:
         self.register_buffer("feature_mean", torch.zeros(self.num_features))
@@ -213,17 +195,17 @@ class BaseEncoder(nn.Module):
 
     @property
     def name(self) -> str:
-        """The name of the architecture or backbone."""
+        """Of the architecture or backbone."""
         return cast(str, getattr(self, self.design))
 
     @property
     def dtype(self) -> torch.dtype:
-        """The floating type of the weights."""
+        """Of the weights."""
         return next(chain(self.parameters(), self.buffers())).dtype
 
     @property
     def device(self) -> torch.device:
-        """The device of the weights."""
+        """Of the weights."""
         return next(chain(self.parameters(), self.buffers())).device
 
     @property
@@ -242,18 +224,15 @@ class BaseEncoder(nn.Module):
             RlpreError: if a field is missing or unknown, or the configuration is that of another kind of encoder.
         """
         try:
-            if config["format"] != FORMAT:
-                raise RlpreError(
-                    f"encoder format {config['format']} is not format {FORMAT}: install the rlpre that wrote it"
-                )
+            if (given := config["format"]) != FORMAT:
+                raise RlpreError(f"encoder format {given} is not format {FORMAT}: install the rlpre that wrote it")
             kind = config.get("kind", "vision")
             if kind != cls.kind:
                 raise RlpreError(f"this is a {kind} encoder, not a {cls.kind} encoder: load it with {KINDS[kind]}")
             return cls._build(config)
         except (KeyError, TypeError) as error:
-            raise RlpreError(
-                f"the encoder's configuration lacks or misstates {error}: it was not written by rlpre"
-            ) from error
+            what = f"the encoder's configuration lacks or misstates {error}"
+            raise RlpreError(f"{what}: it was not written by rlpre") from error
 
     @classmethod
     def _build(cls, config: dict[str, Any]) -> Self:
@@ -261,7 +240,7 @@ class BaseEncoder(nn.Module):
 
     def _identity(self) -> dict[str, Any]:
         """The part of ``config`` that the features depend on."""
-        raise NotImplementedError
+        return {key: value for key, value in self._config().items() if key not in ("kind", "num_features")}
 
     def fingerprint(self) -> str:
         """SHA-256 of all that the features depend on: architecture, input specification and weights."""
@@ -284,7 +263,7 @@ class BaseEncoder(nn.Module):
         """Loads a checkpoint directory, in the floating type that was saved.
 
         Raises:
-            RlpreError: if a file is missing or damaged, or a tensor is missing, extra or of another shape.
+            RlpreError: if a file is missing or damaged, or the tensors are not those of the configuration.
         """
         path = Path(path)
         encoder = cls.from_config(read_json(path / CONFIG))
@@ -298,7 +277,7 @@ class BaseEncoder(nn.Module):
 
     @classmethod
     def from_hub(cls, name: str, revision: str | None = None, device: str = "cpu") -> Self:
-        """Downloads an encoder from the Hugging Face Hub, or finds it in the local cache, and loads it.
+        """Loads an encoder from the Hugging Face Hub, or from its local cache.
 
         Args:
             name: "user/name".
@@ -322,8 +301,7 @@ class Encoder(BaseEncoder):
             the mean, standard deviation and size. They are downloaded once; loading a checkpoint never does so.
         **arguments: the architecture's own arguments, such as ``features``.
 
-    Weights of cnn, impala and vit start orthogonal, as SB3 initialises its own extractors; other networks initialise
-    their own.
+    Weights of cnn, impala and vit start orthogonal, as in SB3's own extractors; other networks initialise their own.
 
     Raises:
         RlpreError: for an unknown architecture, an argument it does not take, frames too small for it, a module whose
@@ -356,10 +334,8 @@ class Encoder(BaseEncoder):
         except RlpreError:
             raise
         except (TypeError, ValueError, RuntimeError, AssertionError) as error:
-            raise RlpreError(
-                f"encoder {architecture!r} does not fit frames {input.shape} with {self.arguments}: "
-                + str(error).split("\n", 1)[0]
-            ) from error
+            where, reason = f"frames {input.shape} with {self.arguments}", str(error).split("\n", 1)[0]
+            raise RlpreError(f"encoder {architecture!r} does not fit {where}: {reason}") from error
         if weights is not None:
             published.load(self.stages, self.arguments)
         for name, tensor in zip(("scale", "shift"), input.affine(), strict=True):
@@ -377,28 +353,19 @@ class Encoder(BaseEncoder):
         return self._standardised(x)
 
     def _config(self) -> dict[str, Any]:
-        return {
-            "architecture": self.architecture,
-            "arguments": self.arguments,
-            "num_features": self.num_features,
-            "input": asdict(self.input),
-        }
+        own = {name: getattr(self, name) for name in ("architecture", "arguments", "num_features")}
+        return {**own, "input": asdict(self.input)}
 
     @classmethod
     def _build(cls, config: dict[str, Any]) -> Self:
         input = InputSpec(**config["input"])
         return cls(config["architecture"], input, config["pretraining"], weights=None, **config["arguments"])
 
-    def _identity(self) -> dict[str, Any]:
-        return {key: value for key, value in self._config().items() if key != "num_features"}
-
     def _count_features(self) -> int:
         x = output(self.stages, *self.input.shape)
         if not isinstance(x, Tensor) or x.ndim != 2:
             shown = tuple(x.shape[1:]) if isinstance(x, Tensor) else f"a {type(x).__name__}"
-            raise RlpreError(
-                f"encoder {self.architecture!r} gives {shown} per frame, not a vector: end it with Flatten"
-            )
+            raise RlpreError(f"encoder {self.name!r} gives {shown} per frame, not a vector: end it with Flatten")
         return x.shape[1]
 
 
@@ -420,8 +387,7 @@ def _plain(architecture: str, arguments: dict[str, Any]) -> dict[str, Any]:
         return cast(dict[str, Any], json.loads(json.dumps(arguments)))
     except (TypeError, ValueError) as error:
         raise RlpreError(
-            f"encoder {architecture!r} has arguments that are not JSON ({error}): give names and numbers, which a "
-            "checkpoint can hold"
+            f"encoder {architecture!r} has arguments that are not JSON ({error}): give plain values"
         ) from error
 
 
@@ -429,38 +395,25 @@ def _listed(architecture: str, built: nn.Module | Sequence[nn.Module]) -> list[n
     stages: list[Any] = list(built) if isinstance(built, list | tuple | nn.ModuleList) else [built]
     for stage in stages:
         if not isinstance(stage, nn.Module):
-            raise RlpreError(
-                f"encoder {architecture!r} gave {type(stage).__name__}: return an nn.Module or a list of them"
-            )
+            given = type(stage).__name__
+            raise RlpreError(f"encoder {architecture!r} gave {given}: return an nn.Module or a list of them")
     return stages
 
 
 def check_tensors(given: dict[str, Tensor], wanted: dict[str, Tensor], where: str) -> None:
-    """Compares two state dicts by name and shape.
-
-    Raises:
-        RlpreError: naming the first missing, extra or misshapen tensor in ``where``.
-    """
-    for name in wanted:
-        if name not in given:
-            raise RlpreError(f"{where} lacks tensor {name!r}: it belongs to another architecture")
+    """Compares two state dicts; RlpreError names the first missing, extra or misshapen tensor in ``where``."""
+    for name in (*wanted, *given):
+        if name not in given or name not in wanted:
+            what = "has extra" if name in given else "lacks"
+            raise RlpreError(f"{where} {what} tensor {name!r}: it belongs to another architecture")
         if given[name].shape != wanted[name].shape:
             shape, expected = tuple(given[name].shape), tuple(wanted[name].shape)
             raise RlpreError(f"{where}: tensor {name!r} has shape {shape}, expected {expected}")
-    for name in given:
-        if name not in wanted:
-            raise RlpreError(f"{where} has extra tensor {name!r}: it belongs to another architecture")
 
 
 def freeze(module: nn.Module) -> None:
-    """Turns every parameter into a buffer of the same name.
-
-    A buffer cannot be optimised, decayed, clipped or averaged into a target network by any algorithm.
-    """
+    """Turns every parameter into a buffer of the same name: no algorithm can optimise, decay, clip or average it."""
     for part in module.modules():
         for name, parameter in list(part.named_parameters(recurse=False)):
             delattr(part, name)
             part.register_buffer(name, parameter.detach())
-
-
-Checkpoint = BaseEncoder  # ALIAS

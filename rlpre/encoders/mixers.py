@@ -1,7 +1,8 @@
 """The backbones of a `SequenceEncoder`, which mix each token with those before it: a GRU and a transformer.
 
-Both mix whole sequences (``forward``), only the last step of a sequence (``last``), or one token at a time (``begin``,
-``step``) with the same result.
+Both mix whole sequences of tokens (batch, steps, width) of which some are ``present`` (``forward``), only the last step
+(``last``), or one token (batch, width) at a time (``begin``, ``step``), with the same result. ``step`` resets the state
+where ``starts`` (batch,) is True. `rlpre.SequenceEncoder` describes the arguments.
 
 [0] Cho et al. 2014, "Learning Phrase Representations using RNN Encoder-Decoder for Statistical Machine Translation".
 [1] Press, Smith, Lewis 2022, "Train Short, Test Long: Attention with Linear Biases Enables Input Length Extrapolation".
@@ -23,16 +24,10 @@ State = tuple[Tensor, ...]  # what a backbone keeps of the steps so far
 class GRU(nn.Module):
     """torch's GRU [0] and a layer norm. Its state reaches back to the start of the episode; a window cuts that off.
 
-    Args:
-        width: length of a token.
-        layers: number of layers.
-        causal: whether a step sees only the steps before it; if not, each direction has half the width.
-
-    Raises:
-        RlpreError: if it is bidirectional and ``width`` is odd.
+    If it is not causal, each direction has half the width; there are no ``heads``, and any ``window`` fits.
     """
 
-    def __init__(self, width: int, layers: int, causal: bool) -> None:
+    def __init__(self, width: int, layers: int, heads: int, window: int, causal: bool) -> None:
         super().__init__()
         if width % 2 and not causal:
             raise RlpreError(f"a bidirectional GRU of width={width} cannot halve it: choose an even width")
@@ -46,7 +41,7 @@ class GRU(nn.Module):
         return self
 
     def forward(self, tokens: Tensor, present: Tensor) -> Tensor:
-        """Mixes ``tokens`` (batch, steps, width), skipping those that are not ``present`` (batch, steps)."""
+        """Skips tokens that are not present."""
         order = torch.argsort(present.byte(), dim=1, descending=True, stable=True)  # padding last, the rest in order
         tokens = tokens.gather(1, order[..., None].expand_as(tokens))
         if self.gru.bidirectional:  # a causal one needs no packing, which costs as much as the GRU itself
@@ -58,7 +53,7 @@ class GRU(nn.Module):
         return self.norm(mixed.gather(1, order.argsort(1)[..., None].expand_as(mixed)))  # type: ignore[no-any-return]
 
     def last(self, tokens: Tensor, present: Tensor) -> Tensor:
-        """The last step (batch, width) of ``forward``."""
+        """The last step of ``forward``."""
         return self(tokens, present)[:, -1]  # type: ignore[no-any-return]
 
     def begin(self, batch: int) -> State:
@@ -66,7 +61,7 @@ class GRU(nn.Module):
         return (self.norm.weight.new_zeros(self.gru.num_layers, batch, self.gru.hidden_size),)
 
     def step(self, token: Tensor, state: State, starts: Tensor | None) -> tuple[Tensor, State]:
-        """Mixes one more token (batch, width) into ``state``, which is reset where ``starts`` (batch,) is True."""
+        """Mixes one more token into the state."""
         (hidden,) = state
         if starts is not None:
             hidden = hidden.masked_fill(starts[:, None], 0)
@@ -79,17 +74,7 @@ class Transformer(nn.Module):
 
     Positions are relative: a bias on the attention that decreases with the distance (ALiBi [1]). So the same features
     come from a window of tokens, from a whole episode, and from one token at a time with the keys and values of the
-    last ``span`` tokens kept.
-
-    Args:
-        width: length of a token.
-        layers: number of blocks.
-        heads: number of attention heads of each block.
-        window: number of tokens that the output depends on, its own included; if not causal, on either side.
-        causal: whether a token sees only the tokens before it.
-
-    Raises:
-        RlpreError: if ``width`` is not a multiple of ``heads``, or the window is shorter than one step per layer.
+    last ``span`` tokens kept. If it is not causal, each attends as far ahead too.
     """
 
     slopes: Tensor
@@ -107,12 +92,12 @@ class Transformer(nn.Module):
         self.register_buffer("slopes", slopes[:, None, None], persistent=False)
 
     def forward(self, tokens: Tensor, present: Tensor) -> Tensor:
-        """Mixes ``tokens`` (batch, steps, width); only those ``present`` (batch, steps) are attended to."""
+        """Attends to tokens that are present."""
         empty = tokens.new_zeros(len(self.layers), len(tokens), 0, 2 * tokens.shape[-1])
         return self._mix(tokens, empty, present)[0]
 
     def last(self, tokens: Tensor, present: Tensor) -> Tensor:
-        """The last step (batch, width) of ``forward``; each layer mixes only the steps that the last one depends on."""
+        """The last step of ``forward``; each layer mixes only the steps that the last one depends on."""
         x, depth = tokens, len(self.layers)
         empty = tokens.new_zeros(len(tokens), 0, 2 * tokens.shape[-1])
         for above, layer in zip(reversed(range(depth)), self.layers, strict=True):
@@ -128,7 +113,7 @@ class Transformer(nn.Module):
         return past, torch.zeros(batch, self.span, dtype=torch.bool, device=past.device)
 
     def step(self, token: Tensor, state: State, starts: Tensor | None) -> tuple[Tensor, State]:
-        """Mixes one more token (batch, width) into ``state``, which is reset where ``starts`` (batch,) is True."""
+        """Mixes one more token into the state."""
         past, present = state
         if starts is not None:
             present = present & ~starts[:, None]
@@ -164,12 +149,8 @@ def _block(layer: nn.TransformerEncoderLayer, x: Tensor, past: Tensor, bias: Ten
     projected = F.linear(layer.norm1(x), attention.in_proj_weight, attention.in_proj_bias)
     queries, keys_values = torch.split_with_sizes(projected, [width, 2 * width], dim=-1)
     keys_values = torch.cat([past, keys_values], dim=1)
-    q, k, v = (_by_head(part, heads) for part in (queries[:, -steps:], *keys_values.chunk(2, dim=-1)))
+    parts = (queries[:, -steps:], *keys_values.chunk(2, dim=-1))
+    q, k, v = (part.reshape(*part.shape[:2], heads, -1).transpose(1, 2) for part in parts)
     mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
     x = x[:, -steps:] + attention.out_proj(mixed.transpose(1, 2).flatten(2))
     return x + layer.linear2(F.gelu(layer.linear1(layer.norm2(x)))), keys_values
-
-
-def _by_head(x: Tensor, heads: int) -> Tensor:
-    """(batch, steps, width) to (batch, heads, steps, width / heads)."""
-    return x.reshape(*x.shape[:2], heads, -1).transpose(1, 2)

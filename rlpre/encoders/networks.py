@@ -89,18 +89,9 @@ def vit(
 ) -> list[nn.Module]:
     """A small vision transformer [2]: patches with learned positions, ``depth`` blocks, the projection to ``features``.
 
-    Blocks are torch's own, norm first [4], without dropout. The projection takes the mean of the tokens [3] and ends
-    in layer norm, as in `cnn`.
-
-    Args:
-        channels: of the frames.
-        height: of the frames, in pixels.
-        width: of the frames, in pixels.
-        features: length of the feature vector.
-        patch: side of a patch in pixels; default 8, or the divisor of both sides of the frame nearest to 8.
-        dim: length of a token.
-        depth: number of blocks.
-        heads: number of attention heads of each block.
+    Tokens have length ``dim``; blocks have ``heads`` attention heads, norm first [4] and no dropout. The projection
+    takes the mean of the tokens [3] and ends in layer norm, as in `cnn`. The side of a patch is ``patch`` pixels: by
+    default 8, or the divisor of both sides of the frame nearest to 8.
 
     Raises:
         RlpreError: if patches do not tile the frame, or ``dim`` is not a multiple of ``heads``.
@@ -109,9 +100,8 @@ def vit(
         fitting = [side for side in PATCHES if height % side == width % side == 0]
         patch = min(fitting, key=lambda side: abs(side - PATCH), default=PATCH)
     if patch < 1 or height % patch or width % patch:
-        raise RlpreError(
-            f"patches of {patch} pixels do not tile frames of {height} x {width}: pad or resize the frames"
-        )
+        frames = f"frames of {height} x {width}"
+        raise RlpreError(f"patches of {patch} pixels do not tile {frames}: pad or resize the frames")
     if heads < 1 or dim % heads:
         raise RlpreError(f"{heads} heads do not divide dim={dim}: choose a multiple")
     blocks = [transformer_layer(dim, heads) for _ in range(depth)]

@@ -21,7 +21,6 @@ from rlpre.errors import RlpreError, lookup
 COLOURS = 3  # channels that published networks read
 INCEPTIONS = ("googlenet", "inception_v3")
 CONTAINERS = ("Sequential", "Encoder")  # types of modules that are opened to find the blocks; vit_* has an Encoder
-Statistics = float | tuple[float, ...]  # one number, or one per channel
 
 
 @dataclass(frozen=True)
@@ -32,24 +31,16 @@ class Published:
     the kernels of the first convolution are repeated for each. Otherwise they are a stack of gray frames, and each gets
     the sum of the kernels over the colours. Both are divided by the number of frames, so that a stack of equal frames
     gives the features of the single frame.
-
-    Attributes:
-        name: of the weights, for messages and for the record of the pretraining.
-        url: where they are published.
-        mean: of the images in [0, 1] that they were trained on, one number per colour.
-        std: standard deviation of those images, one number per colour.
-        arguments: of the architecture, such as the size to which frames are resized.
-        fetch: reads the tensors for the arguments of an architecture, downloading them if they are not on this machine.
     """
 
     name: str
     url: str
-    mean: tuple[float, ...]
+    mean: tuple[float, ...]  # of the images in [0, 1] that they were trained on, one number per colour
     std: tuple[float, ...]
-    arguments: dict[str, Any]
-    fetch: Callable[[dict[str, Any]], dict[str, Tensor]]
+    arguments: dict[str, Any]  # of the architecture, such as the size to which frames are resized
+    fetch: Callable[[dict[str, Any]], dict[str, Tensor]]  # the tensors for such arguments; it may download them
 
-    def statistics(self, channels: int) -> tuple[Statistics, Statistics]:
+    def statistics(self, channels: int) -> tuple[float | tuple[float, ...], ...]:
         """Mean and standard deviation of frames with this number of channels."""
         frames, gray = divmod(channels, COLOURS)
         if gray:
@@ -57,11 +48,7 @@ class Published:
         return self.mean * frames, self.std * frames
 
     def load(self, stages: nn.ModuleList, arguments: dict[str, Any]) -> None:
-        """Copies the weights into the stages of the network that was built with these arguments.
-
-        Raises:
-            RlpreError: if they are missing and cannot be downloaded, are damaged, or do not fit the size.
-        """
+        """Copies the weights into the stages of the network that was built with these arguments."""
         tensors = self.fetch(arguments)
         for stage in stages:
             for name, own in stage.state_dict().items():  # shares the stage's memory
@@ -77,12 +64,9 @@ class Published:
 
 
 class PublishedNetwork:
-    """A network of a library without its classifier, as an architecture.
+    """A network of a library without its classifier, as an architecture; its stages are the network's blocks in order.
 
-    Its stages are the network's blocks in order; weights start as the library starts them.
-
-    Attributes:
-        name: of the network.
+    Weights start as the library starts them.
     """
 
     name: str
@@ -99,7 +83,7 @@ class PublishedNetwork:
         """Builds the stages.
 
         Args:
-            channels: of the frames; the first convolution reads as many.
+            channels: of the frames.
             height: of the frames, in pixels.
             width: of the frames, in pixels.
             size: side, or height and width, to which frames are resized; by default they are not resized.
@@ -109,7 +93,11 @@ class PublishedNetwork:
         side = _side(size, height, width)
         network, graph = self._trace(channels, side, **arguments)
         if side != (height, width):
-            _resize_first(graph, side, interpolation)
+            frames = next(iter(graph.nodes))
+            settings: dict[str, Any] = {"size": side, "mode": interpolation, "antialias": True}
+            with graph.inserting_after(frames):
+                resized = graph.call_function(F.interpolate, (frames,), settings)
+            frames.replace_all_uses_with(resized, delete_user_cb=lambda user: user is not resized)
         return _split(network, graph)
 
     def published(self, weights: str) -> Published:
@@ -126,11 +114,7 @@ class PublishedNetwork:
 
 
 class TorchvisionNetwork(PublishedNetwork):
-    """A network of torchvision.
-
-    Raises:
-        RlpreError: if torchvision has no classification network of that name.
-    """
+    """A classification network of torchvision; RlpreError if it has none of that name."""
 
     def __init__(self, name: str) -> None:
         from torchvision import models  # slow to import
@@ -147,7 +131,11 @@ class TorchvisionNetwork(PublishedNetwork):
         network = self.models.get_model(self.name, weights=None, **settings, **arguments).eval()
         if channels != COLOURS:
             _widen(network, channels)
-        return network, _without_classifier(network, _Blocks().trace(network))
+        graph = _Blocks().trace(network)
+        layers = [node for node in graph.nodes if isinstance(_called(network, node), nn.Linear | nn.Conv2d)]
+        layers[-1].replace_all_uses_with(layers[-1].args[0])  # the last one is the classifier
+        graph.erase_node(layers[-1])
+        return network, graph
 
     def published(self, weights: str) -> Published:
         """See `PublishedNetwork`; names are such as "DEFAULT" and "IMAGENET1K_V1"."""
@@ -160,23 +148,13 @@ class TorchvisionNetwork(PublishedNetwork):
         return Published(str(member), member.url, tuple(mean), tuple(std), arguments, lambda _: self._fetch(member))
 
     def _fetch(self, weights: Any) -> dict[str, Tensor]:
-        try:
-            network = self.models.get_model(self.name, weights=weights)
-        except Exception as error:  # downloading and unpickling have many errors
-            url, folder = weights.url, Path(torch.hub.get_dir(), "checkpoints")
-            raise RlpreError(
-                f"{weights} cannot be loaded ({_first_line(error)}): torch looks for {Path(url).name} in {folder}, "
-                f"else downloads {url}; put an intact copy there, or leave out weights"
-            ) from error
-        return cast(dict[str, Tensor], network.state_dict())
+        url, folder = weights.url, Path(torch.hub.get_dir(), "checkpoints")
+        hint = f"torch looks for {Path(url).name} in {folder}, else downloads {url}; put an intact copy there"
+        return _fetched(weights, hint, lambda: self.models.get_model(self.name, weights=weights))
 
 
 class TimmNetwork(PublishedNetwork):
-    """A network of timm, which is the extra ``rlpre[timm]``.
-
-    Raises:
-        RlpreError: if timm is not installed, or has no network of that name.
-    """
+    """A network of timm, which is the extra ``rlpre[timm]``; RlpreError if it is not installed or lacks the name."""
 
     def __init__(self, name: str) -> None:
         try:
@@ -191,14 +169,11 @@ class TimmNetwork(PublishedNetwork):
         patch = getattr(getattr(network, "patch_embed", None), "patch_size", 1)
         patch = patch if isinstance(patch, int) else patch[0]
         if any(length % patch for length in side):
-            shown = f"{side[0]} x {side[1]}"
-            raise RlpreError(
-                f"patches of {patch} pixels do not tile frames of {shown}: give size=, a multiple of {patch}"
-            )
+            shown = f"frames of {side[0]} x {side[1]}"
+            raise RlpreError(f"patches of {patch} pixels do not tile {shown}: give size=, a multiple of {patch}")
         options = inspect.signature(network.forward).parameters.values()
-        graph = _Blocks().trace(
-            network, {each.name: each.default for each in options if each.default is not each.empty}
-        )
+        defaults = {option.name: option.default for option in options if option.default is not option.empty}
+        graph = _Blocks().trace(network, defaults)
         frames = next(iter(graph.nodes))
         graph.eliminate_dead_code(lambda node: node is frames or node.op == "output")  # options and checks of them
         return network, graph
@@ -220,26 +195,24 @@ class TimmNetwork(PublishedNetwork):
         config = self.timm.get_pretrained_cfg(name)
         url = f"https://huggingface.co/{config.hf_hub_id}" if config.hf_hub_id else config.url
         settings = {"size": config.input_size[-1], "interpolation": config.interpolation}
-        return Published(
-            name, url, tuple(config.mean), tuple(config.std), settings, lambda given: self._fetch(name, **given)
-        )
+        mean, std = tuple(config.mean), tuple(config.std)
+        return Published(name, url, mean, std, settings, lambda given: self._fetch(name, **given))
 
     def _fetch(self, name: str, size: int | Sequence[int], interpolation: str, **arguments: Any) -> dict[str, Tensor]:
-        try:
-            return self._create(name, _side(size, 0, 0), pretrained=True, **arguments).state_dict()
-        except Exception as error:  # downloading and unpickling have many errors
-            raise RlpreError(
-                f"{name} cannot be loaded ({_first_line(error)}): timm reads it from the cache of Hugging Face or "
-                "downloads it; download it once where there is a network, or leave out weights"
-            ) from error
+        hint = "timm reads it from the cache of Hugging Face or downloads it; download it once where there is a network"
+        return _fetched(name, hint, lambda: self._create(name, _side(size, 0, 0), pretrained=True, **arguments))
 
 
 def _side(size: int | Sequence[int] | None, height: int, width: int) -> tuple[int, ...]:
     return (height, width) if size is None else (size, size) if isinstance(size, int) else tuple(size)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def _fetched(weights: object, hint: str, create: Callable[[], nn.Module]) -> dict[str, Tensor]:
+    try:
+        return create().state_dict()
+    except Exception as error:  # downloading and unpickling have many errors
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise RlpreError(f"{weights} cannot be loaded ({reason}): {hint}, or leave out weights") from error
 
 
 def _widen(network: nn.Module, channels: int) -> None:
@@ -264,22 +237,6 @@ class _Blocks(fx.Tracer):
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return type(module).__name__ not in CONTAINERS
-
-
-def _without_classifier(network: nn.Module, graph: fx.Graph) -> fx.Graph:
-    """Takes the last linear layer or convolution, which is the classifier, out of ``graph``."""
-    layers = [node for node in graph.nodes if isinstance(_called(network, node), nn.Linear | nn.Conv2d)]
-    layers[-1].replace_all_uses_with(layers[-1].args[0])
-    graph.erase_node(layers[-1])
-    return graph
-
-
-def _resize_first(graph: fx.Graph, side: tuple[int, ...], interpolation: str) -> None:
-    frames = next(iter(graph.nodes))
-    with graph.inserting_after(frames):
-        settings: dict[str, Any] = {"size": side, "mode": interpolation, "antialias": True}
-        resized = graph.call_function(F.interpolate, (frames,), settings)
-    frames.replace_all_uses_with(resized, delete_user_cb=lambda user: user is not resized)
 
 
 def _split(network: nn.Module, graph: fx.Graph) -> list[nn.Module]:

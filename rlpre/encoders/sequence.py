@@ -50,8 +50,6 @@ class Vocabulary:
         split = [_words(mission) for mission in missions]
         return cls(sorted({word for words in split for word in words}), max(map(len, split), default=0))
 
-    of = from_missions  # ALIAS
-
     def encode(self, missions: Sequence[str]) -> np.ndarray:
         """Turns missions into numbers (missions, length) int64, padded with 0 on the right.
 
@@ -65,9 +63,8 @@ class Vocabulary:
             if unknown := [word for word in words if word not in number]:
                 raise RlpreError(f"the vocabulary lacks {unknown[0]!r} of the mission {mission!r}: {HINT}")
             if len(words) > self.length:
-                raise RlpreError(
-                    f"the mission {mission!r} has {len(words)} words, the vocabulary's longest {self.length}: {HINT}"
-                )
+                count = f"{len(words)} words, the vocabulary's longest {self.length}"
+                raise RlpreError(f"the mission {mission!r} has {count}: {HINT}")
             row[: len(words)] = [number[word] for word in words]
         return encoded
 
@@ -86,7 +83,7 @@ class MissionEmbedding(nn.Module):
         self.triples = nn.Conv1d(width, width, kernel_size=3, padding=1)
 
     def forward(self, mission: Tensor) -> Tensor:
-        """Sums over the words of each mission; padding contributes nothing."""
+        """Padding contributes nothing."""
         word = (mission > 0)[..., None]
         x = (self.words(mission) + self.places) * word
         return (F.relu(self.triples(x.mT).mT) * word).sum(1)
@@ -114,9 +111,7 @@ class SequenceEncoder(BaseEncoder):
         previous_action: whether tokens include the previous action.
         pretraining: how the weights were made; empty for fresh weights.
 
-    Attributes:
-        stages: the token embedding, the backbone, and the whitening map if there is one; the unit of partial freezing.
-        num_features: length of the feature vector, ``width``.
+    The ``stages`` are the token embedding, the backbone, and the whitening map if there is one.
 
     Raises:
         RlpreError: for an unknown backbone, or sizes that do not fit each other.
@@ -146,7 +141,8 @@ class SequenceEncoder(BaseEncoder):
         self.causal, self.previous_action = causal, previous_action
         at_least(self, actions=1, width=1, layers=1, heads=1, window=1)
         self.num_features, self.pretraining = width, dict(pretraining or {})
-        self.stages = nn.ModuleList(orthogonal([_Tokens(self, frames.num_features), build(self)]))
+        tokens = _Tokens(self, frames.num_features)
+        self.stages = nn.ModuleList(orthogonal([tokens, build(width, layers, heads, window, causal)]))
         self.stages.extend(identity_map(width) for _ in range(backbone.count(WHITENED)))
         self.frames = copy.deepcopy(frames).eval()
         freeze(self.frames)
@@ -186,11 +182,11 @@ class SequenceEncoder(BaseEncoder):
         Raises:
             RlpreError: for another shape, or an action or word out of range.
         """
-        return self._mix(self._mixer, self._embed(features, actions, mission), present, present)
+        return self._mix(self._mixer, self._embed(features, actions, mission), present)
 
     def last(self, features: Tensor, actions: Tensor, mission: Tensor | None, present: Tensor) -> Tensor:
         """The last step of ``forward``, (batch, width); much cheaper if the backbone is a transformer."""
-        return self._mix(self._mixer.last, self._embed(features, actions, mission), present, present[:, -1])
+        return self._mix(self._mixer.last, self._embed(features, actions, mission), present)
 
     def begin(self, batch: int) -> State:
         """Returns the state of ``batch`` episodes before their first step.
@@ -207,12 +203,8 @@ class SequenceEncoder(BaseEncoder):
     ) -> tuple[Tensor, State]:
         """Encodes one more step of each episode, at the cost of one token, to the features that ``forward`` gives.
 
-        Args:
-            features: of the frames, (batch, frames.num_features).
-            actions: before them, (batch,).
-            mission: (batch, length), or None.
-            state: from ``begin`` or the last ``step``; it is not changed.
-            starts: (batch,) bool, where a new episode begins and the state is reset.
+        Features, actions and missions are as in ``forward``, but without the dimension of steps. ``state`` is from
+        ``begin`` or the last ``step`` and is not changed. It is reset where ``starts`` (batch,) bool is True.
 
         Returns:
             Features (batch, width) and the new state.
@@ -233,8 +225,10 @@ class SequenceEncoder(BaseEncoder):
         return self
 
     def _config(self) -> dict[str, Any]:
-        own = {"kind": self.kind, **self._arguments(), "num_features": self.num_features}
-        return {**own, "frames": self.frames.config}
+        names = ("kind", "backbone", "actions", "width", "layers", "heads", "window", "causal", "previous_action")
+        config = {name: getattr(self, name) for name in names}
+        config |= {"vocabulary": asdict(self.vocabulary) if self.vocabulary else None}
+        return {**config, "num_features": self.num_features, "frames": self.frames.config}
 
     @classmethod
     def _build(cls, config: dict[str, Any]) -> Self:
@@ -243,12 +237,7 @@ class SequenceEncoder(BaseEncoder):
         return cls(**given | {"frames": Encoder.from_config(given["frames"]), "vocabulary": vocabulary})
 
     def _identity(self) -> dict[str, Any]:
-        return {**self._arguments(), "frames": self.frames.fingerprint()}
-
-    def _arguments(self) -> dict[str, Any]:
-        names = ("backbone", "actions", "width", "layers", "heads", "window", "causal", "previous_action")
-        vocabulary = asdict(self.vocabulary) if self.vocabulary else None
-        return {**{name: getattr(self, name) for name in names}, "vocabulary": vocabulary}
+        return {**super()._identity(), "frames": self.frames.fingerprint()}
 
     @property
     def recurrent(self) -> bool:
@@ -259,25 +248,18 @@ class SequenceEncoder(BaseEncoder):
     def _mixer(self) -> GRU | Transformer:
         return cast(GRU | Transformer, self.stages[1])
 
-    def _mix(
-        self, mixer: Callable[[Tensor, Tensor], Tensor], tokens: Tensor, present: Tensor, returned: Tensor
-    ) -> Tensor:
-        """Mixes tokens and standardises; ``returned`` marks which of the returned steps are not padding."""
+    def _mix(self, mix: Callable[[Tensor, Tensor], Tensor], tokens: Tensor, present: Tensor) -> Tensor:
+        """Mixes tokens by ``forward`` or ``last`` of the backbone."""
         if present.shape != tokens.shape[:2]:
-            raise RlpreError(
-                f"present has shape {tuple(present.shape)} for tokens {tuple(tokens.shape)}: give one bool per token"
-            )
-        mixed = mixer(tokens.masked_fill(~present[..., None], 0), present)
-        return self._finish(mixed).masked_fill(~returned[..., None], 0)
+            shapes = f"{tuple(present.shape)} for tokens {tuple(tokens.shape)}"
+            raise RlpreError(f"present has shape {shapes}: give one bool per token")
+        mixed = self._finish(mix(tokens.masked_fill(~present[..., None], 0), present))
+        return mixed.masked_fill(~(present if mixed.ndim == 3 else present[:, -1])[..., None], 0)
 
     def _finish(self, mixed: Tensor) -> Tensor:
         for stage in self.stages[2:]:
             mixed = stage(mixed)
         return self._standardised(mixed)
-
-    def tokens(self, *given: Any) -> Tensor:  # ALIAS
-        """See ``_embed``."""
-        return self._embed(*given)
 
     def _embed(self, features: Tensor, actions: Tensor, mission: Tensor | None) -> Tensor:
         """Makes tokens (batch, steps, width)."""
@@ -285,10 +267,8 @@ class SequenceEncoder(BaseEncoder):
         if features.ndim != 3 or shape[2] != size:
             raise RlpreError(f"features have shape {shape}: give (batch, steps, {size}), as encode_frames makes them")
         if tuple(actions.shape) != shape[:2]:
-            raise RlpreError(
-                f"previous actions have shape {tuple(actions.shape)} for features {shape}: give one per step, -1 where "
-                "there is none"
-            )
+            shapes = f"{tuple(actions.shape)} for features {shape}"
+            raise RlpreError(f"previous actions have shape {shapes}: give one per step, -1 where there is none")
         wanted = (len(features), self.vocabulary.length) if self.vocabulary else None
         given = None if mission is None else tuple(mission.shape)
         if given != wanted:
@@ -316,12 +296,7 @@ class _Tokens(nn.Module):
         return tokens
 
 
-BACKBONES: dict[str, Callable[[SequenceEncoder], GRU | Transformer]] = {
-    "gru": lambda encoder: GRU(encoder.width, encoder.layers, encoder.causal),
-    "transformer": lambda encoder: Transformer(
-        encoder.width, encoder.layers, encoder.heads, encoder.window, encoder.causal
-    ),
-}
+BACKBONES: dict[str, type[GRU] | type[Transformer]] = {"gru": GRU, "transformer": Transformer}
 
 
 def _check_range(what: str, numbers: Tensor, low: int, high: int) -> None:

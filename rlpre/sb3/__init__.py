@@ -6,8 +6,6 @@ from rlpre.sb3.policy import MODES, policy_kwargs
 from rlpre.sb3.ppo import floored_advantages, kl_penalty, value_first
 from rlpre.sb3.vecenv import EncodedVecEnv, HistoryVecEnv
 
-kl_to = kl_penalty  # ALIAS
-
 __all__ = [
     "MODES",
     "EncodedVecEnv",

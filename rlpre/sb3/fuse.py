@@ -5,15 +5,14 @@ import io
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any, Literal, TypeVar, overload
+from typing import Any
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.running_mean_std import RunningMeanStd
-from stable_baselines3.common.save_util import load_from_zip_file
+from stable_baselines3.common.save_util import load_from_zip_file, recursive_getattr
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecNormalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvWrapper
@@ -21,34 +20,30 @@ from torch import Tensor, nn
 
 from rlpre.encoders import AnyEncoder, Encoder, SequenceEncoder, as_encoder
 from rlpre.encoders.encoder import check_tensors
-from rlpre.errors import RlpreError
+from rlpre.errors import RlpreError, lookup
 from rlpre.sb3.optim import EncoderOptimizer, encoder_optimizer
-from rlpre.sb3.policy import ProtectedExtractor, SequenceExtractor, policy_kwargs
+from rlpre.sb3.policy import MODES, ProtectedExtractor, SequenceExtractor, policy_kwargs
 from rlpre.sb3.ppo import KLPenalty
-from rlpre.sb3.spaces import EncoderLike, FeatureSpace, normalizes, stacked, window_length, window_space, with_image
-from rlpre.sb3.vecenv import FeaturesVecEnv
+from rlpre.sb3.vecenv import (
+    EncoderLike,
+    FeatureSpace,
+    FeaturesVecEnv,
+    normalizers,
+    stacked,
+    window_length,
+    window_space,
+    with_image,
+)
 
-Algorithm = TypeVar("Algorithm", bound=BaseAlgorithm)
+Statistics = tuple[np.ndarray, np.ndarray, float]  # mean, standard deviation, greatest absolute value
+TRAINING_OPTIONS = ("stages", "anchor", "parent", "encoder_lr_scale", "warmup_updates", "augment")  # of policy_kwargs
 
 
-@overload
-def fuse(
-    model: BaseAlgorithm, encoder: EncoderLike, as_model: Literal[False] = False, **options: Any
-) -> BasePolicy: ...
-
-
-@overload
-def fuse(model: Algorithm, encoder: EncoderLike, as_model: Literal[True], **options: Any) -> Algorithm: ...
-
-
-def fuse(
-    model: BaseAlgorithm, encoder: EncoderLike, as_model: bool = False, **options: Any
-) -> BasePolicy | BaseAlgorithm:
+def fuse(model: BaseAlgorithm, encoder: EncoderLike, as_model: bool = False, **options: Any) -> BasePolicy | Any:
     """Builds the pixel policy that acts as ``model`` does behind `EncodedVecEnv` or `HistoryVecEnv`.
 
-    Statistics of a ``VecNormalize`` around `EncodedVecEnv`, and the policy's own features extractor, become part of the
-    fused policy. Features of a frame can differ in the last bits where torch computes batches of another size
-    differently.
+    Statistics of a ``VecNormalize`` around `EncodedVecEnv`, and the policy's own features extractor, become part of it.
+    Features can differ in the last bits where torch computes batches of another size differently.
 
     Args:
         model: of any algorithm of SB3 or sb3-contrib, trained on ``EncodedVecEnv(venv, encoder)``, or with
@@ -57,15 +52,13 @@ def fuse(
         as_model: return a model instead, which can ``learn``, ``save`` and ``load`` on pixels. It learns in the
             environment inside the model's `EncodedVecEnv`, if there is one; otherwise call its ``set_env``. It keeps
             the state of the optimiser if the encoder is frozen; a replay buffer starts empty.
-        **options: with ``as_model``, the ``mode`` of the encoder, default ``"frozen"``, and that mode's options, as of
-            `policy_kwargs`.
+        **options: with ``as_model``, ``mode`` (default ``"frozen"``) and its options, as of `policy_kwargs`.
 
     Returns:
-        A policy of the model's own class and device, with the encoder inside, ready for ``predict``, ``save`` and
-        ``load``, or the model that holds it. It reads what ``venv`` gives, channels first; after
-        ``EncodedVecEnv(venv, encoder, stack=4)``, what ``VecFrameStack(venv, 4)`` gives; with a `SequenceEncoder`,
-        windows of pixels as the wrapper's ``frames`` gives them. The policy's heads share one encoder, unless their own
-        extractors have weights.
+        A policy of the model's own class and device, with the encoder inside, or the model that holds it. It reads what
+        ``venv`` gives, channels first; after ``EncodedVecEnv(venv, encoder, stack=4)``, what ``VecFrameStack(venv, 4)``
+        gives; with a `SequenceEncoder`, windows of pixels as the wrapper's ``frames`` gives them. The policy's heads
+        share one encoder, unless their own extractors have weights.
 
     Raises:
         RlpreError: if the model was trained on other features, or behind a ``VecNormalize`` whose statistics are
@@ -76,7 +69,7 @@ def fuse(
         return plan.build_model(**options)
     if options:
         raise RlpreError(f"{next(iter(options))} concerns a model that learns: add as_model=True")
-    return plan.build_policy(getattr(model.policy, "_orig_mod", model.policy))
+    return plan.build_policy(plan.trained)
 
 
 class FusedExtractor(BaseFeaturesExtractor):
@@ -85,7 +78,7 @@ class FusedExtractor(BaseFeaturesExtractor):
     Args:
         observation_space: with pixels.
         feature_space: the same with features, as in training.
-        key: of the features in a Dict; None if they are the whole observation.
+        key: of the features in a Dict.
         reader: class and arguments of the extractor that encodes pixels.
         normalizers: statistics of each ``VecNormalize``, the first applied first, by key of the observation.
         head: class and arguments of the policy's own extractor.
@@ -97,7 +90,7 @@ class FusedExtractor(BaseFeaturesExtractor):
         feature_space: spaces.Space[Any],
         key: str | None,
         reader: tuple[type[ProtectedExtractor], dict[str, Any]],
-        normalizers: list[dict[str | None, "Statistics"]],
+        normalizers: list[dict[str | None, Statistics]],
         head: tuple[type[BaseFeaturesExtractor], dict[str, Any]],
     ) -> None:
         image = observation_space[key] if isinstance(observation_space, spaces.Dict) and key else observation_space
@@ -106,17 +99,8 @@ class FusedExtractor(BaseFeaturesExtractor):
         self.key, self.head, self.reader = key, extractor, reader[0](image, **reader[1])
         self.normalizers = nn.ModuleList(_Normalize(*pair) for part in normalizers for pair in part.items())
 
-    @property
-    def encoder(self) -> AnyEncoder:
-        """The encoder of the pixels."""
-        return self.reader.encoder
-
     def forward(self, observations: Any) -> Tensor:
-        """What the trained policy's extractor would give of these pixels' features, (batch, features_dim).
-
-        Raises:
-            RlpreError: if the encoder's weights have not been loaded.
-        """
+        """What the trained policy's extractor would give of these pixels' features, (batch, features_dim)."""
         if self.key is None:
             observations = self.reader(observations)
         else:
@@ -124,9 +108,6 @@ class FusedExtractor(BaseFeaturesExtractor):
         for normalize in self.normalizers:
             observations = normalize(observations)
         return self.head(observations)  # type: ignore[no-any-return]
-
-
-Statistics = tuple[np.ndarray, np.ndarray, float]  # mean, standard deviation, greatest absolute value
 
 
 class _Normalize(nn.Module):
@@ -150,15 +131,15 @@ class _Plan:
 
     def __init__(self, model: BaseAlgorithm, encoder: AnyEncoder) -> None:
         self.model, self.encoder, self.features = model, encoder, model.observation_space
-        self.key: str | None = None
+        self.trained: BasePolicy = getattr(model.policy, "_orig_mod", model.policy)  # of a compiled one
+        self.key: str | None = None  # of the features in a Dict
         self.stack = 1
+        self.inside = False  # whether the policy holds the encoder already
         if isinstance(encoder, SequenceEncoder):
-            self.inside, self.space = self._replace_sequence(encoder)
-            self.key = "features" if self.inside else None
+            self.space = self._replace_sequence(encoder)
         else:
-            self.inside, self.space = False, self._replace_image(encoder)
-        parts = self.features.spaces if isinstance(self.features, spaces.Dict) else {}
-        self.normalizers = _normalizers(model, parts[self.key] if self.key else self.features)
+            self.space = self._replace_image(encoder)
+        self.normalizers = self._statistics()
         if self.inside and self.normalizers:
             raise RlpreError("VecNormalize changed the windows of HistoryVecEnv: train with norm_obs=False to fuse")
 
@@ -179,28 +160,32 @@ class _Plan:
                 "no environment gives windows of pixels, so a SequenceEncoder has no model on them: leave out as_model "
                 "or go on learning on HistoryVecEnv"
             )
-        model, trained = self.model, getattr(self.model.policy, "_orig_mod", self.model.policy)
-        arguments = {**model.policy_kwargs, **self.arguments(trained, mode, **options)}
+        if not lookup("mode", mode, MODES).pretrained:
+            raise RlpreError(f"mode {mode!r} starts from fresh weights, a fused model has the encoder's: use 'frozen'")
+        if unknown := sorted(options.keys() - TRAINING_OPTIONS):
+            raise RlpreError(f"{unknown[0]} is no option of a fused model: give one of {', '.join(TRAINING_OPTIONS)}")
+        model = self.model
+        arguments = {**model.policy_kwargs, **self.arguments(self.trained, mode, **options)}
         saved = io.BytesIO()
-        model.save(saved)  # SB3 knows what belongs to a model
+        model.save(saved)  # SB3 decides what belongs to a model
         data, states, variables = load_from_zip_file(saved, device=model.device)
         assert data is not None
         fused = type(model)(policy=data["policy_class"], env=None, device=model.device, _init_setup_model=False)  # type: ignore[call-arg]
         data |= {"observation_space": self.space, "policy_kwargs": arguments}
-        data |= {"_last_obs": None, "_last_original_obs": None, "_last_episode_starts": None}
+        data |= dict.fromkeys(("_last_obs", "_last_original_obs", "_last_episode_starts"))
         if penalty := (data.get("rollout_buffer_kwargs") or {}).get("penalty"):
             assert isinstance(penalty, KLPenalty)
             reference: Any = self.build_policy(model.rollout_buffer_kwargs["penalty"].policy)  # type: ignore[attr-defined]
             data["rollout_buffer_kwargs"]["penalty"] = replace(penalty, policy=reference)
         fused.__dict__.update(data)
         fused._setup_model()
-        self.load(fused.policy, trained)
+        self.load(fused.policy, self.trained)
         for name, state in states.items():
             if name.endswith("optimizer") and (mode == "frozen" or not name.endswith(".optimizer")):
-                _attribute(fused, name).load_state_dict(state)
+                recursive_getattr(fused, name).load_state_dict(state)
         for name, tensor in (variables or {}).items():
             if tensor is not None:
-                _attribute(fused, name).data = tensor.data
+                recursive_getattr(fused, name).data = tensor.data
         if env := _pixel_env(model.get_env(), self.stack, self.space):
             fused.set_env(env)
         return fused
@@ -217,9 +202,9 @@ class _Plan:
         if self.stack > 1:
             options["stack"] = self.stack
         reader = policy_kwargs(self.encoder, mode, **options)
-        given = trained.optimizer_class
-        known = issubclass(given, EncoderOptimizer) or mode in ("frozen", "random")
-        head = trained.features_extractor_class, dict(trained.features_extractor_kwargs)
+        optimizer = trained.optimizer_class
+        if mode != "frozen" and not issubclass(optimizer, EncoderOptimizer):
+            optimizer = encoder_optimizer(optimizer)
         arguments = {
             "features_extractor_class": FusedExtractor,
             "features_extractor_kwargs": {
@@ -227,10 +212,10 @@ class _Plan:
                 "key": self.key,
                 "reader": (reader["features_extractor_class"], reader["features_extractor_kwargs"]),
                 "normalizers": self.normalizers,
-                "head": head,
+                "head": (trained.features_extractor_class, dict(trained.features_extractor_kwargs)),
             },
             "normalize_images": False,  # the encoder scales by itself
-            "optimizer_class": given if known else encoder_optimizer(given),
+            "optimizer_class": optimizer,
         }
         own = any("features_extractor." in name for name in trained.state_dict())
         if not own and hasattr(trained, "share_features_extractor"):
@@ -270,22 +255,22 @@ class _Plan:
                 )
         raise self._wrong_features()
 
-    def _replace_sequence(self, encoder: SequenceEncoder) -> tuple[bool, spaces.Space[Any]]:
-        """Whether the policy holds the encoder already, and the space with pixels."""
+    def _replace_sequence(self, encoder: SequenceEncoder) -> spaces.Space[Any]:
+        """The space of windows of pixels, in place of features or of windows of them."""
         if self.features == FeatureSpace(encoder):
             if encoder.recurrent:
                 raise RlpreError(
                     "behind EncodedVecEnv a GRU remembers the whole episode, which no window of pixels holds: "
                     "train on HistoryVecEnv to fuse"
                 )
-            return False, window_space(encoder, encoder.window, pixels=True)
+            return window_space(encoder, encoder.window, pixels=True)
         window = window_length(self.features)
         if not window or self.features != window_space(encoder, window):
             raise self._wrong_features()
-        kind = getattr(self.model.policy, "features_extractor_class", None)
-        if not (kind and issubclass(kind, SequenceExtractor)):
+        if not issubclass(getattr(self.trained, "features_extractor_class", object), SequenceExtractor):
             raise RlpreError("the model does not hold a SequenceEncoder: train it with policy_kwargs(encoder, ...)")
-        return True, window_space(encoder, window, pixels=True)
+        self.key, self.inside = "features", True
+        return window_space(encoder, window, pixels=True)
 
     def _wrong_features(self) -> RlpreError:
         return RlpreError(
@@ -293,31 +278,24 @@ class _Plan:
             "the encoder that its EncodedVecEnv or HistoryVecEnv used"
         )
 
-
-def _normalizers(model: BaseAlgorithm, features: spaces.Space[Any]) -> list[dict[str | None, Statistics]]:
-    """Statistics of each ``VecNormalize`` that changed the features, innermost first.
-
-    Raises:
-        RlpreError: if there was one in training, but its statistics are missing.
-    """
-    if getattr(features, "normalized", False) and not normalizes(model.get_env()):
-        raise RlpreError(
-            "the model was trained behind VecNormalize, whose statistics are not in the model's zip: load it with "
-            "env=VecNormalize.load(FILE, venv), venv as in training, then fuse"
-        )
-    found: list[dict[str | None, Statistics]] = []
-    env = model.get_env()
-    while isinstance(env, VecEnvWrapper) and not isinstance(env, FeaturesVecEnv):
-        if isinstance(env, VecNormalize) and env.norm_obs:
-            running: dict[str | None, RunningMeanStd]
-            running = {**env.obs_rms} if isinstance(env.obs_rms, dict) else {None: env.obs_rms}
+    def _statistics(self) -> list[dict[str | None, Statistics]]:
+        """Those of each ``VecNormalize`` that changed the features, the first applied first, by key."""
+        features = self.features[self.key] if isinstance(self.features, spaces.Dict) and self.key else self.features
+        around = normalizers(self.model.get_env())
+        if getattr(features, "normalized", False) and not around:
+            raise RlpreError(
+                "the model was trained behind VecNormalize, whose statistics are not in the model's zip: load it with "
+                "env=VecNormalize.load(FILE, venv), venv as in training, then fuse"
+            )
+        found: list[dict[str | None, Statistics]] = []
+        for env in around:
+            running: dict[Any, Any] = dict(env.obs_rms) if isinstance(env.obs_rms, dict) else {None: env.obs_rms}
             if any(one.count < 1 for one in running.values()):
                 raise RlpreError("the VecNormalize of the model has seen no observation: load it with its statistics")
             found.append(
                 {key: (one.mean.copy(), np.sqrt(one.var + env.epsilon), env.clip_obs) for key, one in running.items()}
             )
-        env = env.venv
-    return found[::-1]
+        return found
 
 
 def _pixel_env(env: VecEnv | None, stack: int, space: spaces.Space[Any]) -> VecEnv | None:
@@ -335,10 +313,3 @@ def _pixel_env(env: VecEnv | None, stack: int, space: spaces.Space[Any]) -> VecE
     if isinstance(outer, VecNormalize):
         outer.norm_obs = False  # the policy does it now
     return outer
-
-
-def _attribute(model: BaseAlgorithm, name: str) -> Any:
-    found: Any = model
-    for part in name.split("."):
-        found = getattr(found, part)
-    return found

@@ -1,23 +1,22 @@
 """Optimisers that give an encoder its own learning rate, a warm-up, and an anchor.
 
 SB3 writes one learning rate into every parameter group at each update, so a group's own rate is lost. These optimisers
-keep a *scale* beside the rate and apply it inside ``step``; it survives, and follows any schedule. During a *warm-up*,
-a number of steps counted here and saved with the optimiser, parameters get no gradients, and so no moments, no decay
-and no part in the clipped norm. Training first the heads and then everything is LP-FT [0].
+keep a *scale* beside the rate and apply it inside ``step``. During a *warm-up*, a number of steps counted here,
+parameters get no gradients, and so no moments, no decay and no part in the clipped norm. Training first the heads and
+then everything is LP-FT [0].
 
 An *anchor* pulls weights toward the pretrained ones, as if the loss had a term ``strength / 2 * |w - anchor|^2``
-(L2-SP [1]), a Gaussian prior of that precision. As in AdamW [2] the pull is decoupled: it is not part of the gradient,
-so moments and clipped norm do not contain it. A pull of ``lr * strength``, as in AdamW, would be balanced against a
-gradient that Adam has normalised, and weights would settle about ``1 / strength`` from the anchor however steep the
-loss is. Instead the pull is a proximal step [3] in the metric of the optimiser, where ``gain`` is how far a steady
-gradient of 1 moves a weight:
+(L2-SP [1]), a Gaussian prior of that precision. As in AdamW [2] the pull is not part of the gradient, so moments and
+clipped norm do not contain it. AdamW's own pull of ``lr * strength`` would be balanced against a gradient that Adam has
+normalised, so weights would settle about ``1 / strength`` from the anchor however steep the loss is. Instead the pull
+is a proximal step [3] in the metric of the optimiser, where ``gain`` is how far a steady gradient of 1 moves a weight:
 
     w <- (w + gain * strength * anchor) / (1 + gain * strength)
 
-Whatever the gain, this rests only where ``gradient + strength * (w - anchor) = 0``. With each optimiser below, a
-quadratic ``n / 2 * |w - data|^2`` ends in the Bayesian mean ``(n * data + strength * anchor) / (n + strength)``. It is
-stable at any strength: 0 is the plain optimiser bit for bit, and infinity freezes. A loss that is a mean over a batch
-counts as one sample; where gradients are clipped, the pull is relative to the clipped ones.
+Whatever the gain, this rests only where ``gradient + strength * (w - anchor) = 0``: a quadratic
+``n / 2 * |w - data|^2`` ends in the Bayesian mean ``(n * data + strength * anchor) / (n + strength)``. It is stable at
+any strength: 0 is the plain optimiser bit for bit, and infinity freezes. A loss that is a mean over a batch counts as
+one sample; where gradients are clipped, the pull is relative to the clipped ones.
 
 References:
     [0] Kumar et al. 2022, "Fine-Tuning can Distort Pretrained Features and Underperform Out-of-Distribution".
@@ -26,37 +25,47 @@ References:
     [3] Yun et al. 2021, "Adaptive Proximal Gradient Methods for Structured Neural Networks".
 """
 
-from collections.abc import Callable, Iterable, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer, RMSprop
 
 from rlpre.errors import RlpreError
-from rlpre.sb3.caller import calling_algorithm
 
 SCALE, WARMUP = "lr_scale", "warmup_updates"  # attributes of parameters, and keys of parameter groups
 STRENGTH, ANCHOR = "anchor_strength", "anchor"
 BYPASSES = {"TRPO", "ARS"}  # algorithms of sb3-contrib that change a policy's weights without its optimiser
 
 
+def calling_algorithm() -> BaseAlgorithm | None:
+    """The model in whose method, such as its constructor or ``save``, this is called; None if there is none.
+
+    SB3 gives policies, optimisers and spaces no reference to their model.
+    """
+    frame = inspect.currentframe()
+    while frame:
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, BaseAlgorithm):
+            return caller
+        frame = frame.f_back
+    return None
+
+
 def set_learning_rate(module: nn.Module, scale: float, warmup: int) -> None:
-    """Tells the optimisers below to train ``module`` at ``lr * scale`` after ``warmup`` steps."""
+    """Marks ``module`` to be trained at ``lr * scale`` after ``warmup`` steps."""
     for parameter in module.parameters():
         setattr(parameter, SCALE, scale)
         setattr(parameter, WARMUP, warmup)
 
 
 def set_anchors(module: nn.Module, strength: float, anchors: Mapping[str, Tensor] | None) -> None:
-    """Tells the optimisers below to pull the parameters of ``module`` toward their anchors.
-
-    Args:
-        module: an encoder that trains.
-        strength: precision of the prior, in units of the loss's curvature.
-        anchors: weights by parameter name; None if a saved optimiser will be loaded, which holds them.
-    """
+    """Marks ``module`` to be pulled toward ``anchors``, weights by name; None if an optimiser to be loaded has them."""
     for name, parameter in module.named_parameters():
         setattr(parameter, STRENGTH, strength)
         setattr(parameter, ANCHOR, None if anchors is None else anchors[name])
@@ -68,8 +77,7 @@ class EncoderOptimizer(Optimizer):
     Warm-ups and anchors are lists in the parameter groups, so torch saves and loads them.
 
     Raises:
-        RlpreError: if the algorithm does not train its policy with the policy's optimiser, so that rates, warm-ups and
-            anchors would be ignored.
+        RlpreError: if the algorithm does not train its policy with the policy's optimiser.
     """
 
     _bypassed_by: str | None = None
@@ -78,25 +86,19 @@ class EncoderOptimizer(Optimizer):
         algorithm = type(calling_algorithm())
         if BYPASSES & {kind.__name__ for kind in algorithm.__mro__}:
             self._bypassed_by = algorithm.__name__
-        groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+        groups: dict[tuple[float, float], dict[str, Any]] = {}
         for parameter in params:
-            groups.setdefault((getattr(parameter, SCALE, 1.0), getattr(parameter, STRENGTH, 0.0)), []).append(parameter)
-        super().__init__(
-            [
-                {
-                    "params": members,
-                    SCALE: scale,
-                    STRENGTH: strength,
-                    WARMUP: [getattr(parameter, WARMUP, 0) for parameter in members],
-                    ANCHOR: [getattr(parameter, ANCHOR) for parameter in members] if strength else [],
-                }
-                for (scale, strength), members in groups.items()
-            ],
-            **arguments,
-        )
+            key = scale, strength = getattr(parameter, SCALE, 1.0), getattr(parameter, STRENGTH, 0.0)
+            new: dict[str, Any] = {"params": [], SCALE: scale, STRENGTH: strength, WARMUP: [], ANCHOR: []}
+            group = groups.setdefault(key, new)
+            group["params"].append(parameter)
+            group[WARMUP].append(getattr(parameter, WARMUP, 0))
+            if strength:
+                group[ANCHOR].append(getattr(parameter, ANCHOR))
+        super().__init__(list(groups.values()), **arguments)
         if any(scale != 1 or strength for scale, strength in groups):
             self._check_reached("the encoder's learning rate and anchor")
-        self._stop_waiting_gradients()
+        self.wait([], 0)  # applies the warm-ups above
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One step with each group at its own rate; afterwards the groups' rates are as before."""
@@ -108,28 +110,27 @@ class EncoderOptimizer(Optimizer):
             for group in self.param_groups:
                 if group[STRENGTH]:
                     self._pull(group)
-            return loss
         finally:
             for group, rate in zip(self.param_groups, rates, strict=True):
                 group["lr"] = rate
-                self._count_down(group)
+        with self._changing_warmups():
+            for group in self.param_groups:
+                group[WARMUP] = [max(0, left - 1) for left in group[WARMUP]]
+        return loss
 
     def wait(self, parameters: Iterable[nn.Parameter], updates: int) -> None:
         """Lets ``parameters`` wait for at least ``updates`` more steps."""
         waiting = {id(parameter) for parameter in parameters}
-        for group in self.param_groups:
-            group[WARMUP] = [
-                max(left, updates) if id(parameter) in waiting else left
-                for parameter, left in zip(group["params"], group[WARMUP], strict=True)
-            ]
-        self._stop_waiting_gradients()
+        with self._changing_warmups():
+            for group in self.param_groups:
+                for i, parameter in enumerate(group["params"]):
+                    if id(parameter) in waiting:
+                        group[WARMUP][i] = max(group[WARMUP][i], updates)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As in torch; warm-ups continue where they were, and anchors are the saved ones."""
-        for parameter in self._waiting():
-            parameter.requires_grad_(True)
-        super().load_state_dict(state_dict)
-        self._stop_waiting_gradients()
+        with self._changing_warmups():
+            super().load_state_dict(state_dict)
 
     def gain(self, group: dict[str, Any], state: dict[str, Any]) -> Tensor:
         """How far a steady gradient of 1 moves the weights of ``state`` in a step, with the present moments."""
@@ -142,9 +143,8 @@ class EncoderOptimizer(Optimizer):
                 "the weights that this encoder is anchored to were not saved with the policy alone: load the whole "
                 "model, or call policy_kwargs again with the encoder"
             )
-        pairs = zip(group["params"], group[ANCHOR], strict=True)
-        group[ANCHOR] = [anchor.to(parameter) for parameter, anchor in pairs]  # SB3 moves the policy after building it
-        for parameter, anchor in zip(group["params"], group[ANCHOR], strict=True):
+        for i, parameter in enumerate(group["params"]):
+            group[ANCHOR][i] = anchor = group[ANCHOR][i].to(parameter)  # SB3 moves the policy after building it
             if parameter.grad is not None:
                 pull = group[STRENGTH] * self.gain(group, self.state[parameter])
                 parameter.lerp_(anchor, 1 / (1 + 1 / pull))  # pull / (1 + pull), 1 where it is infinite
@@ -153,24 +153,23 @@ class EncoderOptimizer(Optimizer):
         pairs = (pair for group in self.param_groups for pair in zip(group["params"], group[WARMUP], strict=True))
         return [parameter for parameter, left in pairs if left]
 
+    @contextmanager
+    def _changing_warmups(self) -> Iterator[None]:
+        """Around a change of warm-ups: afterwards those parameters that wait, and no others, get no gradients."""
+        for parameter in self._waiting():
+            parameter.requires_grad_(True)
+        yield
+        if waiting := self._waiting():
+            self._check_reached("the warm-up")
+        for parameter in waiting:
+            parameter.requires_grad_(False)
+
     def _check_reached(self, what: str) -> None:
         if self._bypassed_by:
             raise RlpreError(
                 f"{self._bypassed_by} changes the policy's weights without its optimizer, so it would ignore {what}: "
                 "use mode 'frozen', 'random' or 'scratch' without warm-up, or another algorithm such as PPO"
             )
-
-    def _stop_waiting_gradients(self) -> None:
-        if self._waiting():
-            self._check_reached("the warm-up")
-        for parameter in self._waiting():
-            parameter.requires_grad_(False)
-
-    def _count_down(self, group: dict[str, Any]) -> None:
-        for parameter, left in zip(group["params"], group[WARMUP], strict=True):
-            if left == 1:
-                parameter.requires_grad_(True)
-        group[WARMUP] = [max(0, left - 1) for left in group[WARMUP]]
 
 
 class EncoderAdam(EncoderOptimizer, Adam):
@@ -216,7 +215,7 @@ def encoder_optimizer(optimizer: type[Optimizer]) -> type[EncoderOptimizer]:
     """Returns the variant of ``optimizer`` with learning rates, warm-ups and anchors per parameter.
 
     Raises:
-        RlpreError: if there is none.
+        RlpreError: for another one than Adam, RMSprop and SB3's RMSpropTFLike.
     """
     if optimizer not in OPTIMIZERS:
         known = ", ".join(base.__name__ for base in OPTIMIZERS)

@@ -1,9 +1,11 @@
 """Encoders inside SB3's policies: the modes of ``policy_kwargs``, and the features extractors."""
 
 import copy
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any, Self
 
 import torch
@@ -15,10 +17,10 @@ from torch.optim import Adam, Optimizer
 
 from rlpre.encoders import AnyEncoder, Encoder, SequenceEncoder, as_encoder
 from rlpre.encoders.encoder import check_tensors, freeze
-from rlpre.errors import RlpreError, lookup
+from rlpre.errors import RlpreError, at_least, lookup
 from rlpre.objectives.losses import random_shift
 from rlpre.sb3.optim import encoder_optimizer, set_anchors, set_learning_rate
-from rlpre.sb3.spaces import EncoderLike, check_windows, find_image
+from rlpre.sb3.vecenv import EncoderLike, check_windows, find_image
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ def policy_kwargs(
     A `SequenceEncoder` goes into a ``MultiInputPolicy`` on `HistoryVecEnv`. Modes concern the layers that mix the
     steps; its encoder of single frames never changes.
 
-    All modes have the same architecture, heads and optimiser, so that a comparison compares only the weights:
+    All modes have the same architecture, heads and optimiser, so a comparison compares only the weights:
 
     - ``"scratch"``: fresh weights, drawn from the model's seed, trained like the heads.
     - ``"random"``: fresh weights, frozen; the control.
@@ -71,115 +73,83 @@ def policy_kwargs(
     - ``"partial"``: as ``"finetuned"``, but the first ``stages`` stages never change.
     - ``"anchored"``: as ``"finetuned"``, but pulled back to the encoder's weights (L2-SP, see `rlpre.sb3.optim`).
 
-    Some of SB3's defaults depend on what these arguments replace. Heads have the hidden layers (``net_arch``) of any
-    extractor but SB3's own: two of 64 units, 256 for SAC. The optimiser is Adam for every algorithm, A2C too; pass
-    ``torch.optim.RMSprop`` for A2C's own.
+    Some of SB3's defaults depend on what these arguments replace: heads have two hidden layers (``net_arch``) of 64
+    units, of 256 for SAC, and the optimiser is Adam, also for A2C, which in SB3 has ``torch.optim.RMSprop``.
 
     Args:
-        encoder: an encoder, its directory, or the result of `rlpre.pretrain`; copied now, so training it later does
-            not change the policy.
+        encoder: an encoder, its directory, or the result of `rlpre.pretrain`; copied now.
         mode: a name in ``MODES``.
         stages: for ``"partial"``, how many of ``encoder.stages`` are frozen.
         anchor: for ``"anchored"``, the strength of the pull: 0 is ``"finetuned"``, a large number ``"frozen"``.
-        parent: for ``"anchored"``, a second encoder of the same architecture, such as that of a related task, and the
-            strength of the pull to its weights.
-        encoder_lr_scale: the encoder's learning rate relative to the heads', default 0.1 for ``"finetuned"``,
-            ``"partial"`` and ``"anchored"``, else 1.
-        warmup_updates: gradient steps in which only the heads learn, so that their random start does not spoil the
-            encoder (linear probing, then fine-tuning).
+        parent: for ``"anchored"``, a second encoder of the same architecture, and the strength of the pull to it.
+        encoder_lr_scale: the encoder's learning rate relative to the heads', default 1 from scratch, else 0.1.
+        warmup_updates: gradient steps in which only the heads learn; their random start could spoil the encoder.
         augment: shift frames at random while the encoder trains.
         stack: frames that SB3's ``VecFrameStack`` has stacked; each is encoded by itself.
         image_key: of the image in a Dict observation, where several fit.
         optimizer_class: Adam, RMSprop, or SB3's RMSpropTFLike.
-        optimizer_kwargs: default ``{"eps": 1e-5}``, SB3's value for PPO and A2C (elsewhere SB3 leaves Adam at 1e-8,
-            except for sb3-contrib's QRDQN).
+        optimizer_kwargs: default ``{"eps": 1e-5}``, SB3's value for PPO and A2C.
         **others: further arguments of the policy, such as ``net_arch``.
 
     Raises:
         RlpreError: for an unknown mode or optimiser, or an option that the mode does not use.
     """
     encoder = as_encoder(encoder)
-    chosen, total = lookup("mode", mode, MODES), len(encoder.stages)
-    if not chosen.trainable:
-        unused = {"augment": augment, "warmup_updates": warmup_updates or None, "encoder_lr_scale": encoder_lr_scale}
-        _refuse_unused(unused, f"mode {mode!r}, which does not train the encoder: leave it out")
-    if mode != "partial":
-        _refuse_unused({"stages": stages}, f"mode {mode!r}: leave it out, or use mode 'partial'")
-        stages = 0 if chosen.trainable else total
-    elif stages is None or not 0 < stages < total:
-        raise RlpreError(
-            f"mode 'partial' with stages={stages}: encoder {getattr(encoder, encoder.design)!r} has {total}, freeze at "
-            "least one and not all of them, or use mode 'finetuned' or 'frozen'"
-        )
-    options = {
-        "frozen": stages,
-        **_training_options(chosen, encoder_lr_scale, warmup_updates),
-        **_reading_options(encoder, augment, stack, image_key),
-    }
+    chosen = lookup("mode", mode, MODES)
+    reading = {"augment": augment, "stack": stack, "image_key": image_key}
+    training = {"stages": stages, "encoder_lr_scale": encoder_lr_scale, "warmup_updates": warmup_updates}
+    _check_options(encoder, mode, {"anchor": anchor, "parent": parent, **training, **reading})
+    strength, anchors = _anchors(encoder, anchor, parent) if mode == "anchored" else (0.0, None)
+    extractor: dict[str, Any] = {"encoder": EncoderFactory.copying(encoder, chosen, strength, anchors)}
+    extractor["frozen"] = stages or 0 if chosen.trainable else len(encoder.stages)
+    if chosen.trainable:
+        extractor["lr_scale"] = chosen.lr_scale if encoder_lr_scale is None else encoder_lr_scale
+        extractor["warmup_updates"] = warmup_updates
     ours = {
-        **extractor_kwargs(encoder, chosen.pretrained, _anchor_options(encoder, mode, anchor, parent), **options),
+        "features_extractor_class": SequenceExtractor,
+        "features_extractor_kwargs": extractor,
+        "normalize_images": False,  # the encoder scales by itself
         "optimizer_class": encoder_optimizer(optimizer_class),
         "optimizer_kwargs": {"eps": 1e-5} if optimizer_kwargs is None else optimizer_kwargs,
     }
+    if isinstance(encoder, Encoder):
+        ours |= {"features_extractor_class": EncoderExtractor, "features_extractor_kwargs": extractor | reading}
     if taken := sorted(ours.keys() & others.keys()):
         raise RlpreError(f"policy_kwargs sets {taken[0]!r} itself: leave it out")
     return ours | others
 
 
-def extractor_kwargs(
-    encoder: AnyEncoder, pretrained: bool, anchoring: dict[str, Any] | None = None, **options: Any
-) -> dict[str, Any]:
-    """The part of ``policy_kwargs`` that concerns only the extractor, with ``options`` for its constructor."""
-    config, state = copy.deepcopy(encoder.config), encoder.state_dict()
-    if not pretrained:
-        config["pretraining"] = {}
-    tensors = {name: state[name].detach().cpu().clone() for name in _copied(state, pretrained)}
-    whole = options["frozen"] == len(encoder.stages)
-    dtype = encoder.dtype if whole else torch.float32  # half precision is too coarse for the steps of an optimiser
-    factory = EncoderFactory(config, pretrained, dtype, tensors, **anchoring or {})
-    return {
-        "features_extractor_class": SequenceExtractor if isinstance(encoder, SequenceEncoder) else EncoderExtractor,
-        "features_extractor_kwargs": {"encoder": factory, **options},
-        "normalize_images": False,  # the encoder scales by itself
-    }
-
-
-def _refuse_unused(given: Mapping[str, Any], why: str) -> None:
-    for name, value in given.items():
-        if value is not None and value is not False:
-            raise RlpreError(f"{name} has no effect on {why}")
-
-
-def _training_options(mode: Mode, lr_scale: float | None, warmup: int) -> dict[str, Any]:
-    if not mode.trainable:
-        return {}
-    if lr_scale is not None and lr_scale <= 0:
-        raise RlpreError(f"encoder_lr_scale is {lr_scale}, it must be positive: mode 'frozen' does not train at all")
-    if warmup < 0:
-        raise RlpreError(f"warmup_updates is {warmup}: give the number of gradient steps for which the encoder waits")
-    return {"lr_scale": mode.lr_scale if lr_scale is None else lr_scale, "warmup_updates": warmup}
-
-
-def _reading_options(encoder: AnyEncoder, augment: bool, stack: int, image_key: str | None) -> dict[str, Any]:
-    if stack < 1:
-        raise RlpreError(f"stack is {stack}: give the number of frames in an observation, 1 or more")
-    if not isinstance(encoder, SequenceEncoder):
-        return {"augment": augment, "stack": stack, "image_key": image_key}
-    unused = {"augment": augment, "stack": stack > 1, "image_key": image_key}
-    _refuse_unused(unused, "a SequenceEncoder, which reads windows: leave it out")
-    return {}
-
-
-def _anchor_options(
-    encoder: AnyEncoder,
-    mode: str,
-    anchor: float | None,
-    parent: tuple[EncoderLike, float] | None,
-) -> dict[str, Any]:
-    """Anchors and strength of the pull: for two Gaussian priors, precisions add up and means are averaged."""
+def _check_options(encoder: AnyEncoder, mode: str, options: Mapping[str, Any]) -> None:
+    """Refuses arguments of `policy_kwargs` that are out of range, or given though they have no effect."""
+    unused: dict[str, str] = {}
+    if not MODES[mode].trainable:
+        why = f"mode {mode!r}, which does not train the encoder"
+        unused |= dict.fromkeys(("augment", "warmup_updates", "encoder_lr_scale"), why)
+    if mode != "partial":
+        unused["stages"] = f"mode {mode!r}, only on 'partial'"
     if mode != "anchored":
-        _refuse_unused({"anchor": anchor, "parent": parent}, f"mode {mode!r}: leave it out, or use mode 'anchored'")
-        return {}
+        unused |= dict.fromkeys(("anchor", "parent"), f"mode {mode!r}, only on 'anchored'")
+    if isinstance(encoder, SequenceEncoder):
+        unused |= dict.fromkeys(("augment", "stack", "image_key"), "a SequenceEncoder, which reads windows")
+    defaults = inspect.signature(policy_kwargs).parameters
+    for name, why in unused.items():
+        if options[name] != defaults[name].default:
+            raise RlpreError(f"{name} has no effect on {why}: leave it out")
+    at_least(SimpleNamespace(**options), stack=1, warmup_updates=0)
+    scale, stages, total = options["encoder_lr_scale"], options["stages"], len(encoder.stages)
+    if scale is not None and scale <= 0:
+        raise RlpreError(f"encoder_lr_scale is {scale}, it must be positive: mode 'frozen' does not train at all")
+    if mode == "partial" and not 0 < (stages or 0) < total:
+        raise RlpreError(
+            f"mode 'partial' with stages={stages}: encoder {getattr(encoder, encoder.design)!r} has {total}, freeze at "
+            "least one and not all of them, or use mode 'finetuned' or 'frozen'"
+        )
+
+
+def _anchors(
+    encoder: AnyEncoder, anchor: float | None, parent: tuple[EncoderLike, float] | None
+) -> tuple[float, dict[str, Tensor]]:
+    """Strength of the pull, and its anchors: for two Gaussian priors, precisions add up and means are averaged."""
     own = ANCHOR_STRENGTH if anchor is None else anchor
     other, theirs = (encoder, 0.0) if parent is None else (as_encoder(parent[0]), parent[1])
     for name, strength in (("anchor", own), ("the parent's strength", theirs)):
@@ -190,8 +160,7 @@ def _anchor_options(
     strength = own + theirs
     share = theirs / strength if strength else 0.0
     floating = {name: tensor.cpu() for name, tensor in weights.items() if tensor.is_floating_point()}
-    anchors = {name: torch.lerp(tensor, others[name].to(tensor), share) for name, tensor in floating.items()}
-    return {"strength": strength, "anchors": anchors}
+    return strength, {name: torch.lerp(tensor, others[name].to(tensor), share) for name, tensor in floating.items()}
 
 
 # Extractors.
@@ -201,8 +170,8 @@ def _anchor_options(
 class EncoderFactory:
     """Builds copies of an encoder inside policies.
 
-    SB3 saves a policy's arguments in the zip, and calls its constructor with them when it loads the model. Pickling
-    drops the tensors: the saved states of policy and optimiser hold them already.
+    SB3 saves a policy's arguments, and calls its constructor with them when it loads the model. Pickling drops the
+    tensors: the saved states of policy and optimiser hold them already.
     """
 
     config: dict[str, Any]
@@ -212,12 +181,21 @@ class EncoderFactory:
     strength: float = 0.0  # of the pull toward the anchors, see rlpre.sb3.optim
     anchors: dict[str, Tensor] | None = field(default=None, repr=False, compare=False)
 
+    @classmethod
+    def copying(cls, encoder: AnyEncoder, mode: Mode, strength: float, anchors: dict[str, Tensor] | None) -> Self:
+        """Copies the weights of ``encoder`` now, if the mode uses them."""
+        config, state = copy.deepcopy(encoder.config), encoder.state_dict()
+        if not mode.pretrained:
+            config["pretraining"] = {}
+        tensors = {name: state[name].detach().cpu().clone() for name in _copied(state, mode.pretrained)}
+        dtype = torch.float32 if mode.trainable else encoder.dtype  # half precision is too coarse for an optimiser
+        return cls(config, mode.pretrained, dtype, tensors, strength, anchors)
+
     def build(self) -> AnyEncoder:
         """Builds an encoder. Every mode draws the same random numbers, so heads start alike for a given seed."""
         kind = SequenceEncoder if self.config.get("kind") == SequenceEncoder.kind else Encoder
         encoder = kind.from_config(self.config).to(self.dtype)
-        state = encoder.state_dict()
-        tensors = self.tensors
+        state, tensors = encoder.state_dict(), self.tensors
         if tensors is None:  # NaN marks what was not loaded
             missing = [name for name in _copied(state, self.pretrained) if state[name].is_floating_point()]
             tensors = {name: torch.full_like(state[name], torch.nan) for name in missing}
@@ -241,13 +219,8 @@ def _copied(state: Mapping[str, Tensor], pretrained: bool) -> list[str]:
 class ProtectedExtractor(BaseFeaturesExtractor):
     """An encoder as a features extractor, protected from what SB3 does to features extractors.
 
-    Args:
-        observation_space: what ``forward`` reads.
-        features_dim: length of what ``forward`` returns.
-        encoder: used as it is.
-        frozen: how many of its first stages never train; no optimiser sees them.
-        lr_scale: learning rate of the other stages relative to the heads'.
-        warmup_updates: gradient steps for which those stages wait.
+    The first ``frozen`` stages never train; no optimiser sees them. The others train at ``lr_scale`` times the heads'
+    learning rate after ``warmup_updates`` gradient steps.
     """
 
     hash_weights: Tensor
@@ -271,17 +244,18 @@ class ProtectedExtractor(BaseFeaturesExtractor):
         set_learning_rate(encoder, lr_scale, warmup_updates)
         self.train(self.training)
 
-    def check_ready(self) -> None:
-        """Refuses to run without weights.
-
-        Raises:
-            RlpreError: if the pretrained weights have not been loaded.
-        """
+    def forward(self, observations: Any) -> Tensor:
+        """The features of observations, (batch, features_dim); refused while pretrained weights are missing."""
         if not self.ready:
             raise RlpreError(
                 "the encoder's weights were left behind when these policy_kwargs were pickled: "
                 "load the saved model, or call policy_kwargs again with the encoder"
             )
+        return self.extract(observations)
+
+    def extract(self, observations: Any) -> Tensor:
+        """As ``forward``."""
+        raise NotImplementedError
 
     def apply(self, fn: Callable[[nn.Module], None]) -> Self:
         """Does nothing: SB3 calls this with its orthogonal initialisation, which would erase the weights."""
@@ -290,8 +264,8 @@ class ProtectedExtractor(BaseFeaturesExtractor):
     def train(self, mode: bool = True) -> Self:
         """As in torch, but the encoder stays in evaluation mode even while its weights train.
 
-        SB3 acts in evaluation mode and updates in training mode. With batch norm or dropout, the updated policy would
-        differ from the one that acted, and PPO's ratios would be wrong before the first step.
+        SB3 acts in evaluation mode and updates in training mode. Batch norm and dropout would make the updated policy
+        another one than acted, and PPO's ratios wrong before the first step.
         """
         super().train(mode and any(parameter.requires_grad for parameter in self.encoder.parameters()))
         self.encoder.eval()
@@ -299,18 +273,10 @@ class ProtectedExtractor(BaseFeaturesExtractor):
 
 
 class EncoderExtractor(ProtectedExtractor):
-    """Gives a policy the features of frames.
+    """Gives a policy the features of frames: (batch, stack * C, H, W), or channels last -> (batch, features_dim).
 
     In a Dict it encodes the image; the other keys are flattened and joined with the features in the order of the keys,
-    as in SB3's ``CombinedExtractor``.
-
-    Args:
-        observation_space: frames as the encoder's input specification describes them, or a Dict with such an image.
-        encoder: builds the encoder.
-        augment: shift frames at random while the encoder trains, all frames of a stack alike.
-        stack: number of frames along the channels; each is encoded by itself.
-        image_key: of the image, where several fit.
-        **training: of `ProtectedExtractor`.
+    as in SB3's ``CombinedExtractor``. The arguments are those of `policy_kwargs` and `ProtectedExtractor`.
 
     Raises:
         RlpreError: if the encoder cannot read the observations.
@@ -335,15 +301,8 @@ class EncoderExtractor(ProtectedExtractor):
         super().__init__(observation_space, stack * built.num_features + others, built, **training)
         self.augment, self.stack, self.keys, self.image = augment, stack, list(parts), image
 
-    def forward(self, observations: Tensor | Mapping[str, Tensor]) -> Tensor:
-        """Encodes frames: (batch, stack * C, H, W) or (batch, H, W, stack * C) -> (batch, stack * num_features).
-
-        Of a Dict, whose parts SB3 has turned into floats, returns (batch, features_dim).
-
-        Raises:
-            RlpreError: if the pretrained weights have not been loaded.
-        """
-        self.check_ready()
+    def extract(self, observations: Tensor | Mapping[str, Tensor]) -> Tensor:
+        """The features of frames, or of a Dict whose parts SB3 has turned into floats."""
         if isinstance(observations, Tensor):
             return self._encode(observations)
         parts = ((key, observations[key]) for key in self.keys)
@@ -359,12 +318,10 @@ class EncoderExtractor(ProtectedExtractor):
 
 
 class SequenceExtractor(ProtectedExtractor):
-    """Gives a policy the features of a `SequenceEncoder` at the last step of a window.
+    """Gives a policy the features of a `SequenceEncoder` at the last step of a window, (batch, width).
 
-    Args:
-        observation_space: windows as `HistoryVecEnv` gives them, of features or, in a fused policy, of pixels.
-        encoder: builds the encoder; the part that encodes single frames never trains.
-        **training: of `ProtectedExtractor`.
+    Windows are as `HistoryVecEnv` gives them, of features or, in a fused policy, of pixels. The encoder of single
+    frames never trains.
 
     Raises:
         RlpreError: if the observations are not windows for the encoder.
@@ -379,20 +336,16 @@ class SequenceExtractor(ProtectedExtractor):
             check_windows(observation_space, built)
         super().__init__(observation_space, built.num_features, built, **training)
 
-    def forward(self, observations: Mapping[str, Tensor]) -> Tensor:
-        """Windows (batch, window, ...) -> features (batch, width).
-
-        Raises:
-            RlpreError: if the pretrained weights have not been loaded.
-        """
-        self.check_ready()
-        features = observations["features"] if "features" in observations else self._encode(observations["frames"])
+    def extract(self, observations: Mapping[str, Tensor]) -> Tensor:
+        """The features of windows (batch, window, ...)."""
+        if "features" in observations:
+            features = observations["features"]
+        else:
+            frames = observations["frames"]
+            encoded = encode_unique(self.encoder.encode_frames, frames.flatten(0, 1), self.hash_weights)
+            features = encoded.reshape(*frames.shape[:2], -1)
         mission = observations["mission"].long() if self.encoder.vocabulary else None
         return self.encoder.last(features, observations["actions"].long(), mission, observations["present"] > 0)
-
-    def _encode(self, frames: Tensor) -> Tensor:
-        features = encode_unique(self.encoder.encode_frames, frames.flatten(0, 1), self.hash_weights)
-        return features.reshape(-1, frames.shape[1], features.shape[1])
 
 
 def _has_nan(module: nn.Module) -> bool:
@@ -409,13 +362,8 @@ def encode_unique(encode: Callable[[Tensor], Tensor], frames: Tensor, hash_weigh
     """Returns ``encode(frames)``, (batch, num_features), computed and differentiated once per distinct frame.
 
     On MiniGrid about half of the frames in a minibatch are repeats, and the encoder is most of the cost of training.
-    Repeats get a copy of the first one's features, and add their gradients to it. Every frame is encoded on a GPU,
-    where waiting for the number of distinct frames takes longer, and in exports, whose graph must not depend on it.
-
-    Args:
-        encode: maps each frame to features independently of the others: batch norm in evaluation mode.
-        frames: (batch, C, H, W), floating.
-        hash_weights: (C * H * W, 2) small whole numbers.
+    Every frame is encoded on a GPU, where waiting for the number of distinct frames takes longer, and in exports, whose
+    graph must not depend on it. Features of a frame must not depend on the others: batch norm in evaluation mode.
     """
     exporting = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
     if exporting or frames.device.type != "cpu":

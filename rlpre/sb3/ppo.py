@@ -1,15 +1,14 @@
 """PPO and A2C: advantages with a floor, a KL penalty to a reference policy, and a value head that learns first.
 
 *Floored advantages.* PPO divides the advantages of every minibatch by their standard deviation. Before the first
-reward of a sparse task, the advantages are only noise of the value head. Divided so, the noise gets unit scale, and the
-policy can drift to one action and never find the reward; on DoorKey-5x5 this ruined whole runs. Without any
-normalisation, the few first rewards teach little. Here advantages are normalised once per rollout, and never divided
-by less than a floor, as DreamerV3 does with its return scale [0].
+reward of a sparse task, advantages are only noise of the value head. Divided so, the noise gets unit scale, and the
+policy can drift to one action and never find the reward; on DoorKey-5x5 this ruined whole runs. Here advantages are
+normalised once per rollout, and never divided by less than a floor, as DreamerV3 does with its return scale [0].
 
 *KL penalty.* As in learning from human feedback [1], each step's reward loses
 ``beta * (log pi(a|s) - log pi_ref(a|s))``; the mean over actions is the Kullback-Leibler divergence from the reference.
-Since returns contain this cost, the policy also avoids states where it cannot act like the reference. ``beta`` decays,
-so in the end only the task counts [2].
+Returns contain this cost, so the policy also avoids states where it cannot act like the reference. ``beta`` decays, so
+in the end only the task counts [2].
 
 *Value head first.* After cloning, the value head is untrained; its wrong advantages would destroy the policy.
 
@@ -20,7 +19,6 @@ References:
 """
 
 import copy
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -54,16 +52,11 @@ class FlooredRolloutBuffer(RolloutBuffer):
         self.advantages /= max(float(self.advantages.std()), self.floor)
 
 
-class FlooredDictRolloutBuffer(FlooredRolloutBuffer, DictRolloutBuffer):
-    """The same for Dict observations."""
-
-
 def floored_advantages(floor: float = FLOOR) -> dict[str, Any]:
     """Arguments for ``PPO`` or ``A2C`` that replace their normalisation: ``PPO(..., **floored_advantages())``.
 
     Args:
-        floor: the least divisor, in units of return; about the SD of advantages when a few episodes of a rollout
-            succeed.
+        floor: the least divisor, in units of return: the SD of advantages when a few episodes of a rollout succeed.
 
     Raises:
         RlpreError: if the floor is not positive.
@@ -72,7 +65,7 @@ def floored_advantages(floor: float = FLOOR) -> dict[str, Any]:
         raise RlpreError(f"floor is {floor}: it must be a positive number of units of return, such as {FLOOR}")
     return {
         "normalize_advantage": False,  # or minibatches would be normalised again
-        "rollout_buffer_class": _buffer_for_space(FlooredRolloutBuffer, FlooredDictRolloutBuffer),
+        "rollout_buffer_class": partial(_make_buffer, FlooredRolloutBuffer),
         "rollout_buffer_kwargs": {"floor": floor},
     }
 
@@ -91,7 +84,6 @@ class KLRolloutBuffer(FlooredRolloutBuffer):
 
     Attributes:
         kl: (n_steps, n_envs) log-ratio of each action, without beta; its mean estimates the divergence in nats.
-        beta: the cost of a nat in the next rollout.
     """
 
     kl: np.ndarray
@@ -99,10 +91,8 @@ class KLRolloutBuffer(FlooredRolloutBuffer):
     def __init__(self, *args: Any, penalty: KLPenalty, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._penalty, reference = penalty, penalty.policy
-        for ours, theirs in (
-            (self.observation_space, reference.observation_space),
-            (self.action_space, reference.action_space),
-        ):
+        for space in ("observation_space", "action_space"):
+            ours, theirs = getattr(self, space), getattr(reference, space)
             if ours != theirs:
                 raise RlpreError(f"the reference policy is for {theirs}, the environment has {ours}: give it the same")
         self._reference = frozen_copy(reference).to(self.device)
@@ -118,34 +108,21 @@ class KLRolloutBuffer(FlooredRolloutBuffer):
         self.kl = np.zeros((self.buffer_size, self.n_envs), np.float32)
 
     def add(
-        self,
-        obs: Any,
-        action: np.ndarray,
-        reward: np.ndarray,
-        episode_start: np.ndarray,
-        value: Tensor,
-        log_prob: Tensor,
+        self, obs: Any, action: np.ndarray, reward: np.ndarray, start: np.ndarray, value: Tensor, log_prob: Tensor
     ) -> None:
         """As in SB3, with the penalty subtracted from the reward."""
-        kl = self.kl[self.pos] = (log_prob.flatten() - self._log_prob(obs, action)).cpu().numpy()
-        super().add(obs, action, reward - self.beta * kl, episode_start, value, log_prob)
+        actions = torch.as_tensor(action, device=self.device)
+        if isinstance(self.action_space, spaces.Discrete):
+            actions = actions.flatten()
+        with torch.no_grad():
+            expected = self._reference.get_distribution(obs_as_tensor(obs, self.device)).log_prob(actions)
+        kl = self.kl[self.pos] = (log_prob.flatten() - expected).cpu().numpy()
+        super().add(obs, action, reward - self.beta * kl, start, value, log_prob)
 
     def compute_returns_and_advantage(self, last_values: Tensor, dones: np.ndarray) -> None:
         """As in `FlooredRolloutBuffer`; then beta decays."""
         super().compute_returns_and_advantage(last_values, dones)
         self._penalty.beta *= self._penalty.decay
-
-    @torch.no_grad()
-    def _log_prob(self, obs: Any, action: np.ndarray) -> Tensor:
-        actions = torch.as_tensor(action, device=self.device)
-        if isinstance(self.action_space, spaces.Discrete):
-            actions = actions.flatten()
-        distribution = self._reference.get_distribution(obs_as_tensor(obs, self.device))
-        return distribution.log_prob(actions)
-
-
-class KLDictRolloutBuffer(KLRolloutBuffer, DictRolloutBuffer):
-    """The same for Dict observations."""
 
 
 def kl_penalty(
@@ -173,37 +150,33 @@ def kl_penalty(
         raise RlpreError(f"beta is {beta}: give the cost of a nat in units of reward, 0 or more, such as 0.2")
     if not 0 <= decay <= 1:
         raise RlpreError(f"decay is {decay}: give the factor on beta after each rollout, from 0 to 1")
-    floored = floored_advantages(floor)
     penalty = KLPenalty(frozen_copy(policy).cpu(), beta, decay)
     return {
-        **floored,
-        "rollout_buffer_class": _buffer_for_space(KLRolloutBuffer, KLDictRolloutBuffer),
-        "rollout_buffer_kwargs": {**floored["rollout_buffer_kwargs"], "penalty": penalty},
+        **floored_advantages(floor),
+        "rollout_buffer_class": partial(_make_buffer, KLRolloutBuffer),
+        "rollout_buffer_kwargs": {"floor": floor, "penalty": penalty},
     }
 
 
 def value_first(policy: ActorCriticPolicy, updates: int) -> None:
     """Lets only the value head learn for the first ``updates`` gradient steps; the policy acts as before.
 
-    Encoder, action head and exploration noise wait. They go on waiting in a model that is saved and loaded.
+    Encoder, action head and exploration noise wait, also in a model that is saved and loaded meanwhile.
 
     Args:
-        policy: of PPO or A2C, before it learns, with an optimiser of ``rlpre.policy_kwargs``.
+        policy: of PPO or A2C, before it learns, with an optimiser of `rlpre.policy_kwargs`.
         updates: gradient steps, not rollouts.
 
     Raises:
         RlpreError: for another optimiser, or a negative number.
     """
     if not isinstance(policy.optimizer, EncoderOptimizer):
-        name = type(policy.optimizer).__name__
         raise RlpreError(
-            f"optimizer {name!r} cannot let parameters wait: give PPO the policy_kwargs of rlpre.policy_kwargs, or "
-            "optimizer_class=rlpre.sb3.encoder_optimizer(Adam)"
+            f"optimizer {type(policy.optimizer).__name__!r} cannot let parameters wait: give PPO the policy_kwargs of "
+            "rlpre.policy_kwargs, or optimizer_class=rlpre.sb3.encoder_optimizer(Adam)"
         )
     if updates < 0:
-        raise RlpreError(
-            f"updates is {updates}: give the number of gradient steps in which the value head learns alone"
-        )
+        raise RlpreError(f"updates is {updates}: give the gradient steps in which the value head learns alone")
     learning = [policy.value_net, policy.mlp_extractor.value_net]
     if not policy.share_features_extractor:
         learning.append(policy.vf_features_extractor)
@@ -219,17 +192,10 @@ def frozen_copy(policy: ActorCriticPolicy) -> ActorCriticPolicy:
     return copied.requires_grad_(False)
 
 
-def _buffer_for_space(plain: type[RolloutBuffer], dicts: type[DictRolloutBuffer]) -> Callable[..., RolloutBuffer]:
-    """Stands in for ``rollout_buffer_class``: which of two classes fits is known only with the observation space."""
-    return partial(_make_buffer, plain, dicts)
-
-
 def _make_buffer(
-    plain: type[RolloutBuffer],
-    dicts: type[DictRolloutBuffer],
-    size: int,
-    observations: spaces.Space[Any],
-    *args: Any,
-    **kwargs: Any,
+    kind: type[RolloutBuffer], size: int, space: spaces.Space[Any], *args: Any, **kwargs: Any
 ) -> RolloutBuffer:
-    return (dicts if isinstance(observations, spaces.Dict) else plain)(size, observations, *args, **kwargs)
+    """A rollout buffer for the observation space, which is known only now."""
+    if isinstance(space, spaces.Dict):
+        kind = type(f"Dict{kind.__name__}", (kind, DictRolloutBuffer), {})
+    return kind(size, space, *args, **kwargs)

@@ -1,7 +1,0 @@
-"""Moved to envs.minigrid.trials."""
-
-import sys
-
-from envs.minigrid import trials
-
-sys.modules[__name__] = trials

@@ -1,7 +1,0 @@
-"""Moved to rlpre.encoders.networks."""
-
-import sys
-
-from rlpre.encoders import networks
-
-sys.modules[__name__] = networks
