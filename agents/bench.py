@@ -32,7 +32,8 @@ from rlpre import (
     pretrain,
 )
 from rlpre.evaluation.page import Table, aligned
-from rlpre.objectives import draw_batch, make_objective
+from rlpre.objectives import make_objective
+from rlpre.objectives.batches import FrameReader
 from rlpre.pretrain import LOG_EVERY, Pretext, first_encoder
 
 ENV = "MiniGrid-DoorKey-8x8-v0"
@@ -291,7 +292,7 @@ def bare_update(bench: Bench, config: PretrainConfig) -> Callable[[], None]:
     store, device = bench.frames, bench.device
     encoder = first_encoder(store, None, config)
     model = Pretext(encoder, make_objective(config.objective, encoder, store)).to(device)
-    batch = draw_batch(store, store.pairs(config.gap), config.batch, np.random.default_rng(0), device)
+    batch = FrameReader(store, encoder, config.gap, device).draw(config.batch, np.random.default_rng(0))
     half = device.type == "cuda" and torch.cuda.is_bf16_supported()
 
     def update() -> None:

@@ -29,7 +29,7 @@ from rlpre.evaluation.overlap import ALIKE, CELLS
 from rlpre.evaluation.page import Section, Table, show_interval
 from rlpre.evaluation.probes import linear_probe, read
 from rlpre.evaluation.stats import FEWEST, Floats, Interval, geometric_mean_interval, mean_interval
-from rlpre.objectives import READERS
+from rlpre.objectives import make_reader
 from rlpre.sb3 import MODES
 from rlpre.utils import read_json, write_json
 
@@ -60,7 +60,7 @@ def measure(home: Path, first_seed: int | None, run: Run, training: Training) ->
     if vision.pretraining and first_seed not in (None, run.seed):
         return {}
     frames = FrameStore.open(home / TARGETS / run.task)
-    reader = READERS[encoder.kind](frames, encoder, None, encoder.device)
+    reader = make_reader(frames, encoder)
     rows = frames.sample(ROWS, np.random.default_rng(0))
     found = conditioning(torch.from_numpy(read(encoder, reader, rows)))
     stores = [FrameStore.open(path.parent) for path in (home / "frames").glob(f"*/{MANIFEST}")]

@@ -16,13 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rlpre.callbacks import Parts, Progress, TensorBoard, explain_collapse, fresh_health, measure_health, not_fatal
+from rlpre.callbacks import Parts, Progress, TensorBoard, explain_collapse, measure_health
 from rlpre.data.store import FrameStore
 from rlpre.encoders import AnyEncoder, Encoder, InputSpec
 from rlpre.encoders.encoder import CONFIG, WEIGHTS
 from rlpre.errors import RlpreError, at_least, lookup
-from rlpre.evaluation.probes import linear_probe
-from rlpre.objectives import AnyBatch, WeightedSum, make_objective, make_reader
+from rlpre.evaluation.probes import fresh, linear_probe
+from rlpre.objectives import make_objective, make_reader
+from rlpre.objectives.base import WeightedSum
+from rlpre.objectives.batches import AnyBatch
 from rlpre.utils import provenance, read_json, resolve_device, write_bytes, write_json
 
 if TYPE_CHECKING:
@@ -32,9 +34,10 @@ STATE = "state.ckpt"  # what resuming needs beside the checkpoint
 LOG_EVERY = 50  # steps between points of the curves
 STANDARD_ROWS = 2048  # frames over which features are standardised
 SEED_STRIDE = 1_000_003  # keeps the random streams of two seeds apart
+OTHER = "choose another directory"
 IRRELEVANT = ("device", "devices", "checkpoint_every", "collapse")  # settings that do not change the weights
 
-Reports = dict[str, Any]  # what was measured at the last checkpoint, see `PretrainResult`
+Reports = dict[str, Any]  # what was measured at the last checkpoint: fields of `PretrainResult`
 Reaction = Literal["warn", "stop"]
 
 
@@ -61,30 +64,17 @@ class PretrainConfig:
 
 @dataclass(frozen=True)
 class PretrainResult:
-    """The result of `pretrain`.
+    """The result of `pretrain`."""
 
-    Attributes:
-        encoder: the pretrained encoder, on the CPU; its features have mean 0 and SD 1 over the frames.
-        path: its checkpoint directory.
-        probes: scores of the linear probes at the last checkpoint, by label.
-        control: the same for the encoder that pretraining started from.
-        health: fields of `rlpre.evaluation.health.Health` at the last checkpoint, for "features" and for each objective
-            that compares projections of them.
-        fresh: the same for fresh weights.
-        collapse: what has collapsed, and how; None if nothing has.
-        metrics: of the last batch, by "OBJECTIVE/METRIC"; each objective has a "loss", most have an "accuracy".
-        seconds: wall-clock time of this call; near 0 if the pretraining was complete before.
-    """
-
-    encoder: AnyEncoder
-    path: Path
-    probes: dict[str, float]
-    control: dict[str, float]
-    health: Parts
-    fresh: Parts
-    collapse: str | None
-    metrics: dict[str, float]
-    seconds: float
+    encoder: AnyEncoder  # pretrained, on the CPU; its features have mean 0 and SD 1 over the frames
+    path: Path  # its checkpoint directory
+    probes: dict[str, float]  # scores of the linear probes at the last checkpoint, by label
+    control: dict[str, float]  # the same for the encoder that pretraining started from
+    health: Parts  # fields of `rlpre.evaluation.health.Health` at the last checkpoint, by "features" or objective
+    fresh: Parts  # the same for fresh weights
+    collapse: str | None  # what has collapsed, and how
+    metrics: dict[str, float]  # of the last batch, by "OBJECTIVE/METRIC": a "loss" of each, of most an "accuracy"
+    seconds: float  # wall-clock time of this call; near 0 if the pretraining was complete before
 
 
 def quiet(step: int) -> None:
@@ -109,8 +99,8 @@ def pretrain(
 
     With ``devices=N``, N processes share each batch (DDP). Loss and weights are those of one process up to rounding,
     except that batch normalisation inside an encoder sees one process's part only. The processes are spawned here, so
-    the calling script needs the usual ``if __name__ == "__main__":``. Under torchrun or Slurm with N tasks the existing
-    processes are used.
+    the calling script needs the usual ``if __name__ == "__main__":``; under torchrun or Slurm the existing ones are
+    used.
 
     Args:
         frames: what to learn from.
@@ -118,19 +108,15 @@ def pretrain(
         encoder: an architecture's name, or an encoder to start from, which is copied. To pretrain a `SequenceEncoder`,
             give one; its encoder of frames stays frozen.
         config: settings; default ``PretrainConfig()``.
-        report: called with the number of steps so far; with several devices in another process, so it must be a
-            function of a module.
+        report: called with the number of steps so far; with several devices it must be a function of a module.
         keep: steps after which a copy of the encoder is saved in ``step-<number>`` below ``out``; 0: before the first.
         **changes: single settings that replace those of ``config``, as ``objective="jigsaw"``.
 
-    Returns:
-        The encoder with its probes.
-
     Raises:
         RlpreError: for unknown settings, frames without what the objective learns from, an encoder that does not fit
-            the frames, a directory with another pretraining or with an encoder that it did not make, a missing device,
-            a process that was lost, a loss that is not finite (the last checkpoint stays), an encoder that gets no
-            gradient, or a collapse with ``collapse="stop"``.
+            the frames or gets no gradient, a directory with another pretraining or encoder, a missing device, a process
+            that was lost, a loss that is not finite (the last checkpoint stays), or a collapse with
+            ``collapse="stop"``.
     """
     known = {field.name for field in fields(PretrainConfig)}
     for name in changes.keys() - known:
@@ -149,22 +135,21 @@ def pretrain(
 
 
 class Pretext(nn.Module):
-    """Encoder and objective as one module with one forward pass, as DDP needs; see `Views` for rank and world."""
+    """Encoder and objective as one module with one forward pass, as DDP needs; see `Views` for ``world``."""
 
-    def __init__(self, encoder: AnyEncoder, objective: WeightedSum, rank: int = 0, world: int = 1) -> None:
+    def __init__(self, encoder: AnyEncoder, objective: WeightedSum, world: int = 1) -> None:
         super().__init__()
-        self.encoder, self.objective, self.rank, self.world = encoder, objective, rank, world
+        self.encoder, self.objective, self.world = encoder, objective, world
 
-    def forward(self, batch: Any) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: Any) -> Any:
         """Returns the loss and the metrics of a batch."""
-        loss, metrics = self.objective(batch.views(self.encoder, self.rank, self.world))
-        return loss, metrics
+        return self.objective(batch.views(self.encoder, self.world))
 
 
 class Pretraining:
-    """One pretraining in one of its processes; only the first process measures and writes.
+    """One pretraining in one of its processes, on a launched ``fabric``; only the first one measures and writes.
 
-    Args: as `pretrain`, but a launched ``fabric``, and as ``start`` an encoder to copy, or None for fresh weights.
+    ``start`` is an encoder to copy, or None for fresh weights; the other arguments are those of `pretrain`.
     """
 
     def __init__(
@@ -177,13 +162,14 @@ class Pretraining:
         report: Callable[[int], None] = quiet,
         keep: Collection[int] = (),
     ) -> None:
-        self.fabric, self.frames, self.out, self.config, self.report = fabric, frames, out, config, report
-        self.keep = keep
+        self.fabric, self.frames, self.out, self.config = fabric, frames, out, config
+        self.report, self.keep = report, keep
         torch.manual_seed(config.seed)
         encoder = first_encoder(frames, start, config)
         objective = make_objective(config.objective, encoder, frames)
-        self.reader: Any = make_reader(frames, encoder, None if objective.single else config.gap, fabric.device)
-        self.pretext = Pretext(encoder, objective, fabric.global_rank, fabric.world_size)
+        single = all(part.needs == "frames" for part in objective.objectives.values())
+        self.reader: Any = make_reader(frames, encoder, None if single else config.gap, fabric.device)
+        self.pretext = Pretext(encoder, objective, fabric.world_size)
         trained = [parameter for parameter in self.pretext.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=config.lr, weight_decay=config.weight_decay)
         self.model, self.optimizer = fabric.setup(self.pretext, optimizer)
@@ -195,56 +181,31 @@ class Pretraining:
         self.reports: Reports = {"collapse": None}  # the others come with the first checkpoint
 
     def run(self) -> Reports:
-        """Resumes if there is a state, then trains to the last step; returns what the last checkpoint measured."""
+        """Resumes if there is a state, then trains to the last step; returns what the last checkpoint measured.
+
+        Every step draws its randomness from (seed, step).
+        """
         self._resume()
-        self._stop_if_collapsed()
         self._check_keep()
-        if self.step < self.config.steps:
-            with TensorBoard(self.out, self.step) if self.fabric.is_global_zero else nullcontext() as board:
-                if board and self.step == 0:
-                    self._begin()
-                self._train(board)
-        return self.fabric.broadcast(self.reports)  # the others wait for the first one's files
-
-    def _check_keep(self) -> None:
-        for step in self.keep:
-            path = step_directory(self.out, step)
-            missed = 0 < self.step >= step and not path.exists()
-            if missed or not 0 <= step <= self.config.steps:
-                raise RlpreError(
-                    f"step {step} cannot be kept: {self.out} is at step {self.step} of {self.config.steps}; keep steps "
-                    "that are still to come, or choose another directory"
-                )
-            if (path / CONFIG).exists() and read_json(path / CONFIG).get("pretraining") != self._origin(step):
-                raise RlpreError(
-                    f"{path} holds an encoder that this pretraining did not make: choose another directory"
-                )
-
-    def _begin(self) -> None:
-        """Measures the encoder that training starts from, and fresh weights."""
-        encoder, config = self.pretext.encoder, self.config
-        self.reports["control"] = linear_probe(encoder, self.reader)
-        self.reports["fresh"] = fresh_health(encoder, config.objective, self.reader, config.seed)
-        write_json(self.out / "run.json", {"configuration": self.identity, **provenance()})
-        self._keep()
-
-    def _train(self, board: TensorBoard | None) -> None:
-        """The loop; every step draws its randomness from (seed, step)."""
-        config = self.config
+        config, metrics = self.config, dict[str, Tensor]()
+        shown = self.fabric.is_global_zero and self.step < config.steps
         self.model.train()
-        metrics: dict[str, Tensor] = {}
-        with Progress(f"pretrain {config.objective}", self.step, config.steps, silent=board is None) as progress:
+        with (
+            TensorBoard(self.out, self.step) if shown else nullcontext() as board,
+            Progress(f"pretrain {config.objective}", self.step, config.steps, silent=not shown) as progress,
+        ):
+            if board and self.step == 0:
+                self._begin()
             while self.step < config.steps:
                 torch.manual_seed(config.seed * SEED_STRIDE + self.step)
                 batch = self.reader.draw(config.batch, np.random.default_rng((config.seed, self.step)))
                 previous, metrics = metrics, self.update(batch)
                 self._refuse_nan(previous)  # one step late, so that a GPU is never waited for
-                self._refuse_untrained()
                 self.step += 1
                 checkpoint = self.step == config.steps or self.step % config.checkpoint_every == 0
                 if checkpoint:
                     self._refuse_nan(metrics)
-                progress.update(self.step, metrics)
+                progress.show(self.step, metrics)
                 if board:
                     self._keep()
                     self.report(self.step)
@@ -253,17 +214,77 @@ class Pretraining:
                         board.curves(self.step, metrics, rate, config.batch * self.reader.reads)
                     if checkpoint:
                         self._checkpoint(board, batch, metrics)
+        return self.fabric.broadcast(self.reports)  # the others wait for the first one's files
+
+    def _resume(self) -> None:
+        """Goes on where the pretraining in the directory stopped; refuses a directory with anything else."""
+        if not (self.out / STATE).exists():
+            if (self.out / CONFIG).exists():
+                raise RlpreError(f"{self.out} holds an encoder, but no pretraining to resume: {OTHER}")
+            return
+        state = read_state(self.out, self.fabric.device)
+        for name, value in self.identity.items():
+            there = state["identity"].get(name)
+            if there != value:
+                raise RlpreError(f"{self.out} holds a pretraining with {name}={there!r}, asked for {value!r}: {OTHER}")
+        try:
+            self.pretext.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except (RuntimeError, ValueError) as error:
+            raise RlpreError(f"{self.out / STATE} is of another version of rlpre: {OTHER}") from error
+        self.step, self.reports = state["step"], state["reports"]
+        if all((self.out / name).exists() for name in (CONFIG, WEIGHTS)):
+            try:
+                self.saved = type(self.pretext.encoder).load(self.out).fingerprint()
+            except RlpreError as error:
+                raise RlpreError(f"{self.out} holds another encoder ({error}): {OTHER}") from error
+        if self.saved not in (None, *state["encoders"]):
+            raise RlpreError(
+                f"the encoder in {self.out} is not the one that this pretraining saved there: move it away, or {OTHER}"
+            )
+        if self.saved != state["encoders"][-1] and self.fabric.is_global_zero:  # killed before it was saved
+            self._save(self._finished())
+        self._stop_if_collapsed()
+
+    def _check_keep(self) -> None:
+        for step in self.keep:
+            path, last = step_directory(self.out, step), self.config.steps
+            if (0 < self.step >= step and not path.exists()) or not 0 <= step <= last:
+                raise RlpreError(
+                    f"step {step} cannot be kept: {self.out} is at step {self.step} of {last}; keep steps that are "
+                    f"still to come, or {OTHER}"
+                )
+            made = {**self.identity, "step": step}
+            if (path / CONFIG).exists() and read_json(path / CONFIG).get("pretraining") != made:
+                raise RlpreError(f"{path} holds an encoder that this pretraining did not make: {OTHER}")
+
+    def _begin(self) -> None:
+        """Measures the encoder that training starts from, and fresh weights."""
+        encoder, config = self.pretext.encoder, self.config
+        untrained = fresh(encoder, config.seed)
+        objective = make_objective(config.objective, untrained, self.frames).to(encoder.device)
+        self.reports["control"] = linear_probe(encoder, self.reader)
+        self.reports["fresh"] = measure_health(untrained, objective, self.reader, config.seed)
+        write_json(self.out / "run.json", {"configuration": self.identity, **provenance()})
+        self._keep()
 
     def update(self, batch: AnyBatch) -> dict[str, Tensor]:
         """One optimiser step on a batch; returns the metrics, each objective's loss among them."""
+        encoder, config = self.pretext.encoder, self.config
         for group in self.optimizer.param_groups:
-            group["lr"] = self.config.lr * rate_factor(self.step, self.config.steps, self.config.warmup)
+            group["lr"] = config.lr * rate_factor(self.step, config.steps, config.warmup)
         loss, metrics = self.model(batch)
         self.fabric.backward(loss)
-        self.fabric.clip_gradients(self.model, self.optimizer, max_norm=self.config.clip, error_if_nonfinite=False)
+        self.fabric.clip_gradients(self.model, self.optimizer, max_norm=config.clip, error_if_nonfinite=False)
+        if self.step == 0 and all(weight.grad is None for weight in encoder.parameters()):
+            raise RlpreError(
+                f"objective {config.objective!r} trains nothing: no gradient reaches a weight of encoder "
+                f"{config.encoder!r}; does its forward detach, or has it only buffers?"
+            )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.pretext.objective.after_step(self.pretext.encoder)
+        for part in self.pretext.objective.objectives.values():
+            part.after_step(encoder)
         return cast(dict[str, Tensor], metrics)
 
     def _checkpoint(self, board: TensorBoard, batch: AnyBatch, metrics: dict[str, Tensor]) -> None:
@@ -275,11 +296,9 @@ class Pretraining:
         self.reports |= {"probes": linear_probe(encoder, self.reader), "health": health}
         self.reports["collapse"] = explain_collapse(health, self.reports["fresh"], metrics)
         board.measurements(self.step, self.reports)
-        with not_fatal("pictures", self.step):
-            board.pictures(self.step, self.pretext, encoder, batch)
+        board.draw(board.pictures, self.step, self.pretext, encoder, batch)
         if self.step == self.config.steps:
-            with not_fatal("the projector's features", self.step):
-                board.embedding(self.step, partial(self.reader.encode, encoder), self.frames)
+            board.draw(board.embedding, self.step, partial(self.reader.encode, encoder), self.frames)
         self.model.train()
         self._save(encoder)
         self._stop_if_collapsed()
@@ -287,12 +306,8 @@ class Pretraining:
     def _keep(self) -> None:
         if self.step in self.keep:
             encoder = self._finished()
-            encoder.pretraining = self._origin(self.step)
+            encoder.pretraining = {**self.identity, "step": self.step}
             encoder.save(step_directory(self.out, self.step))
-
-    def _origin(self, step: int) -> dict[str, Any]:
-        """What an encoder saved after ``step`` says of how its weights were made."""
-        return {**self.identity, "step": step}
 
     def _finished(self) -> AnyEncoder:
         """The encoder as users get it: a copy whose features have mean 0 and SD 1 over the frames."""
@@ -302,20 +317,12 @@ class Pretraining:
         return encoder
 
     def _refuse_nan(self, metrics: dict[str, Tensor]) -> None:
-        broken = [name for name, value in metrics.items() if name.endswith("/loss") and not torch.isfinite(value)]
-        if broken:
-            raise RlpreError(
-                f"the loss of objective {broken[0].removesuffix('/loss')!r} is not finite near step {self.step}: lower "
-                f"lr={self.config.lr:g}; the last good checkpoint stays in {self.out}"
-            )
-
-    def _refuse_untrained(self) -> None:
-        """Checks after the first update that the encoder got a gradient; AdamW has a state for what it has updated."""
-        if self.step == 0 and not any(weight in self.optimizer.state for weight in self.pretext.encoder.parameters()):
-            raise RlpreError(
-                f"objective {self.config.objective!r} trains nothing: no gradient reaches a weight of encoder "
-                f"{self.config.encoder!r}; does its forward detach, or has it only buffers?"
-            )
+        for name, value in metrics.items():
+            if name.endswith("/loss") and not torch.isfinite(value):
+                raise RlpreError(
+                    f"the loss of objective {name.removesuffix('/loss')!r} is not finite near step {self.step}: lower "
+                    f"lr={self.config.lr:g}; the last good checkpoint stays in {self.out}"
+                )
 
     def _stop_if_collapsed(self) -> None:
         if self.reports["collapse"] and self.config.collapse == "stop":
@@ -326,50 +333,14 @@ class Pretraining:
 
     def _save(self, encoder: AnyEncoder) -> None:
         """Saves the state, then the encoder; the state lists which encoders may be in the directory, in this order."""
-        encoder.pretraining = {**self._origin(self.step), **self.reports}
-        content: dict[str, Any] = {"identity": self.identity, "step": self.step, "reports": self.reports}
-        content["encoders"] = [self.saved, encoder.fingerprint()]
+        encoder.pretraining = {**self.identity, "step": self.step, **self.reports}
+        encoders = [self.saved, encoder.fingerprint()]
+        content = {"identity": self.identity, "step": self.step, "reports": self.reports, "encoders": encoders}
         buffer = io.BytesIO()
         torch.save({"model": self.pretext.state_dict(), "optimizer": self.optimizer.state_dict(), **content}, buffer)
         write_bytes(self.out / STATE, buffer.getbuffer())
         encoder.save(self.out)
-        self.saved = content["encoders"][-1]
-
-    def _saved_fingerprint(self) -> str | None:
-        """Identifies the encoder in the directory; None if there is none."""
-        if not all((self.out / name).exists() for name in (CONFIG, WEIGHTS)):
-            return None
-        try:
-            return type(self.pretext.encoder).load(self.out).fingerprint()
-        except RlpreError as error:
-            raise RlpreError(f"{self.out} holds another encoder ({error}): choose another directory") from error
-
-    def _resume(self) -> None:
-        if not (self.out / STATE).exists():
-            if (self.out / CONFIG).exists():
-                raise RlpreError(f"{self.out} holds an encoder, but no pretraining to resume: choose another directory")
-            return
-        state = read_state(self.out, self.fabric.device)
-        for name, value in self.identity.items():
-            if state["identity"].get(name) != value:
-                raise RlpreError(
-                    f"{self.out} holds a pretraining with {name}={state['identity'].get(name)!r}, asked for {value!r}: "
-                    "choose another directory"
-                )
-        try:
-            self.pretext.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError) as error:
-            raise RlpreError(f"{self.out / STATE} is of another version of rlpre: choose another directory") from error
-        self.step, self.reports = state["step"], state["reports"]
-        self.saved = self._saved_fingerprint()
-        if self.saved not in (None, *state["encoders"]):
-            raise RlpreError(
-                f"the encoder in {self.out} is not the one that this pretraining saved there: move it away, or choose "
-                "another directory"
-            )
-        if self.saved != state["encoders"][-1] and self.fabric.is_global_zero:  # killed before it was saved
-            self._save(self._finished())
+        self.saved = encoders[-1]
 
 
 def step_directory(path: Path, step: int) -> Path:
@@ -378,11 +349,7 @@ def step_directory(path: Path, step: int) -> Path:
 
 
 def read_state(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:
-    """Reads what the pretraining in the directory ``path`` resumes from, the weights of its heads among it.
-
-    Raises:
-        RlpreError: if there is none, or the file is damaged.
-    """
+    """Reads what the pretraining in the directory ``path`` resumes from, the weights of its heads among it."""
     try:
         return cast(dict[str, Any], torch.load(path / STATE, map_location=device, weights_only=True))
     except Exception as error:
@@ -397,7 +364,7 @@ def first_encoder(frames: FrameStore, start: AnyEncoder | None, config: Pretrain
     """
     if start is None:
         arguments = {} if config.features is None else {"features": config.features}
-        return Encoder(config.encoder, InputSpec(tuple(frames.space.shape)), **arguments)  # type: ignore[arg-type]
+        return Encoder(config.encoder, InputSpec(frames.space.shape), **arguments)  # type: ignore[arg-type]
     vision = start if isinstance(start, Encoder) else start.frames
     try:
         vision.input.check(frames.space)
@@ -414,7 +381,7 @@ def first_encoder(frames: FrameStore, start: AnyEncoder | None, config: Pretrain
 
 
 def rate_factor(step: int, steps: int, warmup: float) -> float:
-    """Factor on the learning rate: rises linearly over the share ``warmup`` of the steps, then a cosine to 0."""
+    """Factor on the learning rate: a linear rise over the share ``warmup`` of the steps, then a cosine to 0."""
     rising = max(1, round(warmup * steps))
     if step < rising:
         return (step + 1) / rising
@@ -456,7 +423,6 @@ def _fabric(config: PretrainConfig) -> "Fabric":
 
 
 def _work(fabric: "Fabric", **task: Any) -> Reports:
-    """What every process does."""
     return Pretraining(fabric, **task).run()
 
 
@@ -474,11 +440,5 @@ def _launch(fabric: "Fabric", work: "partial[Reports]") -> Reports:
     except (ProcessExitedException, ProcessRaisedException) as error:
         text = str(error).strip()
         _, ours, sentence = text.rpartition(f"{RlpreError.__module__}.{RlpreError.__qualname__}: ")
-        lost = (
-            f"a process of the pretraining was lost ({text.splitlines()[-1]}): the same call goes on from its last "
-            "checkpoint"
-        )
-        raise RlpreError(sentence if ours else lost) from error
-
-
-Run, kept, rate, UNRELATED = Pretraining, step_directory, rate_factor, IRRELEVANT  # ALIAS
+        lost = f"a process of the pretraining was lost ({text.splitlines()[-1]}): the same call goes on from its last"
+        raise RlpreError(sentence if ours else f"{lost} checkpoint") from error

@@ -15,15 +15,13 @@ from torch.nn import functional as F
 
 import rlpre
 from rlpre import Encoder, FrameStore, InputSpec, RlpreError, SequenceEncoder, callbacks
-from rlpre.callbacks import POINTS, THUMBNAIL, TensorBoard
+from rlpre.callbacks import POINTS, THUMBNAIL, TensorBoard, thumbnails
 from rlpre.encoders import ARCHITECTURES
 from rlpre.objectives import OBJECTIVES, Objective
 from rlpre.objectives.base import head
 from rlpre.objectives.batches import FrameViews
-from rlpre.objectives.losses import info_nce
 
 SHORT = {"steps": 16, "batch": 32, "features": 32, "checkpoint_every": 8, "lr": 3e-3}
-KEPT = 2  # directions that `Squeezed` leaves
 
 
 class Attract(Objective):
@@ -31,14 +29,14 @@ class Attract(Objective):
 
     def __init__(self, encoder: Encoder, frames: FrameStore) -> None:
         super().__init__(encoder, frames)
-        self.projector, self.predictor = self.layers(encoder.num_features), nn.Identity()
+        self.projector = self.layers(encoder.num_features)
 
     def layers(self, width: int) -> nn.Module:
         return nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 16))
 
     def forward(self, views: FrameViews) -> tuple[Tensor, dict[str, Tensor]]:
         first, second = self.projector(views.anchor), self.projector(views.second_view)
-        return 1 - F.cosine_similarity(self.predictor(first), second).mean(), {}
+        return 1 - F.cosine_similarity(first, second).mean(), {}
 
 
 class Normalised(Attract):
@@ -46,23 +44,6 @@ class Normalised(Attract):
 
     def layers(self, width: int) -> nn.Module:
         return head(width, width, 16)
-
-
-class Unstopped(Attract):
-    """SimSiam, but gradients flow through the target."""
-
-    def __init__(self, encoder: Encoder, frames: FrameStore) -> None:
-        super().__init__(encoder, frames)
-        self.predictor = nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 16))
-
-
-class Squeezed(Objective):
-    """Contrast in a few directions, and the others are driven to 0."""
-
-    def forward(self, views: FrameViews) -> tuple[Tensor, dict[str, Tensor]]:
-        first, second, ids = views.anchor, views.second_view, views.batch.anchor_id
-        contrast, _ = info_nce(first[:, :KEPT], second[:, :KEPT], ids, ids)
-        return contrast + 10 * first[:, KEPT:].square().mean(), {}
 
 
 class Static(nn.Module):
@@ -76,13 +57,8 @@ class Static(nn.Module):
         return self.constant + 1e-3 * torch.randn(len(frames), len(self.constant))
 
 
-BROKEN = {"attract": Attract, "normalised": Normalised, "unstopped": Unstopped, "squeezed": Squeezed}
-COLLAPSES = {
-    "attract": "complete collapse",
-    "unstopped": "complete collapse",
-    "normalised": "dimensional collapse",
-    "squeezed": "dimensional collapse",
-}
+BROKEN = {"attract": Attract, "normalised": Normalised}
+COLLAPSES = {"attract": "complete collapse", "normalised": "dimensional collapse"}
 
 
 @pytest.fixture(autouse=True)
@@ -158,8 +134,7 @@ def test_a_collapsed_encoder_to_start_from_is_found_too(doorkey: FrameStore, tmp
 def test_one_frame_alone_cannot_be_judged(tmp_path: Path) -> None:
     store = rlpre.from_arrays(np.zeros((4, 3, 36, 36), np.uint8), tmp_path / "frames")
     result = rlpre.pretrain(store, out=tmp_path / "out", objective="contrastive", **{**SHORT, "steps": 2})
-    assert result.collapse is None
-    assert result.health == {}
+    assert (result.collapse, result.health) == (None, {})
 
 
 def test_tensorboard_and_checkpoint_say_everything(doorkey: FrameStore, tmp_path: Path) -> None:
@@ -172,9 +147,8 @@ def test_tensorboard_and_checkpoint_say_everything(doorkey: FrameStore, tmp_path
         assert [event.step for event in board.Scalars(name)] == [30, 60]
     assert set(board.Tags()["images"]) == {"jigsaw", "neighbours"}
     history = Encoder.load(tmp_path).pretraining
-    assert history["frames"] == doorkey.hash
-    assert history["objective"] == "jigsaw+temporal"
-    assert history["probes"] == result.probes
+    expected = {"frames": doorkey.hash, "objective": "jigsaw+temporal", "probes": result.probes}
+    assert expected.items() <= history.items()
     assert (tmp_path / "run.json").exists()
     projector, count = tmp_path / "00060" / "features", min(POINTS, doorkey.distinct)
     assert 'tensor_path: "00060/features/tensors.tsv"' in (tmp_path / "projector_config.pbtxt").read_text()
@@ -189,15 +163,14 @@ def test_tensorboard_and_checkpoint_say_everything(doorkey: FrameStore, tmp_path
     assert rlpre.pretrain(doorkey, out=tmp_path, **settings).probes == result.probes
 
 
-@pytest.mark.parametrize(("count", "height", "width"), [(60, 210, 160), (16, 40, 36), (9, 36, 700), (20, 700, 36)])
-def test_frames_of_every_size_are_drawn(count: int, height: int, width: int, tmp_path: Path) -> None:
-    frames = np.random.default_rng(0).integers(0, 256, (count, height, width), np.uint8)
-    store = rlpre.from_arrays(frames, tmp_path / "frames")
-    result = rlpre.pretrain(store, out=tmp_path / "out", objective="contrastive", **{**SHORT, "steps": 2})
-    assert result.encoder.pretraining["step"] == 2
+@pytest.mark.parametrize(("height", "width"), [(210, 160), (40, 36), (36, 700), (700, 36)])
+def test_thumbnails_are_small_squares_with_the_picture_in_the_middle(height: int, width: int) -> None:
     side = min(max(height, width), THUMBNAIL)
-    with Image.open(tmp_path / "out" / "00002" / "features" / "sprite.png") as sprite:
-        assert sprite.size == (side * math.ceil(count**0.5),) * 2
+    (small,) = thumbnails(torch.ones(1, 3, height, width))
+    shown = small[0].nonzero()
+    assert small.shape == (3, side, side)
+    assert shown.unique(dim=0).shape[0] == (side * height // max(height, width)) * (side * width // max(height, width))
+    assert (shown.float().mean(0) - (side - 1) / 2).abs().max() <= 0.5
 
 
 @pytest.mark.parametrize("broken", ["pictures", "embedding"])
@@ -216,17 +189,16 @@ def test_a_picture_that_cannot_be_drawn_costs_no_checkpoint(
 
 def test_a_resumed_run_loses_and_doubles_no_point(doorkey: FrameStore, tmp_path: Path) -> None:
     given = {**SHORT, "steps": 120, "batch": 8, "features": 8, "checkpoint_every": 35, "objective": "contrastive"}
+    left = [20, 35, 60, 104]  # before the first checkpoint, at one, after a point of the curves, before another
 
-    def die_at(killed: int) -> Any:
-        def die(step: int) -> None:
-            if step == killed:
-                raise KeyboardInterrupt
+    def die(step: int) -> None:
+        if left and step == left[0]:
+            left.pop(0)
+            raise KeyboardInterrupt
 
-        return die
-
-    for killed in (20, 35, 60, 104):  # before the first checkpoint, at one, after a point of the curves, before another
+    for _ in range(4):
         with pytest.raises(KeyboardInterrupt):
-            rlpre.pretrain(doorkey, out=tmp_path / "cut", report=die_at(killed), **given)
+            rlpre.pretrain(doorkey, out=tmp_path / "cut", report=die, **given)
     points = {}
     for name in ("cut", "whole"):
         rlpre.pretrain(doorkey, out=tmp_path / name, **given)
@@ -252,7 +224,4 @@ def test_progress_without_a_terminal_is_a_line_a_minute(
     line = r"pretrain temporal\+inverse: step 16 of 16, .* steps/s, about 0 min left; temporal loss .*; inverse loss .*"
     assert re.fullmatch(line, last)
     assert last.endswith(callbacks.describe(result.metrics))
-    assert {f"{name}/{kind}" for name in ("temporal", "inverse") for kind in ("loss", "accuracy")} <= set(
-        result.metrics
-    )
     assert Encoder.load(tmp_path / "a").pretraining["metrics"] == result.metrics

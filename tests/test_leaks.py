@@ -43,7 +43,7 @@ def found_by_pixels(
     """How often the most similar of all later frames is the right one."""
     query, key = (change(torch.from_numpy(store.frames(rows))).flatten(1).float() for rows in (now, later))
     ids = (torch.from_numpy(store.ids[rows]) for rows in (now, later))
-    return float(info_nce(query - query.mean(0), key - key.mean(0), *ids)[1])
+    return float(info_nce(query - query.mean(0), key - key.mean(0), *ids)[1]["accuracy"])
 
 
 def usual(keys: Sequence[Hashable], answers: Sequence[Hashable]) -> list[Hashable]:

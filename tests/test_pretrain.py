@@ -79,17 +79,14 @@ def test_nan_stops_names_the_objective_and_saves_nothing_broken(doorkey: FrameSt
         ({"objective": "inverse"}, "objective='temporal\\+inverse', asked for 'inverse'"),
         ({"steps": 9}, "steps=8, asked for 9"),
         ({"device": "cuda:7"}, "device 'cuda:7' cannot be used here"),
-        ({"device": "gpu"}, "device 'gpu' cannot be used here"),
         ({"stepz": 9}, "no setting 'stepz'"),
         ({"encoder": "cn"}, "did you mean 'cnn'"),
         ({"features": 0}, "features is 0: it must be at least 1"),
-        ({"devices": 0}, "devices is 0: it must be at least 1"),
         ({"lr": 0}, "lr is 0: it must be a number above 0, or nothing is trained"),
         ({"clip": float("nan")}, "clip is nan: it must be a number above 0, or nothing is trained"),
         ({"devices": 3}, "a batch of 16 cannot be shared by 3 devices"),
         ({"devices": 2, "report": lambda step: None}, "report cannot be sent to other processes"),
         ({"keep": (5,)}, "^step 5 cannot be kept: .* of 8; keep steps that are still to come"),
-        ({"keep": (9,)}, "^step 9 cannot be kept: .* of 8; keep steps that are still to come"),
     ],
 )
 def test_bad_input(change: dict, sentence: str, doorkey: FrameStore, done: Path) -> None:
@@ -125,11 +122,15 @@ def test_goes_on_from_an_encoder_and_leaves_it_as_it_is(doorkey: FrameStore, don
 
 def test_single_images_without_labels_are_enough(tmp_path: Path) -> None:
     frames = np.random.default_rng(0).integers(0, 256, (50, 4, 80, 72), np.uint8)
-    store = rlpre.from_arrays(frames, tmp_path / "frames", episode_start=np.ones(50, bool))
-    settings = {**SHORT, "objective": "contrastive+jigsaw", "features": None}
-    result = rlpre.pretrain(store, out=tmp_path / "out", **settings)
-    assert result.encoder.num_features == result.encoder.pretraining["features"] == 128  # the architecture's own
-    assert result.probes == {}
+    rlpre.from_arrays(frames, tmp_path / "frames", episode_start=np.ones(50, bool))
+    script = Path(__file__).parents[1] / "scripts" / "pretrain.py"
+    settings = ["--objective=contrastive+jigsaw", "--steps=8", "--batch=16", "--device=cpu"]
+    command = [sys.executable, script, tmp_path / "frames", tmp_path / "out", *settings]
+    answer = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert re.search(r"^last batch: contrastive loss \d.*, accuracy \d.*; jigsaw loss \d.*$", answer, re.MULTILINE)
+    assert "no linear probe: the frames have no labels" in answer
+    encoder = Encoder.load(tmp_path / "out")
+    assert encoder.num_features == encoder.pretraining["features"] == 128  # the architecture's own
     assert (tmp_path / "out" / "00008" / "features" / "sprite.png").exists()
     assert not (tmp_path / "out" / "00008" / "features" / "metadata.tsv").exists()
 
@@ -149,7 +150,7 @@ def test_states_that_are_damaged_or_of_another_version_are_named(
         rlpre.pretrain(doorkey, out=old, **SHORT)
 
 
-def test_full_disk_keeps_the_last_checkpoint(done: Path, monkeypatch) -> None:
+def test_full_disk_keeps_the_last_checkpoint(done: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = weights(done)
 
     def full(self: Path, data: object) -> int:
@@ -158,7 +159,6 @@ def test_full_disk_keeps_the_last_checkpoint(done: Path, monkeypatch) -> None:
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(RlpreError, match="No space left on device"):
         Encoder.load(done).save(done)
-    monkeypatch.undo()
     assert equal(before, weights(done))
 
 
@@ -179,16 +179,14 @@ def test_keeps_the_encoders_it_is_asked_for(doorkey: FrameStore, done: Path, tmp
 def test_an_encoder_that_something_froze_is_trained_like_the_original(doorkey: FrameStore, tmp_path: Path) -> None:
     torch.manual_seed(0)
     start = Encoder("cnn", rlpre.InputSpec(doorkey.space.shape), features=32)
-    partly, wholly = copy.deepcopy(start), copy.deepcopy(start)
+    partly = copy.deepcopy(start)
     freeze(partly.stages[:2])
-    freeze(wholly)
-    results = [
+    whole, thawed = (
         rlpre.pretrain(doorkey, encoder=encoder, out=tmp_path / str(number), **SHORT).encoder
-        for number, encoder in enumerate((start, partly, wholly))
-    ]
-    assert len({encoder.fingerprint() for encoder in results}) == 1
-    assert results[0].fingerprint() != start.fingerprint()
-    assert all(weight.requires_grad for weight in results[2].parameters())
+        for number, encoder in enumerate((start, partly))
+    )
+    assert start.fingerprint() != whole.fingerprint() == thawed.fingerprint()
+    assert all(weight.requires_grad for weight in thawed.parameters())
 
 
 class Detached(torch.nn.Linear):
@@ -230,14 +228,3 @@ def test_an_encoder_that_it_did_not_make_is_never_overwritten(doorkey: FrameStor
     for file in ("config.json", "model.safetensors"):  # as if killed between the state and the encoder
         (tmp_path / "cut" / file).unlink()
         assert equal(rlpre.pretrain(doorkey, out=tmp_path / "cut", **SHORT).encoder.state_dict(), weights(done))
-
-
-def test_the_script_says_loss_and_accuracy_of_frames_without_labels(tmp_path: Path) -> None:
-    frames = np.random.default_rng(0).integers(0, 256, (30, 36, 36), np.uint8)
-    rlpre.from_arrays(frames, tmp_path / "frames", episode_start=np.ones(30, bool))
-    script = Path(__file__).parents[1] / "scripts" / "pretrain.py"
-    settings = ["--objective=contrastive", "--steps=4", "--batch=8", "--features=8", "--device=cpu"]
-    command = [sys.executable, script, tmp_path / "frames", tmp_path / "out", *settings]
-    answer = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert re.search(r"^last batch: contrastive loss \d.*, accuracy \d.*$", answer.stdout, re.MULTILINE)
-    assert "no linear probe: the frames have no labels" in answer.stdout

@@ -14,7 +14,7 @@ from rlpre.encoders import AnyEncoder, Encoder, InputSpec, SequenceEncoder, Voca
 from rlpre.encoders.encoder import CONFIG, WHITENED
 from rlpre.errors import RlpreError, lookup
 from rlpre.objectives import parse_objective
-from rlpre.pretrain import PretrainConfig, kept
+from rlpre.pretrain import PretrainConfig, step_directory
 from rlpre.sb3 import MODES, policy_kwargs
 from rlpre.sb3.vecenv import check_actions, find_image
 from rlpre.utils import read_json
@@ -150,7 +150,7 @@ def fresh_encoder(config: Mapping[str, Any], seed: int) -> Encoder:
 
 def variant(home: Path, arm: Arm) -> Path:
     """The checkpoint that an arm's runs start from, below the directory ``home`` of its pretraining."""
-    path = home if arm.step is None else kept(home, arm.step)
+    path = home if arm.step is None else step_directory(home, arm.step)
     path = path / "whitened" if arm.whiten else path
     if not arm.memory_objective:
         return path

@@ -1,22 +1,22 @@
-"""Self-supervised objectives: one per file, combined by a string such as ``"temporal:1+inverse:0.5"``."""
+"""Self-supervised objectives, combined by a string such as ``"temporal:1+inverse:0.5"``."""
+
+import inspect
+from typing import get_args
 
 from rlpre.data.store import FrameStore
 from rlpre.encoders import AnyEncoder
 from rlpre.errors import RlpreError, lookup
-from rlpre.objectives import batches  # ALIAS
 from rlpre.objectives.autoregressive import Autoregressive
-from rlpre.objectives.base import Objective, WeightedSum
-from rlpre.objectives.batches import AnyBatch, make_reader
-from rlpre.objectives.contrastive import Contrastive
+from rlpre.objectives.base import Needs, Objective, WeightedSum
+from rlpre.objectives.batches import make_reader
+from rlpre.objectives.contrastive import Contrastive, Temporal
 from rlpre.objectives.cpc import Cpc
-from rlpre.objectives.forward import Forward
-from rlpre.objectives.inverse import Inverse
+from rlpre.objectives.dynamics import Forward, Inverse
 from rlpre.objectives.jigsaw import Jigsaw
 from rlpre.objectives.masked import Masked
-from rlpre.objectives.supervised import Supervised
-from rlpre.objectives.temporal import Temporal
+from rlpre.objectives.symbols import Supervised
 
-__all__ = ["OBJECTIVES", "AnyBatch", "Objective", "WeightedSum", "make_objective", "make_reader", "parse_objective"]
+__all__ = ["OBJECTIVES", "Objective", "make_objective", "make_reader", "parse_objective", "register_objective"]
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "autoregressive": Autoregressive,
@@ -30,19 +30,37 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "temporal": Temporal,
 }
 OFFERS = {"frames": "single images", "pairs": "frames without actions", "actions": "frames and actions"}
-LEVELS = list(OFFERS)  # each offers what those before it do
+
+
+def register_objective(name: str, objective: type[Objective]) -> None:
+    """Makes a class of your own an objective: ``register_objective("mine", Mine)``, then ``objective="mine"``.
+
+    Register again, under the same name, in every process that starts or resumes a pretraining with it.
+
+    Raises:
+        RlpreError: if the name is not a plain word or belongs to another class, or the class is not an `Objective`
+            that defines ``forward``.
+    """
+    if not (inspect.isclass(objective) and issubclass(objective, Objective)) or inspect.isabstract(objective):
+        raise RlpreError(
+            f"objective {name!r} is registered with {objective!r}: give a subclass of rlpre.objectives.Objective that "
+            "defines forward"
+        )
+    there = OBJECTIVES.get(name, objective)
+    same = (there.__module__, there.__qualname__) == (objective.__module__, objective.__qualname__)  # defined again
+    if not name or set(name) & set("+: ") or not same:
+        raise RlpreError(
+            f"the objective name {name!r} is taken or no plain word: choose one not among {', '.join(OBJECTIVES)}"
+        )
+    OBJECTIVES[name] = objective
 
 
 def parse_objective(text: str, kind: str | None = None) -> dict[str, float]:
     """Reads ``"temporal:1+inverse:0.5"`` into names and weights; the default weight is 1.
 
-    Args:
-        text: names joined by "+", each with an optional weight after a colon.
-        kind: of the encoder to pretrain, "vision" or "sequence"; None: any.
-
     Raises:
-        RlpreError: for an unknown or repeated name, a weight that is not a positive number, or an objective for the
-            other kind of encoder.
+        RlpreError: for an unknown or repeated name, a weight that is not a positive number, or an objective for another
+            ``kind`` of encoder than the given one, "vision" or "sequence".
     """
     weights: dict[str, float] = {}
     for part in text.split("+"):
@@ -69,34 +87,21 @@ def make_objective(text: str, encoder: AnyEncoder, frames: FrameStore) -> Weight
     """Builds the objective that ``text`` names for an encoder and the frames it will see.
 
     Raises:
-        RlpreError: as `parse_objective`, or if an objective needs frames in sequence, or actions, where there are none.
+        RlpreError: as `parse_objective`, or if an objective needs frames in sequence, or actions, where there are none,
+            or a sequence encoder that sees (or does not see) later steps.
     """
     weights = parse_objective(text, encoder.kind)
     sequences = not frames.column("episode_start").all()
-    offered = ("pairs" if frames.action_space is None else "actions") if sequences else "frames"
-    fitting = [
-        name
-        for name, objective in OBJECTIVES.items()
-        if objective.kind == encoder.kind and LEVELS.index(objective.needs) <= LEVELS.index(offered)
-    ]
+    offered = get_args(Needs)[: 1 if not sequences else 2 if frames.action_space is None else 3]
+    fitting = [name for name, known in OBJECTIVES.items() if known.kind == encoder.kind and known.needs in offered]
     for name in weights:
         if name not in fitting:
             raise RlpreError(
-                f"objective {name!r} learns from {OBJECTIVES[name].needs}, but {frames.path} holds {OFFERS[offered]}: "
-                f"use {' or '.join(fitting) or 'trajectories'}"
+                f"objective {name!r} learns from {OBJECTIVES[name].needs}, but {frames.path} holds "
+                f"{OFFERS[offered[-1]]}: use {' or '.join(fitting) or 'trajectories'}"
             )
+        causal = OBJECTIVES[name].causal
+        if getattr(encoder, "causal", causal) != causal:
+            why = "would be shown its own answers" if causal else "fills in what is hidden from both sides"
+            raise RlpreError(f"objective {name!r} {why}: build the sequence encoder with causal={causal}")
     return WeightedSum({name: OBJECTIVES[name](encoder, frames) for name in weights}, weights)
-
-
-Weighted = WeightedSum  # ALIAS
-READERS: dict[str, type[batches.FrameReader] | type[batches.WindowReader]]  # ALIAS
-READERS = {"vision": batches.FrameReader, "sequence": batches.WindowReader}  # ALIAS
-Views, Batch, FrameReader = batches.FrameViews, batches.Batch, batches.FrameReader  # ALIAS
-WindowViews, WindowBatch, WindowReader = batches.WindowViews, batches.WindowBatch, batches.WindowReader  # ALIAS
-
-
-def draw_batch(frames, pairs, size, rng, device):  # type: ignore[no-untyped-def]  # ALIAS
-    """Moved to `FrameReader.draw`."""
-    reader = FrameReader(frames, None, None, device)  # type: ignore[arg-type]
-    reader.pairs = pairs
-    return reader.draw(size, rng)

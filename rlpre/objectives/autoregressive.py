@@ -33,7 +33,6 @@ class Autoregressive(SymbolObjective):
     def forward(self, views: WindowViews) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``Objective.forward``."""
         batch = views.batch
-        assert batch.codes is not None
         present = batch.present[:, :-1]  # then the next step is present too: padding is on the left
         now, later = (codes[present].flatten(1, 2).long() for codes in (batch.codes[:, :-1], batch.codes[:, 1:]))
         logits = self.predict(views.steps[:, :-1][present], batch.actions[:, 1:][present])
@@ -44,9 +43,7 @@ class Autoregressive(SymbolObjective):
 
     def predict(self, features: Tensor, action: Tensor) -> Tensor:
         """Logits (n, cells, LOGITS) of the frames that ``action`` (n,) leads to from ``features`` (n, width)."""
-        hidden = F.relu(self.hidden(features) * self.gate(action))
-        logits: Tensor = self.output(hidden).float()
-        return logits.view(-1, self.cells, LOGITS)
+        return self.logits(F.relu(self.hidden(features) * self.gate(action)))
 
     def fill(self, views: WindowViews, step: int) -> Tensor:
         """See ``SymbolObjective.fill``; given the steps before."""

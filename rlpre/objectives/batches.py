@@ -25,60 +25,143 @@ UNSEEN = 0  # all three symbols of a cell that shows nothing
 DISTINCT_ROWS = 8192  # rows among which different windows are sought
 
 
+class Views:
+    """An encoder's features of a batch, each kind computed when first asked for.
+
+    Each of ``world`` processes that train together holds the whole batch, encodes its part of it, and gathers the
+    features of the others. So each has the heads, batch statistics, negatives and loss of a single process, and the
+    gradient of that loss with respect to its own features. DDP averages gradients over processes: that is right for
+    the heads, whose gradients are equal, but the encoder's are parts of a sum and multiplied by ``world`` first.
+    """
+
+    def __init__(self, encoder: Any, batch: Any, world: int = 1) -> None:
+        self.encoder, self.batch, self.world = encoder, batch, world
+
+    @cached_property
+    def anchor(self) -> Tensor:
+        """Features of the anchors, (batch, num_features), under random shifts of the frames."""
+        return self._shifted()
+
+    @cached_property
+    def second_view(self) -> Tensor:
+        """The same under other, independent shifts."""
+        return self._shifted()
+
+    def share(self, work: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
+        """Computes ``work(*inputs)``; the rows of the inputs and of the result are the items of the batch."""
+        if self.world == 1:
+            return work(*inputs)
+        rank = torch.distributed.get_rank()
+        own = work(*(None if given is None else given.chunk(self.world)[rank] for given in inputs))
+        parts = [torch.empty_like(own) for _ in range(self.world)]
+        torch.distributed.all_gather(parts, own.detach().contiguous())
+        if own.requires_grad:
+            own.register_hook(lambda gradient: gradient * self.world)  # type: ignore[no-untyped-call]
+        parts[rank] = own
+        return torch.cat(parts)
+
+    def _shifted(self) -> Tensor:
+        raise NotImplementedError
+
+
+class FrameViews(Views):
+    """Features of frames; the anchors are the first frames of the pairs."""
+
+    @cached_property
+    def plain(self) -> Tensor:
+        """Features of the anchors without a shift, (batch, num_features)."""
+        return self.encode(self.batch.anchor)
+
+    @cached_property
+    def later(self) -> Tensor:
+        """Features of the shifted later frames, (batch, num_features)."""
+        return self.encode(random_shift(self.batch.later))
+
+    def encode(self, frames: Tensor, encoder: nn.Module | None = None) -> Tensor:
+        """Features (batch, num_features) of one frame for each item of the batch, (batch, C, H, W)."""
+        return self.share(encoder or self.encoder, frames)
+
+    def _shifted(self) -> Tensor:
+        return self.encode(random_shift(self.batch.anchor))
+
+
+class WindowViews(Views):
+    """Features of the steps of windows; the anchors are their last steps."""
+
+    @cached_property
+    def steps(self) -> Tensor:
+        """Features of every step, (batch, steps, width); 0 in padding."""
+        return self._encode(self.batch.features)
+
+    @property
+    def plain(self) -> Tensor:
+        """Features of the last steps without a shift, (batch, width)."""
+        return self.steps[:, -1]
+
+    def masked(self, hidden: Tensor, blank: Tensor) -> Tensor:
+        """Features (batch, steps, width) of the windows with the cells ``hidden`` (batch, steps, rows, columns) unseen.
+
+        ``blank`` (F,) replaces the features of frames with no visible cell: the frozen encoder was never trained on an
+        empty frame, so its features of one would lie far from all others.
+        """
+        batch = self.batch
+
+        def work(features: Tensor, codes: Tensor, hidden: Tensor, *others: Any) -> Any:
+            whole = hidden.flatten(2).all(2)
+            partly = hidden.flatten(2).any(2) & ~whole
+            visible = codes[partly].masked_fill(hidden[partly][..., None], UNSEEN)
+            distinct, place = torch.unique(visible.flatten(1), dim=0, return_inverse=True)
+            frames = batch.store.decode(distinct.unflatten(1, visible.shape[1:]))
+            features = torch.where(whole[..., None], blank.to(features.dtype), features)
+            features[partly] = self.encoder.encode_frames(frames).to(features.dtype)[place]
+            return self.encoder(features, *others)
+
+        return self.share(work, batch.features, batch.codes, hidden, batch.actions, batch.mission, batch.present)
+
+    def _encode(self, features: Tensor) -> Tensor:
+        return self.share(self.encoder, features, self.batch.actions, self.batch.mission, self.batch.present)
+
+    def _shifted(self) -> Tensor:
+        rows, features = self.batch.rows, torch.zeros_like(self.batch.features)
+        parts = np.array_split(rows[rows != PADDING], -(-rows.size // CHUNK))
+        shifted = [self.encoder.encode_frames(random_shift(self.batch.frames(part))) for part in parts if len(part)]
+        features[self.batch.present] = torch.cat(shifted).to(features.dtype)
+        return self._encode(features)[:, -1]
+
+
 @dataclass(frozen=True)
 class Batch:
     """Pairs of frames from the same episode, on the training device.
 
     Single frames are pairs with themselves: ``gap`` is 0 and ``actions`` has no columns.
-
-    Attributes:
-        anchor: frames o_t, (batch, C, H, W) uint8 in [0, 255].
-        later: frames o_{t+j}, same shape.
-        actions: a_t .. a_{t+j-1}, (batch, k) int64, -1 beyond the gap j; or (batch, k, dims) float32, 0 beyond it.
-        gap: 1 <= j <= k, (batch,) int64.
-        anchor_id: equal for identical anchors, (batch,) int64.
-        later_id: the same for the later frames, in one numbering with ``anchor_id``.
-        codes: the anchors' symbols, (batch, rows, columns, 3) uint8; None for plain pixels.
     """
 
-    anchor: Tensor
-    later: Tensor
-    actions: Tensor
-    gap: Tensor
-    anchor_id: Tensor
-    later_id: Tensor
-    codes: Tensor | None
+    anchor: Tensor  # frames o_t, (batch, C, H, W) uint8 in [0, 255]
+    later: Tensor  # frames o_{t+j}, same shape
+    actions: Tensor  # a_t .. a_{t+j-1}, (batch, k) int64, -1 beyond j; or (batch, k, dims) float32, 0 beyond j
+    gap: Tensor  # 1 <= j <= k, (batch,) int64
+    anchor_id: Tensor  # equal for identical anchors, (batch,) int64
+    later_id: Tensor  # the same for the later frames, in one numbering with ``anchor_id``
+    codes: Tensor | None  # the anchors' symbols, (batch, rows, columns, 3) uint8; None for plain pixels
 
-    def views(self, encoder: Encoder, rank: int = 0, world: int = 1) -> "FrameViews":
-        """The encoder's features of the batch, see `Views`."""
-        return FrameViews(encoder, self, rank, world)
+    def views(self, encoder: Encoder, world: int = 1) -> FrameViews:
+        """The encoder's features of the batch."""
+        return FrameViews(encoder, self, world)
 
 
 @dataclass(frozen=True)
 class WindowBatch:
-    """Windows of trajectories, on the training device; padding is on the left.
+    """Windows of trajectories, on the training device; padding is on the left."""
 
-    Attributes:
-        store: where they are from.
-        rows: (batch, steps) int64, on the CPU; -1 is padding.
-        features: of the frames, (batch, steps, F) float32.
-        actions: before each step, (batch, steps) int64; -1 before an episode's first.
-        mission: (batch, length) int64, or None.
-        present: (batch, steps) bool; False is padding.
-        ids: equal for identical frames, (batch, steps) int64; arbitrary in padding.
-        codes: symbols (batch, steps, rows, columns, 3) uint8, unseen in padding; None for plain pixels.
-        ahead: largest number of steps between a step and what is predicted from it.
-    """
-
-    store: FrameStore
-    rows: Indices
-    features: Tensor
-    actions: Tensor
-    mission: Tensor | None
-    present: Tensor
-    ids: Tensor
-    codes: Tensor | None
-    ahead: int
+    store: FrameStore  # where they are from
+    rows: Indices  # (batch, steps) int64, on the CPU; -1 is padding
+    features: Tensor  # of the frames, (batch, steps, F) float32
+    actions: Tensor  # before each step, (batch, steps) int64; -1 before an episode's first
+    mission: Tensor | None  # (batch, length) int64
+    present: Tensor  # (batch, steps) bool; False is padding
+    ids: Tensor  # equal for identical frames, (batch, steps) int64; arbitrary in padding
+    codes: Tensor | None  # symbols (batch, steps, rows, columns, 3) uint8, unseen in padding; None for plain pixels
+    ahead: int  # largest number of steps between a step and what is predicted from it
 
     @cached_property
     def anchor(self) -> Tensor:
@@ -94,26 +177,15 @@ class WindowBatch:
         """Frames (n, C, H, W) uint8 of ``rows`` (n,) of the store."""
         return self.store.decode(to_device(self.store.read(rows), self.features.device))
 
-    def views(self, encoder: SequenceEncoder, rank: int = 0, world: int = 1) -> "WindowViews":
-        """The encoder's features of the batch, see `Views`."""
-        return WindowViews(encoder, self, rank, world)
+    def views(self, encoder: SequenceEncoder, world: int = 1) -> WindowViews:
+        """The encoder's features of the batch."""
+        return WindowViews(encoder, self, world)
 
 
 class FrameReader:
-    """Reads a store for an encoder of frames.
+    """Reads a store for an encoder of frames, ``reads`` of them for each item of a batch; see `make_reader`."""
 
-    Args:
-        frames: the store.
-        encoder: what reads it.
-        gap: largest number of steps between the frames of a pair; None: single frames.
-        device: where batches go; default: the encoder's.
-
-    Attributes:
-        reads: frames that are encoded for each item of a batch.
-        groups: None: a probe may be trained and tested on any two different frames.
-    """
-
-    groups: Indices | None = None
+    groups: Indices | None = None  # a probe may be trained and tested on any two different frames
 
     def __init__(
         self, frames: FrameStore, encoder: Encoder, gap: int | None = None, device: torch.device | None = None
@@ -124,23 +196,18 @@ class FrameReader:
 
     def draw(self, size: int, rng: np.random.Generator) -> Batch:
         """Draws a batch of pairs or of single frames; only raw rows (codes of a grid world) travel to the device."""
-        frames, device = self.frames, self.device
+        frames = self.frames
         if self.pairs:
             anchor, later, actions = self.pairs.sample(size, rng)
         else:
             anchor = later = frames.sample(size, rng)
             actions = np.empty((size, 0), np.int64)
-        raw = to_device(frames.read(anchor), device)
+        raw = to_device(frames.read(anchor), self.device)
         shown = frames.decode(raw)
-        return Batch(
-            anchor=shown,
-            later=frames.decode(to_device(frames.read(later), device)) if self.pairs else shown,
-            actions=to_device(actions, device),
-            gap=to_device(later - anchor, device),
-            anchor_id=to_device(frames.ids[anchor], device),
-            later_id=to_device(frames.ids[later], device),
-            codes=raw if frames.atlas else None,
-        )
+        shown_later = frames.decode(to_device(frames.read(later), self.device)) if self.pairs else shown
+        numbers = (actions, later - anchor, frames.ids[anchor], frames.ids[later])
+        acted, gap, anchor_id, later_id = (to_device(each, self.device) for each in numbers)
+        return Batch(shown, shown_later, acted, gap, anchor_id, later_id, raw if frames.atlas else None)
 
     def distinct(self, rows: Indices) -> Indices:
         """One of ``rows`` for each different frame among them."""
@@ -153,18 +220,10 @@ class FrameReader:
 
 
 class WindowReader:
-    """Reads a store for a sequence encoder, window by window.
+    """Reads a store for a sequence encoder, ``reads`` frames for each window of a batch; see `make_reader`.
 
-    Args:
-        frames: the store.
-        encoder: what reads it.
-        ahead: see `WindowBatch`; default 1.
-        device: where batches go; default: the encoder's.
-
-    Attributes:
-        reads: frames that are read for each item of a batch.
-        groups: (N,) int64, the episode of each row. Rows of one episode share their past, so a probe must not be
-            trained and tested on the same episode.
+    ``groups`` (N,) int64 are the episodes of the rows. Rows of one episode share their past, so a probe must not be
+    trained and tested on the same one.
     """
 
     def __init__(
@@ -212,7 +271,10 @@ AnyReader = FrameReader | WindowReader
 def make_reader(
     frames: FrameStore, encoder: AnyEncoder, gap: int | None = None, device: torch.device | None = None
 ) -> AnyReader:
-    """The reader of a store for an encoder of either kind; ``gap`` is also how far `Cpc` looks ahead.
+    """The reader of a store for an encoder of either kind; its batches go to ``device``, by default the encoder's.
+
+    ``gap`` is the largest number of steps between the frames of a pair (None: single frames), or that `Cpc` predicts
+    ahead (None: 1).
 
     Raises:
         RlpreError: if no frame changes within ``gap`` steps, or a sequence encoder cannot read the store.
@@ -220,120 +282,3 @@ def make_reader(
     if isinstance(encoder, SequenceEncoder):
         return WindowReader(frames, encoder, gap, device)
     return FrameReader(frames, encoder, gap, device)
-
-
-class Views:
-    """An encoder's features of a batch, each kind computed when first asked for.
-
-    Processes that train together share the encoder's work: each holds the whole batch, encodes its part of it, and
-    gathers the features of the others. So each computes the same heads, batch statistics, negatives and loss as a
-    single process would, and the gradient of that loss with respect to its own features. DDP averages the gradients
-    over the processes. This is right for the heads, whose gradients are equal. The encoder's are the parts of a sum,
-    so they are multiplied by the number of processes first.
-
-    Args:
-        encoder: what encodes.
-        batch: the whole batch.
-        rank: number of this process.
-        world: how many processes train together; the batch is a multiple of it.
-    """
-
-    def __init__(self, encoder: Any, batch: Any, rank: int = 0, world: int = 1) -> None:
-        self.encoder, self.batch, self.rank, self.world = encoder, batch, rank, world
-
-    @cached_property
-    def anchor(self) -> Tensor:
-        """Features of the anchors, (batch, num_features), under random shifts of the frames."""
-        return self._shifted()
-
-    @cached_property
-    def second_view(self) -> Tensor:
-        """The same under other, independent shifts."""
-        return self._shifted()
-
-    def share(self, work: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
-        """Computes ``work(*inputs)``; the rows of the inputs and of the result are the items of the batch."""
-        if self.world == 1:
-            return work(*inputs)
-        own = work(*(None if given is None else given.chunk(self.world)[self.rank] for given in inputs))
-        parts = [torch.empty_like(own) for _ in range(self.world)]
-        torch.distributed.all_gather(parts, own.detach().contiguous())
-        if own.requires_grad:
-            own.register_hook(lambda gradient: gradient * self.world)  # type: ignore[no-untyped-call]
-        parts[self.rank] = own
-        return torch.cat(parts)
-
-    def _shifted(self) -> Tensor:
-        raise NotImplementedError
-
-    @property
-    def twin(self) -> Tensor:  # ALIAS
-        """See ``second_view``."""
-        return self.second_view
-
-
-class FrameViews(Views):
-    """Features of frames; the anchors are the first frames of the pairs."""
-
-    @cached_property
-    def plain(self) -> Tensor:
-        """Features of the anchors without a shift, (batch, num_features)."""
-        return self.encode(self.batch.anchor)
-
-    @cached_property
-    def later(self) -> Tensor:
-        """Features of the shifted later frames, (batch, num_features)."""
-        return self.encode(random_shift(self.batch.later))
-
-    def encode(self, frames: Tensor, encoder: nn.Module | None = None) -> Tensor:
-        """Features (batch, num_features) of one frame for each item of the batch, (batch, C, H, W)."""
-        return self.share(encoder or self.encoder, frames)
-
-    def _shifted(self) -> Tensor:
-        return self.encode(random_shift(self.batch.anchor))
-
-
-class WindowViews(Views):
-    """Features of the steps of windows; the anchors are their last steps."""
-
-    @cached_property
-    def steps(self) -> Tensor:
-        """Features of every step, (batch, steps, width); 0 in padding."""
-        return self._encode(self.batch.features)
-
-    @property
-    def plain(self) -> Tensor:
-        """Features of the last steps without a shift, (batch, width)."""
-        return self.steps[:, -1]
-
-    def masked(self, hidden: Tensor, blank: Tensor) -> Tensor:
-        """Features (batch, steps, width) of the windows with some cells unseen.
-
-        Args:
-            hidden: (batch, steps, rows, columns) bool.
-            blank: (F,), replaces the features of frames with no visible cell. The frozen encoder was never trained on
-                an empty frame, so its features of one would lie far from all others.
-        """
-        batch = self.batch
-
-        def work(features: Tensor, codes: Tensor, hidden: Tensor, *others: Any) -> Tensor:
-            whole = hidden.flatten(2).all(2)
-            partly = hidden.flatten(2).any(2) & ~whole
-            visible = codes[partly].masked_fill(hidden[partly][..., None], UNSEEN)
-            distinct, place = torch.unique(visible.flatten(1), dim=0, return_inverse=True)
-            frames = batch.store.decode(distinct.unflatten(1, visible.shape[1:]))
-            features = torch.where(whole[..., None], blank.to(features.dtype), features)
-            features[partly] = self.encoder.encode_frames(frames).to(features.dtype)[place]
-            return self.encoder(features, *others)  # type: ignore[no-any-return]
-
-        return self.share(work, batch.features, batch.codes, hidden, batch.actions, batch.mission, batch.present)
-
-    def _encode(self, features: Tensor) -> Tensor:
-        return self.share(self.encoder, features, self.batch.actions, self.batch.mission, self.batch.present)
-
-    def _shifted(self) -> Tensor:
-        rows, features = self.batch.rows, torch.zeros_like(self.batch.features)
-        parts = np.array_split(rows[rows != PADDING], -(-rows.size // CHUNK))
-        shifted = [self.encoder.encode_frames(random_shift(self.batch.frames(part))) for part in parts if len(part)]
-        features[self.batch.present] = torch.cat(shifted).to(features.dtype)
-        return self._encode(features)[:, -1]

@@ -9,20 +9,21 @@ from torch import Tensor, nn
 
 from rlpre.data.store import FrameStore
 from rlpre.encoders import SequenceEncoder
-from rlpre.objectives.base import SequenceObjective, head
+from rlpre.objectives.base import PROJECTION, Objective, head
 from rlpre.objectives.batches import WindowViews
-from rlpre.objectives.losses import ActionCode, chance_loss, info_nce
+from rlpre.objectives.losses import ActionCode, info_nce
 
-PROJECTION = 64  # dimensions that the loss compares
 ANCHORS = 512  # steps of a batch to predict from; the frames they lead to are each other's negatives
 
 
-class Cpc(SequenceObjective):
+class Cpc(Objective):
     """InfoNCE from the features at t, unrolled over a_t .. a_{t+k-1}, to the frame o_{t+k}, for every k up to a limit.
 
-    Keys are projections of the frames' own frozen features, so nothing can collapse. The metrics are the accuracy over
-    all k, "furthest" for the largest k, and `chance_loss`.
+    Keys are projections of the frames' own frozen features, so nothing can collapse. The metrics are `info_nce`'s, each
+    the mean over all k, and "furthest", the accuracy for the largest k.
     """
+
+    kind, needs = "sequence", "actions"
 
     def __init__(self, encoder: SequenceEncoder, frames: FrameStore) -> None:
         super().__init__(encoder, frames)
@@ -50,7 +51,6 @@ class Cpc(SequenceObjective):
             ids.append((start, batch.ids[window, step]))
         sizes = [len(belief) for belief in beliefs]
         queries, keys = self.query(torch.cat(beliefs)).split(sizes), self.key(torch.cat(seen)).split(sizes)
-        results = [info_nce(query, key, *pair) for query, key, pair in zip(queries, keys, ids, strict=True)]
-        losses, accuracy = (torch.stack(parts) for parts in zip(*results, strict=True))
-        chance = torch.stack([chance_loss(*pair) for pair in ids]).mean()
-        return losses.mean(), {"accuracy": accuracy.mean(), "furthest": accuracy[-1], "chance_loss": chance}
+        losses, found = zip(*map(info_nce, queries, keys, *zip(*ids, strict=True)), strict=True)
+        metrics = {name: torch.stack([each[name] for each in found]).mean() for name in found[0]}
+        return torch.stack(losses).mean(), {**metrics, "furthest": found[-1]["accuracy"]}

@@ -18,7 +18,7 @@ SMALLEST_STD = 1e-6  # an action that never varies is not divided by 0
 
 def info_nce(
     query: Tensor, key: Tensor, query_id: Tensor, key_id: Tensor, temperature: float = 0.1
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Cross-entropy of finding each query's own key among the keys of the batch [0, 1].
 
     A key that shows the same frame as the query or as the query's own key is not used as a negative: in a small world
@@ -32,23 +32,17 @@ def info_nce(
         temperature: divides the similarities.
 
     Returns:
-        The mean loss in nats and the share of queries whose own key is the most similar, both scalars.
+        The mean loss in nats, a scalar, and two metrics: "accuracy", the share of queries whose own key is the most
+        similar, and "chance_loss", the loss of an encoder that gives all frames the same features.
     """
+    ignored = (key_id[None] == key_id[:, None]) | (key_id[None] == query_id[:, None])
+    ignored.fill_diagonal_(False)
     logits = F.normalize(query, dim=1) @ F.normalize(key, dim=1).T / temperature
-    logits = logits.float().masked_fill(_identical(query_id, key_id), -torch.inf)
+    logits = logits.float().masked_fill(ignored, -torch.inf)
     target = torch.arange(len(query), device=query.device)
-    return F.cross_entropy(logits, target), (logits.argmax(1) == target).float().mean()
-
-
-def chance_loss(query_id: Tensor, key_id: Tensor) -> Tensor:
-    """InfoNCE in nats of an encoder that gives all frames the same features: the mean log of the number of keys."""
-    return (~_identical(query_id, key_id)).sum(1).float().log().mean()
-
-
-def _identical(query_id: Tensor, key_id: Tensor) -> Tensor:
-    """Which keys of other rows must not be negatives, (batch, batch) bool."""
-    same = (key_id[None] == key_id[:, None]) | (key_id[None] == query_id[:, None])
-    return same.fill_diagonal_(False)
+    chance = (~ignored).sum(1).float().log().mean()
+    metrics = {"accuracy": (logits.argmax(1) == target).float().mean(), "chance_loss": chance}
+    return F.cross_entropy(logits, target), metrics
 
 
 def random_shift(frames: Tensor, pad: int = 3) -> Tensor:
@@ -59,9 +53,6 @@ def random_shift(frames: Tensor, pad: int = 3) -> Tensor:
     Args:
         frames: (batch, C, H, W), any dtype, any device.
         pad: largest shift in pixels; the default is less than half a tile of 8 pixels, so that no object is lost.
-
-    Returns:
-        Shifted frames of the same shape and dtype.
     """
     batch, channels, height, width = frames.shape
     dy, dx = torch.randint(-pad, pad + 1, (2, batch, 1), device=frames.device)
@@ -74,9 +65,7 @@ def random_shift(frames: Tensor, pad: int = 3) -> Tensor:
 class ActionCode(nn.Module):
     """Turns actions into vectors (..., size) float32: one-hot for ``Discrete``, standardised by the store for ``Box``.
 
-    Attributes:
-        continuous: whether the store's actions are vectors.
-        size: the number of actions, or the length of a vector.
+    ``size`` is the number of actions or the length of a vector; ``continuous`` says which.
     """
 
     mean: Tensor
@@ -96,6 +85,3 @@ class ActionCode(nn.Module):
         if self.continuous:
             return (actions - self.mean) / self.std
         return F.one_hot(actions.clamp_min(0), self.size).float()
-
-
-blind_nce = chance_loss  # ALIAS

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from rlpre.data.store import FrameStore
 from rlpre.encoders import SequenceEncoder
-from rlpre.errors import RlpreError
 from rlpre.objectives.base import head
-from rlpre.objectives.batches import UNSEEN, WindowViews
+from rlpre.objectives.batches import WindowViews
 from rlpre.objectives.symbols import CLASSES, LOGITS, SymbolObjective, balanced, foreground, mean_where, symbol_loss
 
 HIDDEN = 256
@@ -26,78 +25,58 @@ KINDS = ("block", "rows", "object")  # each hides cells of a third of the window
 class Masked(SymbolObjective):
     """Cross-entropy of the symbols of hidden cells; those with an object weigh as much as all others together.
 
-    In each window one of three things is hidden: all cells in every other block of steps; some rows of cells in every
-    other block; or an object, that is all cells of its type and colour, in the whole window.
-
-    The metrics are of hidden cells with an object. "copied" is the accuracy of answering with what the cell shows at
-    the nearest step at which it is visible; the task would be trivial if it came near the accuracy.
+    See `hide` for what is hidden. The metrics are of hidden cells with an object. "copied" is the accuracy of answering
+    with what the cell shows at the nearest step at which it is visible; near the accuracy, the task would be trivial.
     """
 
     causal = False
 
     def __init__(self, encoder: SequenceEncoder, frames: FrameStore) -> None:
         super().__init__(encoder, frames)
-        assert frames.atlas is not None
-        if frames.atlas.index[UNSEEN, UNSEEN, UNSEEN] < 0:
-            raise RlpreError(
-                f"objective 'masked' hides cells by the code (0, 0, 0), which is no tile of {frames.path}: pretrain "
-                "with autoregressive or cpc"
-            )
         self.blank = nn.Parameter(torch.zeros(encoder.frames.num_features))  # BERT's [MASK]; 0 is the mean frame
         self.output = head(encoder.num_features, HIDDEN, self.cells * LOGITS)
 
     def forward(self, views: WindowViews) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``Objective.forward``."""
         batch = views.batch
-        assert batch.codes is not None
         hidden, kind = hide(batch.codes, batch.present)
         steps = hidden.flatten(2).any(2)  # with hidden cells
         asked = hidden.flatten(2)[steps]
         symbols = batch.codes.flatten(2, 3)[steps][asked].long()
-        nll, right = symbol_loss(self.predict(views.masked(hidden, self.blank)[steps])[asked], symbols)
+        nll, right = symbol_loss(self.logits(views.masked(hidden, self.blank)[steps])[asked], symbols)
         window = steps.nonzero()[:, :1].expand_as(asked)[asked]
         objects = foreground(symbols)
         copied = (nearest_step(batch.codes, ~hidden & batch.present[..., None, None]) == batch.codes).all(-1)
         copied = copied.flatten(2)[steps][asked]
         metrics = {"nll": mean_where(nll.detach(), objects)}
-        for end, where in (
-            ("", objects),
-            *((f"_{name}", objects & (kind[window] == n)) for n, name in enumerate(KINDS)),
-        ):
+        groups = {"": objects, **{f"_{name}": objects & (kind[window] == n) for n, name in enumerate(KINDS)}}
+        for end, where in groups.items():
             metrics |= {f"accuracy{end}": mean_where(right, where), f"copied{end}": mean_where(copied, where)}
         return balanced(nll, objects), metrics
 
-    def predict(self, features: Tensor) -> Tensor:
-        """Logits (n, cells, LOGITS) of the frames at steps with ``features`` (n, width)."""
-        logits: Tensor = self.output(features).float()
-        return logits.view(-1, self.cells, LOGITS)
-
     def fill(self, views: WindowViews, step: int) -> Tensor:
         """See ``SymbolObjective.fill``; given the steps before and after."""
-        assert views.batch.codes is not None
         hidden = torch.zeros_like(views.batch.codes[..., 0], dtype=torch.bool)
         hidden[:, step] = True
-        return self.predict(views.masked(hidden, self.blank)[:, step])
+        return self.logits(views.masked(hidden, self.blank)[:, step])
 
 
 def hide(codes: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
-    """Draws which cells to hide.
+    """Draws what to hide of windows with symbols ``codes`` (batch, steps, rows, columns, 3), none of it padding.
 
-    Args:
-        codes: symbols (batch, steps, rows, columns, 3) uint8.
-        present: (batch, steps) bool, with padding on the left.
+    In each window one of three things is hidden: all cells in every other block of steps; some rows of cells in every
+    other block; or, if there is one, an object, that is all cells of its type and colour, in the whole window.
 
     Returns:
-        Hidden cells (batch, steps, rows, columns) bool, none of them padding, and the number of their kind in
-        ``KINDS``, (batch,) int64. In windows without an object a block or rows are hidden instead.
+        Hidden cells (batch, steps, rows, columns) bool and the number of their kind in ``KINDS``, (batch,) int64.
     """
     objects, found = _objects(codes, present)
     kind = torch.randint(len(KINDS), (len(codes),), device=codes.device)
     kind = kind.where(found, kind % 2)
     block = _blocks(present)[:, :, None, None]
     rows = _rows(len(codes), codes.shape[2], codes.device)[:, None, :, None]
-    ways = [block.expand_as(objects), (block & rows).expand_as(objects), objects]
-    return torch.stack(ways)[kind, torch.arange(len(kind), device=kind.device)], kind
+    way = kind[:, None, None, None]
+    return torch.where(way == 2, objects, block & (rows | (way == 0))), kind
 
 
 def _blocks(present: Tensor) -> Tensor:
@@ -130,14 +109,10 @@ def _objects(codes: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def nearest_step(codes: Tensor, visible: Tensor) -> Tensor:
-    """Symbols that each cell has at the nearest step at which it is visible; of two at one distance the earlier.
+    """Symbols that each cell has at the nearest step at which it is ``visible`` (batch, steps, rows, columns).
 
-    Args:
-        codes: symbols (batch, steps, rows, columns, 3).
-        visible: (batch, steps, rows, columns) bool.
-
-    Returns:
-        Symbols of the shape of ``codes``; unseen where a cell is never visible.
+    Of two steps at one distance it is the earlier; cells that are never visible are unseen. The result has the shape
+    of ``codes`` (batch, steps, rows, columns, 3).
     """
     steps = visible.shape[1]
     now = torch.arange(steps, device=codes.device)[:, None, None].expand_as(visible)

@@ -1,18 +1,18 @@
 """Reading the symbols of a grid world's cells from features: type, colour and flags of each cell."""
 
 from abc import abstractmethod
-from typing import Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from rlpre.data.store import FrameStore
-from rlpre.encoders import SequenceEncoder
+from rlpre.encoders import Encoder, SequenceEncoder
 from rlpre.errors import RlpreError
-from rlpre.objectives.base import SequenceObjective
-from rlpre.objectives.batches import UNSEEN, WindowBatch, WindowViews
+from rlpre.objectives.base import Objective, head
+from rlpre.objectives.batches import UNSEEN, FrameViews, WindowBatch, WindowViews
 from rlpre.utils import image_grid
 
 CLASSES = (16, 8, 64)  # of type, colour and flags: enough for every grid-world code
@@ -20,19 +20,19 @@ LOGITS = sum(CLASSES)
 BACKGROUND = 4  # types below: unseen, empty, wall, floor
 
 
-class SymbolObjective(SequenceObjective):
-    """An objective on windows that predicts the symbols of every cell of a frame.
+class SymbolObjective(Objective):
+    """An objective on windows that predicts the symbols of all ``cells`` of a frame, in its last layer ``output``."""
 
-    Attributes:
-        cells: of a frame.
-
-    Raises:
-        RlpreError: if the frames are plain pixels.
-    """
+    kind, needs = "sequence", "actions"
+    output: nn.Module
 
     def __init__(self, encoder: SequenceEncoder, frames: FrameStore) -> None:
         super().__init__(encoder, frames)
-        self.cells = count_cells(frames, type(self).__name__.lower(), ": pretrain with cpc, which needs none")
+        self.cells = count_cells(self, frames)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Logits (n, cells, LOGITS) of frames, given what the last layer reads, (n, width)."""
+        return cast(Tensor, self.output(hidden)).float().view(-1, self.cells, LOGITS)
 
     @abstractmethod
     def fill(self, views: WindowViews, step: int) -> Tensor:
@@ -47,40 +47,53 @@ class SymbolObjective(SequenceObjective):
         return image_grid(torch.cat([before, now, most_likely(batch.store, logits)]), len(rows))
 
 
-def count_cells(frames: FrameStore, objective: str, advice: str = "") -> int:
+class Supervised(Objective):
+    """Every cell's symbols from the features. Not a pretext task, but the upper bound in a comparison.
+
+    The loss is the mean of `symbol_loss` over the cells; "accuracy" is the share of cells with all symbols right.
+    """
+
+    def __init__(self, encoder: Encoder, frames: FrameStore) -> None:
+        super().__init__(encoder, frames)
+        self.cells = count_cells(self, frames)
+        self.head = head(encoder.num_features, self.cells * LOGITS)
+
+    def forward(self, views: FrameViews) -> tuple[Tensor, dict[str, Tensor]]:
+        """See ``Objective.forward``."""
+        symbols = views.batch.codes.flatten(1, 2).long()  # (batch, cells, 3)
+        logits = self.head(views.anchor).float().view(len(symbols), self.cells, LOGITS)
+        loss, right = symbol_loss(logits, symbols)
+        return loss.mean(), {"accuracy": right.float().mean()}
+
+
+def count_cells(objective: Objective, frames: FrameStore) -> int:
     """How many cells a frame has.
 
     Raises:
         RlpreError: if the store holds pixels.
     """
     if frames.atlas is None:
-        raise RlpreError(f"objective {objective!r} reads symbols, but {frames.path} holds plain pixels{advice}")
+        other = "cpc" if objective.kind == "sequence" else "contrastive"
+        raise RlpreError(
+            f"objective {type(objective).__name__.lower()!r} reads symbols, but {frames.path} holds plain pixels: "
+            f"pretrain with {other}, which needs none"
+        )
     return int(frames.codes([0])[0, ..., 0].size)
 
 
-def symbol_loss(logits: Tensor, symbols: Tensor, reduction: Literal["none", "mean"] = "none") -> tuple[Tensor, Tensor]:
-    """Cross-entropy of predicted symbols.
-
-    Args:
-        logits: (..., LOGITS), of type, colour and flags.
-        symbols: (..., 3) int64.
-        reduction: "none", or "mean" over the cells.
+def symbol_loss(logits: Tensor, symbols: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross-entropy of symbols (..., 3) int64, given logits (..., LOGITS).
 
     Returns:
-        Negative log-likelihood in nats, the sum over the three symbols, (...) or scalar, and whether all three have
-        the largest logit, (...) bool.
+        The negative log-likelihood in nats, summed over the three symbols, (...), and whether all three have the
+        largest logit, (...) bool.
     """
-    loss = torch.zeros((), device=symbols.device)
+    loss: Any = 0
     right = torch.ones_like(symbols[..., 0], dtype=torch.bool)
-    for channel, part in enumerate(_split(logits)):
-        target = symbols[..., channel]
-        loss = loss + F.cross_entropy(part.flatten(0, -2), target.flatten(), reduction=reduction)
+    for part, target in zip(torch.split_with_sizes(logits, CLASSES, -1), symbols.unbind(-1), strict=True):
+        loss = loss + F.cross_entropy(part.flatten(0, -2), target.flatten(), reduction="none").view_as(target)
         right &= part.argmax(-1) == target
-    return loss if reduction == "mean" else loss.view_as(right), right
-
-
-def _split(logits: Tensor) -> tuple[Tensor, ...]:
-    return cast(tuple[Tensor, ...], logits.split(CLASSES, dim=-1))  # type: ignore[no-untyped-call]
+    return loss, right
 
 
 def most_likely(frames: FrameStore, logits: Tensor) -> Tensor:
@@ -89,7 +102,7 @@ def most_likely(frames: FrameStore, logits: Tensor) -> Tensor:
     A cell with three symbols that are no tile of the store is drawn as unseen.
     """
     assert frames.atlas is not None
-    codes = np.stack([part.argmax(-1).cpu().numpy() for part in _split(logits)], axis=-1)
+    codes = np.stack([part.argmax(-1).cpu() for part in torch.split_with_sizes(logits, CLASSES, -1)], axis=-1)
     index = frames.atlas.index
     codes[(codes >= index.shape).any(-1)] = UNSEEN
     codes[index[tuple(np.moveaxis(codes, -1, 0))] < 0] = UNSEEN
@@ -113,6 +126,3 @@ def balanced(losses: Tensor, objects: Tensor) -> Tensor:
     right, and the features then say little about doors and keys.
     """
     return (mean_where(losses, objects) + mean_where(losses, ~objects)) / 2
-
-
-judge, imagined = symbol_loss, most_likely  # ALIAS
