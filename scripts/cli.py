@@ -38,7 +38,7 @@ def run(main: Callable[..., Any]) -> None:
     """Calls ``main`` with the command line's arguments; bad input ends with one sentence and exit code 2."""
     sys.path.append("")  # functions of the current directory, such as --env mine:make
     try:
-        tyro.cli(main, config=(tyro.conf.FlagConversionOff,))
+        tyro.cli(main, config=(tyro.conf.FlagConversionOff, tyro.conf.CascadeSubcommandArgs))
     except RlpreError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

@@ -22,9 +22,9 @@ from rlpre.compare.train import find_algorithm
 class Own:
     """A comparison on your own environment; "scratch" and "fresh" (fresh weights, whitened) are added as controls."""
 
-    env: str  # Gymnasium id, or package:function of a function (n_envs, seed) -> VecEnv
-    arm: tyro.conf.UseAppendAction[list[str]]  # NAME=MODE[:ENCODER][,whiten]; ENCODER: a directory or an objective
-    steps: int  # environment steps of a run
+    env: str = ""  # Gymnasium id, or package:function of a function (n_envs, seed) -> VecEnv
+    arm: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # NAME=MODE[:DIRECTORY|OBJECTIVE][,whiten]; may be repeated
+    steps: int = 100_000  # environment steps of a run
     seeds: int = 3  # runs of every arm
     algo: str = "ppo"  # an algorithm of SB3 or sb3-contrib
     algo_kwargs: str = "{}"  # its arguments as JSON
@@ -39,6 +39,8 @@ class Own:
 
     def run(self, out: Path, workers: int | None, executor: Executor | None) -> ComparisonResult:
         """Runs the comparison in ``out``, or goes on with one that was interrupted."""
+        if not self.env or not self.arm:
+            raise RlpreError("name your environment and at least one arm: --env ID|MODULE:FUNCTION --arm NAME=MODE")
         settings = {**vars(self), "make_env": envs.find(self.env), "arms": dict(map(_arm, self.arm))}
         settings |= {"algorithm": find_algorithm(self.algo), "algorithm_kwargs": _json(self.algo_kwargs)}
         for name in ("env", "arm", "algo", "algo_kwargs"):
@@ -64,9 +66,7 @@ def _json(text: str) -> dict[str, Any]:
         raise RlpreError(f"--algo-kwargs is no JSON object ({error}): write '{{\"n_steps\": 128}}'") from error
 
 
-Comparison = tyro.extras.subcommand_type_from_defaults(
-    {**PRESETS, "own": Own(env=tyro.MISSING, arm=tyro.MISSING, steps=tyro.MISSING)}
-)
+Comparison = tyro.extras.subcommand_type_from_defaults({**PRESETS, "own": Own()})
 
 
 def main(

@@ -16,7 +16,7 @@ from rlpre.evaluation.health import effective_rank
 from rlpre.objectives import OBJECTIVES, Objective, make_objective, parse_objective, register_objective
 from rlpre.objectives.base import TargetNetworks
 from rlpre.objectives.batches import Batch, FrameReader, FrameViews
-from rlpre.objectives.dynamics import Forward, decorrelation
+from rlpre.objectives.forward import Forward, decorrelation
 from rlpre.objectives.jigsaw import Jigsaw, assemble, ordered_permutations
 from rlpre.objectives.losses import info_nce, random_shift
 from rlpre.pretrain import Pretext

@@ -304,6 +304,3 @@ def _policy_name(policy: Policy) -> str:
         digest.update(tensor.cpu().numpy().tobytes())
     name = getattr(policy, "__qualname__", type(policy).__name__)
     return f"{name} {digest.hexdigest()[:12]}" if weights else name
-
-
-begin = resume_store  # ALIAS

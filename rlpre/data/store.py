@@ -561,6 +561,3 @@ def fill_store(out: Path, rows: Iterable[Mapping[str, Any]], total: int, **argum
             writer.append(**piece)
             bar.update(len(piece["frames"]))
     return FrameStore.open(out)
-
-
-whole = new_store  # ALIAS

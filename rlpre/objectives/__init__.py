@@ -9,12 +9,14 @@ from rlpre.errors import RlpreError, lookup
 from rlpre.objectives.autoregressive import Autoregressive
 from rlpre.objectives.base import Needs, Objective, WeightedSum
 from rlpre.objectives.batches import make_reader
-from rlpre.objectives.contrastive import Contrastive, Temporal
+from rlpre.objectives.contrastive import Contrastive
 from rlpre.objectives.cpc import Cpc
-from rlpre.objectives.dynamics import Forward, Inverse
+from rlpre.objectives.forward import Forward
+from rlpre.objectives.inverse import Inverse
 from rlpre.objectives.jigsaw import Jigsaw
 from rlpre.objectives.masked import Masked
 from rlpre.objectives.symbols import Supervised
+from rlpre.objectives.temporal import Temporal
 
 __all__ = ["OBJECTIVES", "Objective", "make_objective", "make_reader", "parse_objective", "register_objective"]
 

@@ -1,9 +1,7 @@
-"""Contrastive and temporal: two views of a frame, or two frames a few steps apart, attract each other; others repel.
+"""Contrastive: two shifted views of a frame attract each other, different frames repel.
 
 [0] Chen et al. 2020, "A Simple Framework for Contrastive Learning of Visual Representations" (SimCLR).
 [1] Laskin et al. 2020, "CURL: Contrastive Unsupervised Representations for Reinforcement Learning".
-[2] Stooke et al. 2021, "Decoupling Representation Learning from Reinforcement Learning" (ATC).
-[3] Anand et al. 2019, "Unsupervised State Representation Learning in Atari" (ST-DIM).
 """
 
 from torch import Tensor
@@ -28,19 +26,3 @@ class Contrastive(Objective):
         forward, metrics = info_nce(first, second, ids, ids)
         backward, _ = info_nce(second, first, ids, ids)
         return (forward + backward) / 2, metrics
-
-
-class Temporal(Objective):
-    """InfoNCE from o_t to o_{t+j}, with a projector for both and a residual predictor for o_t [2, 3]."""
-
-    needs = "pairs"
-
-    def __init__(self, encoder: Encoder, frames: FrameStore) -> None:
-        super().__init__(encoder, frames)
-        self.projector = head(encoder.num_features, encoder.num_features, PROJECTION)
-        self.predictor = head(PROJECTION, encoder.num_features, PROJECTION)
-
-    def forward(self, views: FrameViews) -> tuple[Tensor, dict[str, Tensor]]:
-        """See ``Objective.forward``."""
-        now, later = self.projector(views.anchor), self.projector(views.later)
-        return info_nce(now + self.predictor(now), later, views.batch.anchor_id, views.batch.later_id)

@@ -1,11 +1,9 @@
-"""Dynamics: which action was taken on the way from o_t to o_{t+j} (inverse), and where do actions lead (forward)?
+"""Forward: where do the actions lead from o_t?
 
-[0] Pathak et al. 2017, "Curiosity-driven Exploration by Self-supervised Prediction" (inverse, one step).
-[1] Lamb et al. 2022, "Guaranteed Discovery of Control-Endogenous Latent States with Multi-Step Inverse Models".
-[2] Schwarzer et al. 2021, "Data-Efficient Reinforcement Learning with Self-Predictive Representations" (SPR).
-[3] Schwarzer et al. 2021, "Pretraining Representations for Data-Efficient Reinforcement Learning" (SGI).
-[4] Zbontar et al. 2021, "Barlow Twins": decorrelated dimensions, used here instead of negatives.
-[5] Bardes et al. 2022, "VICReg": the same with a variance term, which batch normalisation replaces here.
+[0] Schwarzer et al. 2021, "Data-Efficient Reinforcement Learning with Self-Predictive Representations" (SPR).
+[1] Schwarzer et al. 2021, "Pretraining Representations for Data-Efficient Reinforcement Learning" (SGI).
+[2] Zbontar et al. 2021, "Barlow Twins": decorrelated dimensions, used here instead of negatives.
+[3] Bardes et al. 2022, "VICReg": the same with a variance term, which batch normalisation replaces here.
 """
 
 import torch
@@ -18,39 +16,12 @@ from rlpre.objectives.base import PROJECTION, Objective, TargetNetworks, head
 from rlpre.objectives.batches import FrameViews
 from rlpre.objectives.losses import ActionCode, info_nce, random_shift
 
-MAX_GAP = 16  # longer gaps share one embedding
 HIDDEN = 256  # units of the transition model
 DECORRELATION = 0.02  # weight of `decorrelation`; VICReg's ratio to its invariance term on latents of variance 1
 
 
-class Inverse(Objective):
-    """Predicts a_t [0, 1] from the features of both frames and the number of steps between them.
-
-    Discrete actions: cross-entropy and "accuracy". Vectors: mean squared error, standardised over the store, and "r2"
-    within the batch.
-    """
-
-    needs = "actions"
-
-    def __init__(self, encoder: Encoder, frames: FrameStore) -> None:
-        super().__init__(encoder, frames)
-        self.code = ActionCode(frames)
-        self.gap = nn.Embedding(MAX_GAP, encoder.num_features)
-        self.head = head(3 * encoder.num_features, 2 * encoder.num_features, self.code.size)
-
-    def forward(self, views: FrameViews) -> tuple[Tensor, dict[str, Tensor]]:
-        """See ``Objective.forward``."""
-        gap, action = views.batch.gap.clamp_max(MAX_GAP - 1), views.batch.actions[:, 0]
-        answer = self.head(torch.cat([views.anchor, views.later, self.gap(gap)], dim=1)).float()
-        if self.code.continuous:
-            target = self.code(action)
-            loss = F.mse_loss(answer, target)
-            return loss, {"r2": 1 - loss.detach() / target.var(0, unbiased=False).mean()}
-        return F.cross_entropy(answer, action), {"accuracy": (answer.argmax(1) == action).float().mean()}
-
-
 class Forward(Objective):
-    """Cosine distance between the latent predicted from o_t and the actions, and the target network's of o_{t+j} [2].
+    """Cosine distance between the latent predicted from o_t and the actions, and the target network's of o_{t+j} [0].
 
     A residual transition model, with hidden units gated by the action, is unrolled over a_t .. a_{t+j-1}. The target
     networks are moving averages of encoder and projector. A constant latent would be easy to predict; batch
