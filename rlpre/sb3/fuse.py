@@ -104,6 +104,11 @@ class FusedExtractor(BaseFeaturesExtractor):
         )
         self.normalizers = nn.ModuleList(_Normalize(*statistics) for statistics in normalizers)
 
+    @property
+    def encoder(self) -> AnyEncoder:
+        """The encoder of the pixels."""
+        return self.reader.encoder
+
     def forward(self, observations: Any) -> Tensor:
         """What the trained policy's extractor would give of these pixels' features, (batch, features_dim)."""
         observations = self.part.replace(observations, self.reader(self.part.pick(observations)))
