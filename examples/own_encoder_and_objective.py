@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 import rlpre
-from rlpre.objectives import OBJECTIVES, Objective
+from rlpre.objectives import Objective, register_objective
 
 
 def patches(channels: int, height: int, width: int, features: int = 64) -> list[nn.Module]:
@@ -35,7 +35,7 @@ class Reconstruct(Objective):
 
 
 rlpre.register_encoder("patches", patches)
-OBJECTIVES["reconstruct"] = Reconstruct  # in this process; a pretraining that resumes needs it too
+register_objective("reconstruct", Reconstruct)
 
 # Frames from an array: 10 episodes of 30 frames in which a bright square moves to the right.
 pixels = np.zeros((300, 32, 32, 3), np.uint8)

@@ -10,7 +10,6 @@ from gymnasium.wrappers import AddRenderObservation, TransformObservation
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.vec_env import VecTransposeImage
 
 import rlpre
 
@@ -25,7 +24,7 @@ def make_lake() -> gym.Env:
 
 
 # 1. Collect frames. The policy is random unless you give one. Encoders read channels first.
-venv = VecTransposeImage(make_vec_env(make_lake, n_envs=4, seed=0))
+venv = make_vec_env(make_lake, n_envs=4, seed=0)
 frames = rlpre.collect(venv, "runs/frames/lake", steps=FRAMES)
 print(f"{len(frames)} frames, {frames.distinct} different ones")
 
