@@ -1,6 +1,7 @@
 """Reports on studies whose curves are made by hand."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -77,7 +78,20 @@ def test_figures_over_tasks_by_hand(tmp_path):
 def test_answers(tmp_path, arms, sentence):
     (answer,) = map(str, answers(read_results(write_study(tmp_path, arms))).values())
     assert answer.startswith(sentence)
-    assert ("after 60k offline frames." in answer) == ("to reach" in answer)
+    assert ("after 60k offline frames" in answer) == ("to reach" in answer)
+    undecided = "it is not known" in answer or "reached 0.8 in 10k" in answer
+    assert ("best against scratch has an area of" in answer) == undecided
+
+
+def test_an_undecided_answer_says_how_many_seeds_would_decide(tmp_path):
+    arms = {"scratch": [2000, 3000, 9000], "best": [1000, 4000, 8000]}
+    (undecided,) = map(str, answers(read_results(write_study(tmp_path / "a", arms))).values())
+    assert "no number of seeds up to 1,000 would decide" in undecided
+    arms = {"scratch": [4000, 5000, 9000], "best": [2000, 3000, 4000]}
+    (undecided,) = map(str, answers(read_results(write_study(tmp_path / "b", arms))).values())
+    assert re.search(
+        r"about \d+ seeds would decide if the ratio stays so: run the same again with seeds=\d+", undecided
+    )
 
 
 @pytest.mark.parametrize(

@@ -182,3 +182,19 @@ def test_holm_by_hand():
     # Sorted .01, .02, .03, .04: 4 x .01, 3 x .02, 2 x .03, then never less than the one before.
     assert stats.holm([0.04, 0.01, 0.03, 0.02]).tolist() == pytest.approx([0.06, 0.04, 0.06, 0.06])
     assert stats.holm([0.6, 0.7]).tolist() == [1, 1]
+
+
+def test_seeds_to_decide_is_the_first_number_whose_interval_excludes_one() -> None:
+    spread = 0.5  # of the logarithm of the ratio, one run
+
+    def interval(n: int) -> stats.Interval:
+        half = float(stats.student(2 * n - 2)) * spread / np.sqrt(n)
+        return stats.Interval(1.3, 1.3 * np.exp(-half), 1.3 * np.exp(half), n)
+
+    needed = stats.seeds_to_decide(interval(5))
+    assert needed is not None
+    assert interval(needed - 1).low < 1 < interval(needed).low
+    slower = stats.Interval(1 / 1.3, *(1 / end for end in (interval(5).high, interval(5).low)), 5)
+    assert stats.seeds_to_decide(slower) == needed
+    assert stats.seeds_to_decide(stats.Interval(1.001, 0.8, 1.25, 5)) is None
+    assert stats.seeds_to_decide(stats.Interval(1.3, None, None, 2)) is None

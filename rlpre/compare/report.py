@@ -26,7 +26,7 @@ from rlpre.data.store import MANIFEST, FrameStore
 from rlpre.errors import RlpreError
 from rlpre.evaluation import page
 from rlpre.evaluation.page import Answer, Cell, Figure, Gallery, Page, Section, Table, Toned, short_names, thousands
-from rlpre.evaluation.stats import FEWEST, StepsRatio
+from rlpre.evaluation.stats import FEWEST, Interval, StepsRatio, seeds_to_decide
 from rlpre.utils import image_grid, read_json, write_bytes, write_json
 
 SAVED, COST, UNKNOWN, NONE = "saved", "cost", "not known", "no answer"
@@ -168,7 +168,8 @@ def _answer(results: Results, task: str) -> Answer:
     budget = thousands(arms[metric.answer].steps[-1])
     if not treated.ratio.known:
         both = f"no run of {metric.baseline} or {metric.answer}"
-        return Answer(NONE, f"no answer, {both} reached {metric.threshold:g} in {budget} steps")
+        claim = f"no answer, {both} reached {metric.threshold:g} in {budget} steps"
+        return Answer(NONE, claim, _what_is_known(results, baseline, treated))
     slow, fast = (record.steps.value for record in (baseline, treated) if record.steps)
     facts = (
         f"to reach {metric.threshold:g}, {metric.baseline} needs {page.show_ratio(treated.ratio)} times the steps of "
@@ -184,7 +185,27 @@ def _answer(results: Results, task: str) -> Answer:
         claim = f"no answer, fewer than {FEWEST} runs of an arm allow no interval"
     elif outcome == UNKNOWN:
         claim = f"it is not known whether {metric.cause} saves environment steps"
+        facts += f"; {_what_is_known(results, baseline, treated)}; {_seeds(treated.ratio.ratio)}"
     return Answer(outcome, claim, facts)
+
+
+def _what_is_known(results: Results, baseline: Record, treated: Record) -> str:
+    """What the runs say where steps to the threshold do not decide."""
+    times = [results.minutes(treated.task, record.arm) for record in (treated, baseline)]
+    better = page.show_interval(treated.better) if treated.better else "-"
+    return (
+        f"what is known: {treated.arm} against {baseline.arm} has an area of {page.show_interval(treated.area)} against "
+        f"{page.show_interval(baseline.area)}, is better with probability {better}, and takes {times[0]} against "
+        f"{times[1]} minutes a run"
+    )
+
+
+def _seeds(ratio: Interval) -> str:
+    """How many seeds would decide, and how to add them."""
+    needed = seeds_to_decide(ratio)
+    if needed is None:
+        return "no number of seeds up to 1,000 would decide at this ratio"
+    return f"about {needed} seeds would decide if the ratio stays so: run the same again with seeds={needed}"
 
 
 def _overall_answer(results: Results, by_task: Mapping[str, Answer]) -> Answer:

@@ -236,6 +236,24 @@ def student(freedom: ArrayLike) -> Floats:
     return np.asarray(scipy_stats.t.ppf(0.5 + CONFIDENCE / 2, freedom))
 
 
+def seeds_to_decide(ratio: Interval, most: int = 1000) -> int | None:
+    """About how many runs of each arm would make the interval of a ratio exclude 1, if the ratio stays as it is.
+
+    Args:
+        ratio: with its interval from ``n`` runs of each arm; the standard error shrinks with the root of the runs.
+        most: numbers above it are not worth telling.
+
+    Returns:
+        The number, more than ``ratio.n``; None if the interval is unknown or ``most`` runs would not be enough.
+    """
+    if ratio.low is None or ratio.high is None or not ratio.low > 0:
+        return None
+    spread = np.log(ratio.high / ratio.low) / 2 / student(2 * ratio.n - 2) * np.sqrt(ratio.n)
+    counts = np.arange(ratio.n + 1, most + 1)
+    decided = student(2 * counts - 2) * spread / np.sqrt(counts) < abs(np.log(ratio.value))
+    return int(counts[decided.argmax()]) if decided.any() else None
+
+
 def _ratio_of_means(pairs: Sequence[Sequence[Floats]]) -> Interval:
     """The geometric mean over pairs of mean(first) / mean(second), with Welch's interval on its logarithm."""
     value = float(np.exp(np.mean([np.log(above.mean() / below.mean()) for above, below in pairs])))
