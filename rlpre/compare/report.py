@@ -194,8 +194,8 @@ def _what_is_known(results: Results, baseline: Record, treated: Record) -> str:
     times = [results.minutes(treated.task, record.arm) for record in (treated, baseline)]
     better = page.show_interval(treated.better) if treated.better else "-"
     return (
-        f"what is known: {treated.arm} against {baseline.arm} has an area of {page.show_interval(treated.area)} against "
-        f"{page.show_interval(baseline.area)}, is better with probability {better}, and takes {times[0]} against "
+        f"what is known: {treated.arm} against {baseline.arm} has an area of {page.show_interval(treated.area)} "
+        f"against {page.show_interval(baseline.area)}, is better with probability {better}, and takes {times[0]} against "
         f"{times[1]} minutes a run"
     )
 
