@@ -44,7 +44,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from agents.cloning import NONE, PolicyActor, SequencePolicy, episode_rng, sample
-from envs.minigrid import render as atlas
+from envs.minigrid.render import atlas
 from envs.minigrid.trials import ExpertActor, Trial, choice_regrets, play
 from rlpre.compare.runner import Measurements
 from rlpre.errors import RlpreError

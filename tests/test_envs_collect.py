@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 from envs import collect, make_vec
 from envs.minigrid.collect import parse
 from envs.minigrid.experts import LABELS
-from rlpre.data import writer
+from rlpre.data import store
 from rlpre.data.store import FrameStore
 from rlpre.errors import RlpreError
 
@@ -172,8 +172,8 @@ def test_a_saved_agent_acts(tmp_path: Path, algorithm: type) -> None:
 
 COLLECT = """
 import sys
-from rlpre.data import writer
-writer.SHARD_ROWS = 400
+from rlpre.data import store
+store.SHARD_ROWS = 400
 from envs import collect
 collect("MiniGrid-DoorKey-5x5-v0", sys.argv[1], int(sys.argv[2]), 7, "0.5*random+0.5*expert:0.3", 4)
 """
@@ -184,7 +184,7 @@ def test_killed_and_continued_it_is_the_same_store(tmp_path: Path, monkeypatch: 
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
     command = [sys.executable, "-c", COLLECT, str(tmp_path / "killed"), str(steps)]
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-    manifest = tmp_path / "killed" / writer.MANIFEST
+    manifest = tmp_path / "killed" / store.MANIFEST
     deadline = time.monotonic() + 120
     while not (manifest.exists() and len(json.loads(manifest.read_text())["shards"]) >= 5):
         assert process.poll() is None, "the collection ended before it was killed"
@@ -196,7 +196,7 @@ def test_killed_and_continued_it_is_the_same_store(tmp_path: Path, monkeypatch: 
     partial.verify()
     assert 3 <= len(partial.manifest["shards"]) < 20
     before = partial.frames(np.arange(len(partial)))
-    monkeypatch.setattr(writer, "SHARD_ROWS", 400)
+    monkeypatch.setattr(store, "SHARD_ROWS", 400)
     arguments = (DOORKEY, steps, 7, "0.5*random+0.5*expert:0.3", 4)
     whole, resumed = (collect(arguments[0], tmp_path / name, *arguments[1:]) for name in ("whole", "killed"))
     assert resumed.hash == whole.hash

@@ -25,7 +25,7 @@ from agents.exposure_metrics import (
     numbers,
     record,
 )
-from envs.minigrid import render as atlas
+from envs.minigrid.render import atlas
 from envs.minigrid.trials import ExpertActor, Trial, choice_regrets, layout_seeds, play
 from rlpre import RlpreError
 

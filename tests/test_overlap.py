@@ -160,7 +160,7 @@ def test_unknown_states_have_a_reason(empty: FrameStore, tmp_path: Path) -> None
         ("MiniGrid-Emty-5x5-v0", "did you mean 'MiniGrid-Empty-5x5-v0'"),
         (f"{EMPTY} --seed 0", "empty was collected with seed 0, and would be met again: give another"),
         (f"{EMPTY} --steps 0", "cannot collect 0 steps"),
-        ("", "no environment to compare with"),
+        ("", "give ids of MiniGrid or BabyAI, or one other environment as --env"),
         (f"{EMPTY} --encoder nowhere", "nowhere/config.json is missing"),
     ],
 )

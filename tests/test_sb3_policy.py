@@ -473,7 +473,7 @@ REFUSED: list[tuple[spaces.Space[Any], dict[str, Any], str]] = [
     (spaces.Box(0, 255, (2, 3, 36, 36), np.uint8), {}, "2 frames along an axis of their own.*stack=2"),
     (spaces.Box(0, 255, (2, 36, 36, 3), np.uint8), {}, "2 frames along an axis of their own.*stack=2"),
     (spaces.Box(0, 255, FRAME.shape, np.float32), {}, "float32"),
-    (spaces.Box(0, 1, FRAME.shape, np.uint8), {}, r"\[0, 1\]"),
+    (spaces.Box(0, 1, FRAME.shape, np.uint8), {}, r"\(0\.0, 1\.0\)"),
     (spaces.Tuple([FRAME.space]), {}, "Tuple"),
     (spaces.Dict({"velocity": spaces.Box(-1, 1, (2,))}), {}, r"no key of the observation \(velocity\)"),
     (spaces.Dict({"a": SMALL, "b": SMALL}), {}, r"no key of the observation \(a, b\)"),

@@ -193,7 +193,7 @@ def one_sentence(complaints: str, words: str) -> bool:
 
 BAD = [
     ("collect MiniGrid-Emty-5x5-v0 --out {new}", "did you mean 'MiniGrid-Empty-5x5-v0'"),
-    ("collect MiniGrid-Empty-5x5-v0 --out {new} --behaviour exprt", "behaviour 'exprt' is not understood"),
+    ("collect MiniGrid-Empty-5x5-v0 --out {new} --behaviour exprt", "behaviour 'exprt' cannot be read"),
     ("collect MiniGrid-Empty-5x5-v0 --out {frames}", "frames belongs to another collection: steps is 400 there"),
     ("import_frames images {nowhere} --out {new}", "nowhere is not a folder"),
     ("import_frames images {frames} --out {new}", "frames holds no images"),

@@ -48,7 +48,10 @@ def test_wheel_holds_the_library_alone(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0].split("-")[0] for name in names} == {"rlpre"}
     held = {name for name in names if ".dist-info/" not in name}
-    assert held == {str(path.relative_to(ROOT)) for path in (ROOT / "rlpre").rglob("*.py")} | {"rlpre/py.typed"}
+    assert held == {str(path.relative_to(ROOT)) for path in (ROOT / "rlpre").rglob("*.py")} | {
+        "rlpre/py.typed",
+        "rlpre/evaluation/page.html",
+    }
 
 
 def test_wheel_loads_what_was_saved_outside_the_checkout(wheel_python: Path, tmp_path: Path) -> None:

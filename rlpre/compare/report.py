@@ -195,8 +195,8 @@ def _what_is_known(results: Results, baseline: Record, treated: Record) -> str:
     better = page.show_interval(treated.better) if treated.better else "-"
     return (
         f"what is known: {treated.arm} against {baseline.arm} has an area of {page.show_interval(treated.area)} "
-        f"against {page.show_interval(baseline.area)}, is better with probability {better}, and takes {times[0]} against "
-        f"{times[1]} minutes a run"
+        f"against {page.show_interval(baseline.area)}, is better with probability {better}, and takes {times[0]} "
+        f"against {times[1]} minutes a run"
     )
 
 
