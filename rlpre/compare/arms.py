@@ -10,16 +10,13 @@ from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 
 from rlpre.data.adapters import find_images
-from rlpre.encoders import AnyEncoder, Encoder, InputSpec, SequenceEncoder, Vocabulary
+from rlpre.encoders import AnyEncoder, Encoder, InputSpec, SequenceEncoder, Vocabulary, as_encoder
 from rlpre.encoders.encoder import CONFIG, WHITENED
 from rlpre.errors import RlpreError, lookup
 from rlpre.objectives import parse_objective
 from rlpre.pretrain import PretrainConfig, step_directory
 from rlpre.sb3 import MODES, policy_kwargs
 from rlpre.sb3.vecenv import check_actions, find_image
-from rlpre.utils import read_json
-
-KINDS: dict[str, type[AnyEncoder]] = {of.kind: of for of in (Encoder, SequenceEncoder)}
 
 
 @dataclass(frozen=True)
@@ -105,7 +102,7 @@ class Arm:
         """
         if self.encoder is None or self.objective:
             return None
-        return load_encoder(self.encoder) if isinstance(self.encoder, str | Path) else self.encoder
+        return as_encoder(self.encoder)
 
     @property
     def frozen(self) -> bool:
@@ -156,16 +153,6 @@ def variant(home: Path, arm: Arm) -> Path:
         return path
     shape = "-".join(map(str, asdict(arm.memory or Backbone()).values()))
     return path / f"{arm.memory_objective}-{shape}" / "causal"
-
-
-def load_encoder(path: str | Path) -> AnyEncoder:
-    """Loads an encoder of frames or of sequences from its checkpoint directory.
-
-    Raises:
-        RlpreError: if a file is missing or damaged.
-    """
-    kind = read_json(Path(path) / CONFIG).get("kind", Encoder.kind)
-    return lookup("kind of encoder", kind, KINDS).load(path)
 
 
 def in_front(mode: str, encoder: AnyEncoder) -> bool:

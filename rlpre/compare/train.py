@@ -24,11 +24,11 @@ from stable_baselines3.common.preprocessing import is_image_space, is_image_spac
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor, VecTransposeImage, is_vecenv_wrapped
 from torch import nn
 
-from rlpre.compare.arms import Arm, Backbone, fresh_encoder, in_front, load_encoder, variant
+from rlpre.compare.arms import Arm, Backbone, fresh_encoder, in_front, variant
 from rlpre.compare.runner import Measurements, Run
 from rlpre.data.adapters import as_vec_env
 from rlpre.data.store import FrameStore
-from rlpre.encoders import AnyEncoder, Encoder, SequenceEncoder
+from rlpre.encoders import AnyEncoder, Encoder, SequenceEncoder, load_encoder
 from rlpre.errors import RlpreError, at_least, lookup
 from rlpre.features import whiten
 from rlpre.pretrain import PretrainConfig, pretrain

@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
+from os import PathLike
 from pathlib import Path
-from typing import Any, ClassVar, Self, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, cast
 
 import numpy as np
 import torch
@@ -21,13 +23,16 @@ from rlpre.encoders.published import Published, PublishedNetwork, TimmNetwork, T
 from rlpre.errors import RlpreError, lookup
 from rlpre.utils import read_json, write_bytes, write_json
 
+if TYPE_CHECKING:
+    from rlpre.encoders import AnyEncoder
+
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 FORMAT = 1
 MIN_STD = 1e-3  # features that vary less are not scaled up to noise
-KINDS = {"vision": "rlpre.Encoder", "sequence": "rlpre.SequenceEncoder"}
 WHITENED = "whitened:"  # prefix of the names of architectures and backbones with a linear map behind them
 MAP = "map:"  # prefix of the names of architectures whose features are a feature map, behind a linear map
 
+KINDS: dict[str, type["BaseEncoder"]] = {}  # the class of each kind of checkpoint
 ARCHITECTURES: dict[str, Architecture] = {"cnn": cnn, "impala": impala, "vit": vit}
 FAMILIES: dict[str, Callable[[str], Architecture]] = {
     "torchvision": TorchvisionNetwork,
@@ -173,6 +178,11 @@ class BaseEncoder(nn.Module):
     feature_mean: Tensor  # subtracted from the features, 0 until ``standardise``
     feature_std: Tensor  # divides the features, 1 until ``standardise``
 
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "kind" in vars(cls):
+            KINDS[cls.kind] = cls
+
     def _register_standard(self) -> None:
         self.register_buffer("feature_mean", torch.zeros(self.num_features))
         self.register_buffer("feature_std", torch.ones(self.num_features))
@@ -228,7 +238,9 @@ class BaseEncoder(nn.Module):
                 raise RlpreError(f"encoder format {given} is not format {FORMAT}: install the rlpre that wrote it")
             kind = config.get("kind", "vision")
             if kind != cls.kind:
-                raise RlpreError(f"this is a {kind} encoder, not a {cls.kind} encoder: load it with {KINDS[kind]}")
+                raise RlpreError(
+                    f"this is a {kind} encoder, not a {cls.kind} encoder: load it with rlpre.{KINDS[kind].__name__}"
+                )
             return cls._build(config)
         except (KeyError, TypeError) as error:
             what = f"the encoder's configuration lacks or misstates {error}"
@@ -417,3 +429,47 @@ def freeze(module: nn.Module) -> None:
         for name, parameter in list(part.named_parameters(recurse=False)):
             delattr(part, name)
             part.register_buffer(name, parameter.detach())
+
+
+def load_encoder(path: str | PathLike[str], device: str = "cpu") -> "AnyEncoder":
+    """Loads a checkpoint directory of an `Encoder` or a `SequenceEncoder`.
+
+    Raises:
+        RlpreError: as `Encoder.load`.
+    """
+    config = read_json(Path(path) / CONFIG)
+    kind = config.get("kind", Encoder.kind) if isinstance(config, dict) else Encoder.kind
+    return cast("AnyEncoder", KINDS.get(kind, Encoder).load(Path(path), device))
+
+
+def as_encoder(given: object) -> "AnyEncoder":
+    """Returns the encoder that a caller means by what it gives.
+
+    Args:
+        given: an `Encoder` or `SequenceEncoder`, the directory of one, the result of `rlpre.pretrain`, or the name of a
+            checkpoint on the Hugging Face Hub, "user/name".
+
+    Raises:
+        RlpreError: for anything else, or a directory or name without an encoder.
+    """
+    encoder = given if isinstance(given, nn.Module) else getattr(given, "encoder", given)
+    if isinstance(encoder, BaseEncoder):
+        return cast("AnyEncoder", encoder)
+    if isinstance(encoder, str) and not Path(encoder).exists():
+        if encoder in ARCHITECTURES:
+            raise RlpreError(f"{encoder!r} is an architecture: give rlpre.Encoder({encoder!r}, rlpre.InputSpec(shape))")
+        if re.fullmatch(r"[\w.-]+/[\w.-]+", encoder):
+            try:
+                return load_encoder(hub.download(encoder))
+            except RlpreError as error:
+                raise RlpreError(f"{encoder!r} is no directory, and as a name on the hub: {error}") from error
+    if isinstance(encoder, str | PathLike):
+        return load_encoder(encoder)
+    kind = encoder if isinstance(encoder, type) else type(encoder)
+    if issubclass(kind, nn.Module):
+        raise RlpreError(
+            f"{kind.__name__} is a torch module, not an encoder: register what builds it with "
+            "rlpre.register_encoder('mine', build), then give rlpre.Encoder('mine', rlpre.InputSpec(shape))"
+        )
+    accepted = "an rlpre.Encoder, an rlpre.SequenceEncoder, the directory of one, or what rlpre.pretrain returned"
+    raise RlpreError(f"{kind.__name__} is no encoder: give {accepted}")
