@@ -106,6 +106,7 @@ def test_round_trip(stand_in: dict[str, bytes], tmp_path: Path) -> None:
     received = rlpre.Encoder.from_hub("user/name")
     assert received.fingerprint() == sent.fingerprint()
     assert received.pretraining == sent.pretraining
+    assert rlpre.policy_kwargs("hub:user/name")["features_extractor_kwargs"]  # as all calls that read an encoder
     assert (tmp_path / "cache/models--user--name/snapshots" / SHA / "config.json").exists()
     card = stand_in["README.md"].decode()
     for part in ("license: apache-2.0", "| objective | `temporal` |", "| front | 0.75 | 0.50 |", "3 x 36 x 36"):

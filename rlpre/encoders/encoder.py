@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import chain
@@ -30,6 +29,7 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 FORMAT = 1
 MIN_STD = 1e-3  # features that vary less are not scaled up to noise
 WHITENED = "whitened:"  # prefix of the names of architectures and backbones with a linear map behind them
+HUB = "hub:"  # prefix of names on the Hugging Face Hub, wherever an encoder is read
 MAP = "map:"  # prefix of the names of architectures whose features are a feature map, behind a linear map
 
 KINDS: dict[str, type["BaseEncoder"]] = {}  # the class of each kind of checkpoint
@@ -446,8 +446,8 @@ def as_encoder(given: object) -> "AnyEncoder":
     """Returns the encoder that a caller means by what it gives.
 
     Args:
-        given: an `Encoder` or `SequenceEncoder`, the directory of one, the result of `rlpre.pretrain`, or the name of a
-            checkpoint on the Hugging Face Hub, "user/name".
+        given: an `Encoder` or `SequenceEncoder`, the directory of one, the result of `rlpre.pretrain`, or
+            "hub:user/name", a checkpoint on the Hugging Face Hub.
 
     Raises:
         RlpreError: for anything else, or a directory or name without an encoder.
@@ -458,11 +458,8 @@ def as_encoder(given: object) -> "AnyEncoder":
     if isinstance(encoder, str) and not Path(encoder).exists():
         if encoder in ARCHITECTURES:
             raise RlpreError(f"{encoder!r} is an architecture: give rlpre.Encoder({encoder!r}, rlpre.InputSpec(shape))")
-        if re.fullmatch(r"[\w.-]+/[\w.-]+", encoder):
-            try:
-                return load_encoder(hub.download(encoder))
-            except RlpreError as error:
-                raise RlpreError(f"{encoder!r} is no directory, and as a name on the hub: {error}") from error
+        if encoder.startswith(HUB):
+            return load_encoder(hub.download(encoder.removeprefix(HUB)))
     if isinstance(encoder, str | PathLike):
         return load_encoder(encoder)
     kind = encoder if isinstance(encoder, type) else type(encoder)
