@@ -254,8 +254,8 @@ def overlap_section(environments: Sequence[str], home: Path) -> list[Section]:
             text.append(f"{name}: not measured, {tasks}.")
             continue
         rows = {task: shares(of) for task, of in tasks.items()}
-        untold = next((of["untold"] for of in tasks.values() if of["untold"]), "")
-        note = f"States and layouts are not known: {untold}." if untold else ""
+        why_unknown = next((of["why_unknown"] for of in tasks.values() if of["why_unknown"]), "")
+        note = f"States and layouts are not known: {why_unknown}." if why_unknown else ""
         cells = [[task, *of.values()] for task, of in rows.items()]
         blocks.append(Table(["task", *next(iter(rows.values()))], cells, name, note))
     return [Section("Seen before", text, blocks)] if stores else []

@@ -63,8 +63,8 @@ def main(
     ]
     print(aligned(Table(["", *next(iter(found.values())).shares], rows)))
     for name, part in found.items():
-        if part.untold:
-            print(f"{name}: states and layouts are unknown: {part.untold}")
+        if part.why_unknown:
+            print(f"{name}: states and layouts are unknown: {part.why_unknown}")
 
 
 def other(store: FrameStore, env: str, steps: int, seed: int, judge: Encoder) -> Overlap:

@@ -51,7 +51,7 @@ def test_shares_by_hand(tiles: bool, tmp_path: Path) -> None:
     here, there = np.array([7, 8, 9, 9]), np.array([7, 1, 9, 9, 2, 3, 8, 5, 6])
     found = overlap(seen, met, (here, there))
     assert found.observation.value == pytest.approx((1 / 2 + 2 / 4 + 0 + 0) / 4)
-    assert (found.seen, found.met, found.untold, found.alike) == (3, 7, "", None)
+    assert (found.seen, found.met, found.why_unknown, found.alike) == (3, 7, "", None)
     assert found.state.value == pytest.approx((1 / 2 + 2 / 4 + 1 / 2 + 0) / 4)
     assert found.layout.value == pytest.approx(2 / 4)  # 7 and 9 begin episodes here, 8 does not
     assert [figure.n for figure in (found.observation, found.state, found.layout)] == [4] * 3
@@ -141,9 +141,9 @@ def test_unknown_states_have_a_reason(empty: FrameStore, tmp_path: Path) -> None
     found = overlaps(mine, [EMPTY], steps=200)[EMPTY]
     assert (found.state, found.layout, found.near) == (None, None, ())
     assert found.observation.value > 0.9
-    assert "mine is not a complete collection of envs.collect" in found.untold
+    assert "mine is not a complete collection of envs.collect" in found.why_unknown
     part = take_distinct(empty, tmp_path / "part", 10)
-    assert "part is not a complete collection" in overlaps(part, [EMPTY], steps=200)[EMPTY].untold
+    assert "part is not a complete collection" in overlaps(part, [EMPTY], steps=200)[EMPTY].why_unknown
     other = tmp_path / "other"
     shutil.copytree(empty.path, other)
     manifest = read_json(other / "manifest.json")
@@ -151,7 +151,7 @@ def test_unknown_states_have_a_reason(empty: FrameStore, tmp_path: Path) -> None
     write_json(other / "manifest.json", manifest | {"tasks": [DOOR]})
     with pytest.raises(RlpreError, match=r"other was collected with minigrid 2\.0, and its actions lead elsewhere"):
         states(FrameStore.open(other))
-    assert "lead elsewhere" in overlaps(FrameStore.open(other), [EMPTY], steps=200)[EMPTY].untold
+    assert "lead elsewhere" in overlaps(FrameStore.open(other), [EMPTY], steps=200)[EMPTY].why_unknown
 
 
 @pytest.mark.parametrize(

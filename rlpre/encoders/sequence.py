@@ -213,7 +213,7 @@ class SequenceEncoder(BaseEncoder):
             RlpreError: as ``forward``, or if the state has another number of episodes.
         """
         if state[0].shape[1] != len(features):
-            raise RlpreError(f"the state is of {state[0].shape[1]} episodes, features of {len(features)}: begin anew")
+            raise RlpreError(f"the state is of {state[0].shape[1]} episodes, features of {len(features)}: begin again")
         token = self._embed(features[:, None], actions[:, None], mission)[:, 0]
         mixed, state = self._mixer.step(token, state, starts)
         return self._finish(mixed), state

@@ -63,7 +63,7 @@ FEW_FEATURES = (
 )
 IGNORED = (
     "How far features move, where 1 is as far as to another frame. Then scores on changed frames of probes that "
-    f"learned from plain frames, and (anew) from changed frames; marked if even the latter lose {LOST:g}."
+    f"learned from plain frames, and (retrained) from changed ones; marked if even the latter lose {LOST:g}."
 )
 
 
@@ -303,7 +303,7 @@ def _ignored(found: Diagnosis) -> Section:
             rows.append([name, f"{effect.moved:.2f}", f"{effect.fresh:.2f}", "learned" if effect.learnt else "no"])
             for label, score in effects.plain.items():
                 tone = "bad" if effect.relearnt[label] < score - LOST else ""
-                rows[-1].append(Toned(f"{effect.asked[label]:.2f}, anew {effect.relearnt[label]:.2f}", tone))
+                rows[-1].append(Toned(f"{effect.asked[label]:.2f}, retrained {effect.relearnt[label]:.2f}", tone))
     return _section(found, CHANGES, "Which changes of a frame it ignores", IGNORED, head, rows)
 
 

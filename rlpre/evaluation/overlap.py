@@ -46,7 +46,7 @@ class Overlap:
     observation: Interval  # of steps with a frame that the frames contain
     near: tuple[Interval, ...]  # of steps with a frame at most 1, 2, .. cells away from one of them; empty for pixels
     alike: Interval | None  # of steps with a frame whose cosine with one is at least `ALIKE`; None without an encoder
-    untold: str  # the reason why states and layouts are unknown; empty if they are known
+    why_unknown: str  # the reason why states and layouts are unknown; empty if they are known
     seen: int  # distinct frames of the pretraining
     met: int  # distinct frames of the target
 
@@ -104,7 +104,7 @@ def overlap(
         observation=of_steps((distance == 0)[met.ids]),
         near=tuple(of_steps((distance <= cells)[met.ids]) for cells in range(1, CELLS + 1)) if tiles else (),
         alike=alike,
-        untold=states if isinstance(states, str) else "",
+        why_unknown=states if isinstance(states, str) else "",
         seen=len(others),
         met=len(rows),
     )
