@@ -22,7 +22,7 @@ numbers in every context and for every policy, which pairs them.
 average its luck away. Seeds are resampled with all their episodes, and episodes, the same for all seeds, with all
 seeds; the two variances add up [2], each corrected by n / (n - 1). The interval is Student's with Satterthwaite's
 degrees of freedom. Measured coverage of the nominal 95 % at 3, 5 and 10 seeds and 100 episodes: .93 to .97 whether
-layouts, seeds or both differ, .99 if only chance does; a bootstrap that draws other episodes for each seed: .73 to 1.00.
+layouts, seeds or both differ, .99 if only chance does; a bootstrap that redraws episodes for each seed: .73 to 1.00.
 scipy has no such interval, and most numbers are no means but rates and slopes.
 
 References:

@@ -184,4 +184,6 @@ def _principal_components(features: Tensor, weights: Tensor, size: int | None) -
 def _check_varying(features: Tensor) -> None:
     finite(features.numpy(), "the features to whiten")
     if not (features != features[0]).any():
-        raise RlpreError("the features to whiten are the same for every frame: the encoder collapsed, pretrain it again")
+        raise RlpreError(
+            "the features to whiten are the same for every frame: the encoder collapsed, pretrain it again"
+        )
