@@ -12,9 +12,9 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from pixel_world import FRAME, worlds
+from pixel_world import FRAME, Quadrant, worlds
 from stable_baselines3 import DQN
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 import rlpre
 from rlpre import Arm, Backbone, Encoder, PretrainConfig, RlpreError, SequenceEncoder
@@ -264,3 +264,24 @@ def test_bad_settings(settings: dict[str, Any], sentence: str, tmp_path: Path) -
     with pytest.raises(RlpreError, match=sentence):
         compare(tmp_path / "new", {"a": Arm("random")}, **settings)
     assert not (tmp_path / "new").exists()
+
+
+class Masked(Quadrant):
+    """Takes no action that its mask forbids."""
+
+    def step(self, action: Any) -> Any:
+        assert self.action_masks()[action]
+        return super().step(action)
+
+
+def test_masks_hold_in_training_and_in_evaluation(tmp_path: Path) -> None:
+    def make(n_envs: int, seed: int) -> VecEnv:
+        venv = DummyVecEnv([Masked] * n_envs)
+        venv.seed(seed)
+        return venv
+
+    arms = {"scratch": Arm("scratch"), "random": Arm("random")}
+    with ThreadPoolExecutor(1) as here:
+        settings = {**SMALL, "controls": False, "executor": here, "algorithm": "maskableppo"}
+        result = rlpre.compare(make, arms, out=tmp_path, **settings)
+    assert {row["arm"] for row in result.rows} == {"scratch", "random"}

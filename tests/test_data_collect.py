@@ -339,7 +339,7 @@ def test_bad_input(tmp_path: Path, venv: Callable[[], VecEnv], change: dict[str,
     [
         (clocks, {"seed": 1}, "seed is 0 there and 1 here"),
         (clocks, {"gray": True}, r"frames is \[3, 6, 5\] there and \[1, 6, 5\] here"),
-        (clocks, {"task": "clock"}, "task is None there and 'clock' here"),
+        (clocks, {"task": "clock"}, "task is 'default' there and 'clock' here"),
         (lambda: clocks(2), {}, "n_envs is 3 there and 2 here"),
         (lambda: clocks(actions=VECTORS), {}, "actions is {'n': 4} there"),
         (lambda: clocks(layout="HW"), {}, r"frames is \[3, 6, 5\] there and \[1, 6, 5\] here"),
@@ -352,3 +352,14 @@ def test_a_store_of_another_collection_is_refused(
     with pytest.raises(RlpreError, match=f"belongs to another collection: {message}"):
         rlpre.collect(venv(), tmp_path / "s", 40, **change)
     assert FrameStore.open(tmp_path / "s").hash == before.hash
+
+
+def test_two_functions_of_one_name_and_two_environments_share_no_store(tmp_path: Path) -> None:
+    first, second = (lambda frames: np.zeros(len(frames), np.int64)), (lambda frames: np.ones(len(frames), np.int64))
+    rlpre.collect(worlds(), tmp_path / "a", 16, first)
+    assert len(rlpre.collect(worlds(), tmp_path / "a", 16, first)) > 0
+    with pytest.raises(RlpreError, match="belongs to another collection: policy is"):
+        rlpre.collect(worlds(), tmp_path / "a", 16, second)
+    rlpre.collect(worlds(), tmp_path / "b", 16, task="one")
+    with pytest.raises(RlpreError, match="belongs to another collection: task is 'one' there and 'two' here"):
+        rlpre.collect(worlds(), tmp_path / "b", 16, task="two")

@@ -176,7 +176,7 @@ def train(spec: Training, out: Path, report: Report = lambda steps: None) -> Mea
     venv, evaluation = (observed(spec, each, encoder, device) for each in venvs)
     model = make_model(spec, venv, encoder, device, out)
     write_json(out / "run.json", {"configuration": described(spec), **provenance(), "encoder": encoder.config})
-    evaluate = EvalCallback(
+    evaluate = _evaluation(spec.algorithm)(
         evaluation,
         n_eval_episodes=spec.eval_episodes,
         eval_freq=max(1, spec.eval_every // spec.n_envs),
@@ -200,6 +200,15 @@ def train(spec: Training, out: Path, report: Report = lambda steps: None) -> Mea
     with np.load(out / EVALUATIONS) as file:
         curve = zip(file["timesteps"].tolist(), file["results"].mean(axis=1).tolist(), strict=True)
         return {"return": list(curve)}
+
+
+def _evaluation(algorithm: type[BaseAlgorithm]) -> type[EvalCallback]:
+    """The callback that evaluates agents of an algorithm; that of MaskablePPO reads the action masks."""
+    if algorithm.__name__ != "MaskablePPO":
+        return EvalCallback
+    return cast(
+        type[EvalCallback], importlib.import_module("sb3_contrib.common.maskable.callbacks").MaskableEvalCallback
+    )
 
 
 def find_env(make_env: str | MakeEnv) -> MakeEnv:

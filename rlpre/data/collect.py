@@ -84,9 +84,9 @@ def collect(
         "n_envs": venv.num_envs,
         "size": size,
         "gray": gray or None,  # stores without this setting can be continued
-        "task": task,
+        "task": task or _env_id(venv) or "default",
     }
-    tasks = [task or _env_id(venv) or "default"]
+    tasks = [spec["task"]]
     writer = resume_store(Path(out), spec, space=frame_space(shape), action_space=space, tasks=tasks)
     with Recorder(writer, steps) as recorder, torch.random.fork_rng(devices=[]):
         env_seed, policy_seed = seeds(seed, len(writer.manifest["shards"]))
@@ -295,12 +295,26 @@ class _PolicyPlayer:
 
 
 def _policy_name(policy: Policy) -> str:
-    """The policy in a store's specification; for models with a hash of their weights."""
+    """The policy in a store's specification: its name, and a hash of its weights or of its code."""
     if policy is None:
         return "random"
     digest = hashlib.sha256()
-    weights = policy.policy.state_dict() if hasattr(policy, "policy") else {}
-    for tensor in weights.values():
-        digest.update(tensor.cpu().numpy().tobytes())
-    name = getattr(policy, "__qualname__", type(policy).__name__)
-    return f"{name} {digest.hexdigest()[:12]}" if weights else name
+    if hasattr(policy, "policy"):
+        for tensor in policy.policy.state_dict().values():
+            digest.update(tensor.cpu().numpy().tobytes())
+    else:  # two functions of one name, such as lambdas, are two policies
+        function = getattr(policy, "__func__", policy if hasattr(policy, "__code__") else type(policy).__call__)
+        _update_code(digest, getattr(function, "__code__", None))
+    return f"{getattr(policy, '__qualname__', type(policy).__name__)} {digest.hexdigest()[:12]}"
+
+
+def _update_code(digest: "hashlib._Hash", code: Any) -> None:
+    """Adds the instructions, names and constants of a function, and those of functions in it."""
+    if code is None:
+        return
+    digest.update(code.co_code + repr(code.co_names).encode())
+    for constant in code.co_consts:
+        if hasattr(constant, "co_code"):
+            _update_code(digest, constant)
+        else:
+            digest.update(repr(constant).encode())
