@@ -109,6 +109,13 @@ def test_measurements_are_tidy_rows(tmp_path):
     assert [row.seed for row in rows[3:]] == [1, 1, 1]
 
 
+def test_without_a_terminal_a_line_says_how_far_it_is(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(runner, "LINE_SECONDS", 0.0)
+    with ThreadPoolExecutor(1) as executor:
+        run_study(tmp_path, runs_of("quick", "raises"), work, {}, STEPS, executor=executor)
+    assert f"{tmp_path.name}: 1/2 runs, 1 failed, 100 of 200 steps" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("content", ["[[1]]", "{", "[3]"])
 def test_damaged_rows_are_one_sentence(tmp_path, content):
     (run,) = runs_of("quick")

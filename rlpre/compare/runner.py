@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import socket
+import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,6 +36,7 @@ DONE, FAILED, TRACEBACK, PROGRESS, ROWS = "done.json", "failed.json", "traceback
 FORMAT = 2  # of a study directory; format 1 had no tidy rows and was never released
 ABSENT = "absent"
 POLL_SECONDS = 1.0
+LINE_SECONDS = 60.0  # between two lines where no terminal shows a bar
 # Errors of executors, by the names of their classes, because the package of some need not be installed.
 LOST = {
     "BrokenProcessPool": "its worker process was killed (out of memory?): give fewer workers and run the study again",
@@ -253,7 +255,7 @@ def _follow(
     shown = {run: steps[run.task] for run in runs}
     total = sum(shown.values())
     shown |= dict.fromkeys(futures.values(), 0)
-    bar = tqdm(
+    bar = _Bar(
         total=total, initial=sum(shown.values()), unit="step", unit_scale=True, desc=directory.name, disable=None
     )
     try:
@@ -274,13 +276,28 @@ def _follow(
                 with suppress(OSError, ValueError):
                     shown[run] = int((directory / run.path / PROGRESS).read_text())
             done = len(runs) - len(pending) - len(failed)
-            bar.n = sum(shown.values())
-            bar.set_postfix_str(f"{done}/{len(runs)} runs, {len(failed)} failed")
+            bar.show(sum(shown.values()), f"{done}/{len(runs)} runs, {len(failed)} failed")
     finally:
         bar.close()
         for future in pending:
             future.cancel()
     return failed
+
+
+class _Bar(tqdm):  # type: ignore[misc]
+    """A progress bar on a terminal, else a line a minute on stderr."""
+
+    def __init__(self, total: int, desc: str, **options: Any) -> None:
+        super().__init__(total=total, desc=desc, **options)
+        self.line, self.shown = f"{desc}: {{}}, {{:,}} of {total:,} steps", time.monotonic()
+
+    def show(self, steps: int, text: str) -> None:
+        """Shows the steps of all runs so far, and how the runs stand."""
+        self.n = steps
+        self.set_postfix_str(text)
+        if self.disable and time.monotonic() - self.shown >= LINE_SECONDS:
+            self.shown = time.monotonic()
+            print(self.line.format(text, steps), file=sys.stderr, flush=True)
 
 
 def _outcome(future: "Future[str | None]") -> str | None:
