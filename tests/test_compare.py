@@ -285,3 +285,17 @@ def test_masks_hold_in_training_and_in_evaluation(tmp_path: Path) -> None:
         settings = {**SMALL, "controls": False, "executor": here, "algorithm": "maskableppo"}
         result = rlpre.compare(make, arms, out=tmp_path, **settings)
     assert {row["arm"] for row in result.rows} == {"scratch", "random"}
+
+
+@pytest.mark.parametrize(
+    ("make_env", "arms", "sentence"),
+    [
+        (gym.make("CartPole-v1"), {"a": Arm("random")}, r"TimeLimit makes no environments: give a function"),
+        (worlds, ["frozen"], r"arms are \['frozen'\]: give a dict by name"),
+        (worlds, {"a": "frozen"}, r"arms are \{'a': 'frozen'\}: give a dict by name"),
+    ],
+)
+def test_what_is_handed_over_by_mistake(make_env: Any, arms: Any, sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(RlpreError, match=sentence):
+        rlpre.compare(make_env, arms, 64, out=tmp_path / "new")
+    assert not (tmp_path / "new").exists()

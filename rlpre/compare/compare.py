@@ -158,6 +158,8 @@ def compare(
     """
     from rlpre.compare.report import report  # imports matplotlib and scipy
 
+    if not isinstance(arms, Mapping) or not all(isinstance(arm, Arm) for arm in arms.values()):
+        raise RlpreError(f"arms are {arms!r}: give a dict by name, such as {{'mine': rlpre.Arm('frozen', DIRECTORY)}}")
     out, pretrain = Path(out).resolve(), pretrain or PretrainConfig()
     tasks = {name: find_env(each) for name, each in _named(make_env, "comparison").items()}
     budgets = {task: steps if isinstance(steps, int) else lookup("task", task, steps) for task in tasks}

@@ -221,6 +221,11 @@ def find_env(make_env: str | MakeEnv) -> MakeEnv:
         RlpreError: if there is no such function or id.
     """
     if not isinstance(make_env, str):
+        if not callable(make_env):
+            raise RlpreError(
+                f"{type(make_env).__name__} makes no environments: give a function (n_envs, seed) -> VecEnv, "
+                "'module:function', or a Gymnasium id"
+            )
         return make_env
     module, _, name = make_env.rpartition(":")
     if not module or re.search(r"-v\d+$", name):  # Gymnasium knows ids such as "ale_py:ALE/Pong-v5"
