@@ -14,7 +14,8 @@ from agents.presets import PRESETS
 from cli import Where, run
 from rlpre import PretrainConfig, RlpreError
 from rlpre.compare.arms import Arm
-from rlpre.compare.compare import COLLECTED, ComparisonResult
+from rlpre.compare.compare import COLLECTED, ENCODERS, ComparisonResult
+from rlpre.compare.runner import restore
 from rlpre.compare.train import find_algorithm
 
 
@@ -72,6 +73,7 @@ Comparison = tyro.extras.subcommand_type_from_defaults({**PRESETS, "own": Own()}
 def main(
     comparison: Annotated[Comparison, tyro.conf.arg(name="")],
     out: Path = Path("runs/compare"),
+    published: Path | None = None,
     where: tyro.conf.OmitArgPrefixes[Where] = Where(),  # noqa: B008 (frozen)
 ) -> None:
     """Measures how many environment steps pretraining saves.
@@ -79,8 +81,11 @@ def main(
     Args:
         comparison: a preset whose settings can be changed, or your own environment.
         out: results directory; an interrupted comparison there goes on.
+        published: directory of a published comparison, such as results/habits; its runs count as finished.
         where: processes of this machine, or a cluster.
     """
+    if published:
+        restore(out, published, again=[ENCODERS])
     with where.executor() as executor:
         result = comparison.run(out, where.workers, executor)
     print(result.text)

@@ -159,8 +159,8 @@ def read_results(directory: Path) -> Results:
     if runs := finished_runs(directory):
         rows, study = read_rows(directory), str(configuration.get("study", directory.name))
         for run, path in runs.items():
-            seconds = float(read_json(path / DONE)["seconds"])
-            rows.append(Row(study, run.task, run.arm, run.seed, SECONDS, seconds))
+            if (seconds := read_json(path / DONE)["seconds"]) is not None:
+                rows.append(Row(study, run.task, run.arm, run.seed, SECONDS, float(seconds)))
     elif (directory / ROWS).exists():
         rows = load_rows(directory / ROWS)
     else:
