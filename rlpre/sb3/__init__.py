@@ -1,5 +1,6 @@
 """Pretrained encoders inside Stable-Baselines3."""
 
+from rlpre.sb3.auxiliary import KeepLearning
 from rlpre.sb3.fuse import fuse
 from rlpre.sb3.optim import encoder_optimizer
 from rlpre.sb3.policy import MODES, policy_kwargs
@@ -10,6 +11,7 @@ __all__ = [
     "MODES",
     "EncodedVecEnv",
     "HistoryVecEnv",
+    "KeepLearning",
     "encoder_optimizer",
     "floored_advantages",
     "fuse",
