@@ -84,9 +84,11 @@ class PPOConfig:
 class AgentConfig:
     """How agents see their levels, learn and are evaluated."""
 
-    view: str = "partial"  # or "full"
+    view: str = "partial"  # or "full", or "distract": pictures behind the cells
     tile_size: int = 8  # pixels per cell
     palette: str = "day"  # or "night"
+    strength: float | None = None  # of view "distract": weight of the pictures, 0 to 1; default 0.5
+    pictures: str | None = None  # of view "distract": "train", "test" or a folder; default "train"
     eval_every: int = 2048  # environment steps between evaluations
     eval_episodes: int = 32  # episodes per evaluation, on seeds of their own
     device: str = "auto"  # "cpu", "cuda", ...
@@ -95,7 +97,8 @@ class AgentConfig:
     @property
     def look(self) -> dict[str, Any]:
         """Arguments of `envs.make_vec` and `envs.collect`."""
-        return {"view": self.view, "tile_size": self.tile_size, "palette": self.palette}
+        names = ("view", "tile_size", "palette", "strength", "pictures")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
     def make_env(self, env: str, **look: Any) -> MakeEnv:
         """The function that makes environments of a level; ``look`` holds further arguments of `envs.make_vec`."""

@@ -70,6 +70,7 @@ class SymbolicFrame(NamedTuple):
     symbols: bytes  # one for each cell, indices into CODES and OBJECTS
     flags: bytes  # one for each cell: highlight and agent, see rlpre.data.tiles
     stock: np.ndarray | None = None  # (3, H, W) uint8: the frame as MiniGrid draws it, if the atlas cannot
+    background: bytes = b""  # the row of the picture behind the cells, see rlpre.data.backgrounds
 
 
 def partial(env: MiniGridEnv) -> SymbolicFrame:
@@ -101,7 +102,7 @@ def seen(env: MiniGridEnv) -> list[int]:
 
 
 View = Callable[[MiniGridEnv], SymbolicFrame]
-VIEWS: dict[str, View] = {"partial": partial, "full": full}
+VIEWS: dict[str, View] = {"partial": partial, "full": full, "distract": partial}
 
 
 def shape(view: View, env: MiniGridEnv) -> tuple[int, int]:
