@@ -32,7 +32,7 @@ from rlpre.encoders import AnyEncoder, Encoder, SequenceEncoder, load_encoder
 from rlpre.errors import RlpreError, at_least, lookup
 from rlpre.features import whiten
 from rlpre.pretrain import PretrainConfig, pretrain
-from rlpre.sb3 import EncodedVecEnv, HistoryVecEnv, StateVecEnv, fuse, policy_kwargs
+from rlpre.sb3 import EncodedVecEnv, HistoryVecEnv, KeepLearning, StateVecEnv, fuse, policy_kwargs
 from rlpre.sb3.vecenv import FeaturesVecEnv
 from rlpre.utils import atomic, provenance, resolve_device, write_json
 
@@ -85,6 +85,7 @@ class Training:
         policy_kwargs: further arguments of `rlpre.policy_kwargs`.
         algorithm: of SB3 or sb3-contrib.
         algorithm_kwargs: its arguments.
+        auxiliary: arguments of `rlpre.sb3.KeepLearning`, if an objective goes on while the agent learns.
         n_envs: environments that are stepped together.
         eval_every: environment steps between evaluations.
         eval_episodes: episodes of an evaluation, in environments with seeds of their own.
@@ -102,6 +103,7 @@ class Training:
     policy_kwargs: Mapping[str, Any] = field(default_factory=dict)
     algorithm: type[BaseAlgorithm] = PPO
     algorithm_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    auxiliary: Mapping[str, Any] = field(default_factory=dict)
     n_envs: int = 8
     eval_every: int = 2048
     eval_episodes: int = 16
@@ -186,7 +188,8 @@ def train(spec: Training, out: Path, report: Report = lambda steps: None) -> Mea
         deterministic=spec.deterministic,
         verbose=0,
     )
-    model.learn(spec.steps, callback=CallbackList([evaluate, ReportSteps(report)]), tb_log_name="tensorboard")
+    callbacks = [evaluate, ReportSteps(report), *([KeepLearning(**spec.auxiliary)] if spec.auxiliary else [])]
+    model.learn(spec.steps, callback=CallbackList(callbacks), tb_log_name="tensorboard")
     model.save(str(out / LAST_MODEL))
     best = spec.algorithm.load(out / "best_model", device=device)
     if encoder is not None:
