@@ -124,6 +124,16 @@ def encode(frames: Sequence[SymbolicFrame], rows: int, columns: int) -> np.ndarr
     return codes.reshape(-1, rows, columns, 3)
 
 
+def one_hot(codes: np.ndarray) -> np.ndarray:
+    """The type, color and state of every cell, one-hot: codes (..., R, C, 3) as (..., R * C * 20) float32.
+
+    The agent's cell in its own view holds what it carries.
+    """
+    parts = (codes[..., 0], codes[..., 1], codes[..., 2] & 3)
+    known = [np.eye(size, dtype=np.float32)[part] for size, part in zip((11, 6, 3), parts, strict=True)]
+    return np.concatenate(known, axis=-1).reshape(*codes.shape[:-3], -1)
+
+
 def _square(env: MiniGridEnv) -> tuple[bytes, bytes, list[int]]:
     """For each cell in front of the agent, as on the screen: its symbol, 255 if visible, and its index in the grid."""
     grid = env.grid
@@ -186,10 +196,10 @@ def atlas(tile_size: int) -> TileAtlas:
     MiniGrid draws each layer once, and they are combined as in ``Grid.render_tile``: every pixel equals its rendering.
 
     Raises:
-        RlpreError: if ``tile_size``, the pixels of a cell along each axis, is below 1.
+        RlpreError: if ``tile_size``, the pixels of a cell along each axis, is not in 1..256.
     """
-    if tile_size < 1:
-        raise RlpreError(f"tile_size is {tile_size}: give at least 1 pixel a cell")
+    if not 1 <= tile_size <= 256:
+        raise RlpreError(f"tile_size is {tile_size}: give 1 to 256 pixels a cell")
     empty, *agents = (_draw(None, tile_size, direction) for direction in (None, 0, 1, 2, 3))
     masks = [np.zeros(empty.shape[:2], bool), *((agent != empty).any(-1) for agent in agents)]
     tiles, index = [], np.full((CODES[:, 0].max() + 1, CODES[:, 1].max() + 1, len(masks) << AGENT_SHIFT), -1)
