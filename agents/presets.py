@@ -87,6 +87,7 @@ class AgentConfig:
     view: str = "partial"  # or "full"
     tile_size: int = 8  # pixels per cell
     palette: str = "day"  # or "night"
+    engine: str = "minigrid"  # or "envpool", see envs.make_vec
     eval_every: int = 2048  # environment steps between evaluations
     eval_episodes: int = 32  # episodes per evaluation, on seeds of their own
     device: str = "auto"  # "cpu", "cuda", ...
@@ -99,7 +100,7 @@ class AgentConfig:
 
     def make_env(self, env: str) -> MakeEnv:
         """The function that makes environments of a level."""
-        return envs.find(env, **self.look)
+        return envs.find(env, self.engine, **self.look)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from envs.pool import MEGABYTES, kinds, make_pool
 from rlpre.compare.train import MakeEnv, find_env
 from rlpre.errors import RlpreError, lookup
 
+
 def make_vec(env_id: str, n_envs: int, seed: int, engine: str = "minigrid", **look: Any) -> VecEnv:
     """Makes ``n_envs`` environments that are stepped together.
 
@@ -42,19 +43,20 @@ def find(name: str, engine: str = "minigrid", **look: Any) -> MakeEnv:
     Raises:
         RlpreError: as `make_vec`.
     """
-    engines = {"minigrid": make_grids, "envpool": make_pool}
-    make = lookup("engine", engine, engines)
+    make = lookup("engine", engine, {"minigrid": make_grids, "envpool": make_pool})
     if name.startswith(("MiniGrid-", "BabyAI-")):
         return partial(_make, name, MEGABYTES["minigrid"], partial(make, name, **look))
     look = {key: value for key, value in look.items() if value != {**LOOK, "state": False}.get(key)}
-    if name.startswith("Vizdoom"):
+    doom, gymnasium = name.startswith("Vizdoom"), ":" in name or name in gym.registry
+    if engine == "envpool" and (doom or gymnasium):
+        raise RlpreError(f"EnvPool steps MiniGrid, BabyAI, Procgen and Atari here, not {name}: leave out the engine")
+    if doom:
         from envs.doom import make_doom  # imports ViZDoom
 
         return partial(make_doom, name, **look)
-    if ":" in name or name in gym.registry:
-        if look or make is make_pool:
-            wrong = next(iter(look), "EnvPool's engine")
-            raise RlpreError(f"{name} is not known with {wrong}: leave that out")
+    if gymnasium:
+        if look:
+            raise RlpreError(f"{name} does not take {next(iter(look))!r}: leave it out")
         return find_env(name)
     kind = lookup("environment", name, dict.fromkeys(gym.registry, "") | kinds())
     return partial(_make, name, MEGABYTES[kind], partial(make_pool, name, **look))
@@ -65,5 +67,5 @@ def _make(name: str, megabytes: float, make: MakeEnv, n_envs: int, seed: int) ->
     if n_envs < 1:
         raise RlpreError(f"n_envs is {n_envs}: give at least 1 environment")
     if need > have:
-        raise RlpreError(f"{n_envs} of {name} need about {need:.0f} GB of memory, this machine has {have:.0f}: use fewer")
+        raise RlpreError(f"{n_envs} of {name} need about {need:.0f} GB, this machine has {have:.0f} GB: use fewer")
     return make(n_envs, seed)

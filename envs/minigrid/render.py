@@ -198,7 +198,7 @@ def atlas(tile_size: int) -> TileAtlas:
     Raises:
         RlpreError: if ``tile_size``, the pixels of a cell along each axis, is not in 1..256.
     """
-    if not 1 <= tile_size <= 256:
+    if not isinstance(tile_size, int) or not 1 <= tile_size <= 256:
         raise RlpreError(f"tile_size is {tile_size}: give 1 to 256 pixels a cell")
     empty, *agents = (_draw(None, tile_size, direction) for direction in (None, 0, 1, 2, 3))
     masks = [np.zeros(empty.shape[:2], bool), *((agent != empty).any(-1) for agent in agents)]
