@@ -89,6 +89,7 @@ class AgentConfig:
     palette: str = "day"  # or "night"
     strength: float | None = None  # of view "distract": weight of the pictures, 0 to 1; default 0.5
     pictures: str | None = None  # of view "distract": "train", "test" or a folder; default "train"
+    engine: str = "minigrid"  # or "envpool", see envs.make_vec
     eval_every: int = 2048  # environment steps between evaluations
     eval_episodes: int = 32  # episodes per evaluation, on seeds of their own
     device: str = "auto"  # "cpu", "cuda", ...
@@ -102,7 +103,7 @@ class AgentConfig:
 
     def make_env(self, env: str, **look: Any) -> MakeEnv:
         """The function that makes environments of a level; ``look`` holds further arguments of `envs.make_vec`."""
-        return envs.find(env, **self.look, **look)
+        return envs.find(env, self.engine, **self.look, **look)
 
 
 @dataclass(frozen=True)
