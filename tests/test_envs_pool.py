@@ -208,10 +208,10 @@ def test_the_state_is_told() -> None:
         _, _, dones, infos = venv.step(np.full(3, 1))
         for env, done in enumerate(dones):
             codes = venv.unwrapped.terminal_codes[env] if done else venv.unwrapped.codes[env]
-            assert same(infos[env]["state"], one_hot(codes))
+            assert same(infos[env]["state"], one_hot(codes).ravel())
             assert (infos[env]["state"].shape, infos[env]["state"].dtype) == ((980,), np.float32)
             ended += done
-            assert not done or same(venv.unwrapped.reset_infos[env]["state"], one_hot(venv.unwrapped.codes[env]))
+            assert not done or same(venv.unwrapped.reset_infos[env]["state"], one_hot(venv.unwrapped.codes[env]).ravel())
     assert ended == 3
     pong = envs.make_vec(PONG, 2, 0, state=True)
     pong.reset()
