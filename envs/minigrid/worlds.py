@@ -80,7 +80,7 @@ class GridWorld(gym.Wrapper, RecordConstructorArgs):
     A step reads the grid once, at its end, and renders by look-up; MiniGrid's own symbolic observation is not
     computed. ``info`` has "mission" (str), "direction" (int, 0-3: right, down, left, up) and "codes"
     ((R, C, 3) uint8, with one row more for the background in the view "distract", see `DistractingAtlas`; None if the
-    frame holds an object without a tile: then MiniGrid renders it).
+    frame holds an object without a tile: then MiniGrid renders it). With ``state`` it has "state" too, see `states`.
 
     The arguments are those of `make`, and ``env``, an environment whose base is a ``MiniGridEnv``. The attribute
     ``frame`` holds the symbols after the last reset or step.
@@ -98,13 +98,15 @@ class GridWorld(gym.Wrapper, RecordConstructorArgs):
         dict_obs: bool = False,
         strength: float | None = None,
         pictures: str | Path | None = None,
+        state: bool = False,
     ) -> None:
         look = {"view": view, "tile_size": tile_size, "palette": palette, "strength": strength, "pictures": pictures}
-        RecordConstructorArgs.__init__(self, dict_obs=dict_obs, **look)
+        RecordConstructorArgs.__init__(self, dict_obs=dict_obs, state=state, **look)
         super().__init__(env)
         lookup("palette", palette, PALETTES)
         self.palette = palette
         self.dict_obs = dict_obs
+        self.tells_state = state
         self.view = lookup("view", view, render.VIEWS)
         self.grid_env: MiniGridEnv = env.unwrapped
         self.rows, self.columns = render.shape(self.view, self.grid_env)
@@ -165,6 +167,23 @@ class GridWorld(gym.Wrapper, RecordConstructorArgs):
             codes = np.concatenate([codes, rows.reshape(-1, 1, self.columns, 3)], axis=1)
         return codes, frames
 
+    def states(self, symbolic: Sequence[SymbolicFrame], codes: np.ndarray, infos: Sequence[dict]) -> np.ndarray:
+        """What observations show of N frames, as numbers (N, n) float32: `render.one_hot` of their cells.
+
+        It is followed by the direction where that is not always up, and by the mission where it is observed.
+
+        Raises:
+            RlpreError: if a frame holds an object without a tile.
+        """
+        if any(frame.stock is not None for frame in symbolic):
+            raise RlpreError(f"{self.grid_env} holds an object without a tile, which its state lacks: leave out state")
+        parts = [render.one_hot(codes[:, : self.rows]).reshape(len(codes), -1)]  # without a row for the background
+        if self.dict_obs or self.view is render.full:
+            parts.append(np.eye(4, dtype=np.float32)[[info["direction"] for info in infos]])
+        if self.dict_obs:
+            parts.append(np.stack([clauses(info["mission"]).ravel() for info in infos]).astype(np.float32))
+        return np.concatenate(parts, axis=1)
+
     def text_parts(self) -> dict[str, np.ndarray]:
         """Direction and mission of a Dict observation of the current state; empty without ``dict_obs``."""
         if not self.dict_obs:
@@ -175,6 +194,8 @@ class GridWorld(gym.Wrapper, RecordConstructorArgs):
     def _observe(self, info: dict) -> Observation:
         codes, frames = self.render_frames([self.frame])
         info["codes"] = codes[0] if self.frame.stock is None else None
+        if self.tells_state:
+            info["state"] = self.states([self.frame], codes, [info])[0]
         return _with(frames[0], self.text_parts())
 
     def _unobserved(self, act: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -261,7 +282,9 @@ class GridVecEnv(DummyVecEnv):
         self._reset_seeds()
         self._reset_options()
         self.terminal_codes = {}
-        self._codes, frames = self.envs[0].render_frames([env.frame for env in self.envs])
+        symbolic = [env.frame for env in self.envs]
+        self._codes, frames = self.envs[0].render_frames(symbolic)
+        self._tell(symbolic, self._codes, self.reset_infos)
         return self._stacked(frames)
 
     def step_wait(self) -> tuple[Observation, np.ndarray, np.ndarray, list[dict]]:
@@ -280,11 +303,18 @@ class GridVecEnv(DummyVecEnv):
         symbolic = [env.frame for env in self.envs] + [frame for frame, _ in ends.values()]
         codes, frames = self.envs[0].render_frames(symbolic)
         self._codes, self.terminal_codes = codes[: self.num_envs], {}
+        now = [self.reset_infos[i] if i in ends else info for i, info in enumerate(infos)]
+        self._tell(symbolic, codes, [*now, *(infos[i] for i in ends)])
         for k, (i, (frame, words)) in enumerate(ends.items(), start=self.num_envs):
             infos[i]["terminal_observation"] = _with(frames[k].copy(), words)
             if frame.stock is None:
                 self.terminal_codes[i] = codes[k]
         return self._stacked(frames[: self.num_envs]), rewards, dones, infos
+
+    def _tell(self, symbolic: Sequence[SymbolicFrame], codes: np.ndarray, infos: Sequence[dict]) -> None:
+        if self.envs[0].tells_state:
+            for info, state in zip(infos, self.envs[0].states(symbolic, codes, infos), strict=True):
+                info["state"] = state
 
     def _stacked(self, frames: np.ndarray) -> Observation:
         words = [env.text_parts() for env in self.envs]
@@ -303,6 +333,7 @@ def make(
     dict_obs: bool = False,
     strength: float | None = None,
     pictures: str | Path | None = None,
+    state: bool = False,
 ) -> GridWorld:
     """Makes a MiniGrid or BabyAI environment observed as pixels.
 
@@ -317,6 +348,7 @@ def make(
         strength: of view "distract": weight of the picture, 0 to 1; default 0.5.
         pictures: of view "distract": "train" (the default), "test" (others), or a folder of images, see
             `envs.minigrid.distract.distracting`.
+        state: put the symbols that the observation shows into ``info["state"]`` as numbers, see `GridWorld.states`.
 
     Returns:
         An environment whose observations are ``Box(0, 255, (3, H, W), uint8)``, see `GridWorld`.
@@ -330,7 +362,7 @@ def make(
     env = gym.make(spec, render_mode="rgb_array", disable_env_checker=True)
     if not isinstance(env.unwrapped, MiniGridEnv):
         raise RlpreError(f"{env_id} is not a MiniGrid environment: give an id such as 'MiniGrid-DoorKey-8x8-v0'")
-    return GridWorld(env, view, tile_size, palette, dict_obs, strength, pictures)
+    return GridWorld(env, view, tile_size, palette, dict_obs, strength, pictures, state)
 
 
 def make_vec(env_id: str, n_envs: int, seed: int, **look: Any) -> VecMonitor:
@@ -340,7 +372,7 @@ def make_vec(env_id: str, n_envs: int, seed: int, **look: Any) -> VecMonitor:
         env_id: a registered id.
         n_envs: number of environments.
         seed: seeds the first reset; each environment has its own random stream.
-        **look: view, tile_size, palette, dict_obs, strength and pictures, as in `make`.
+        **look: view, tile_size, palette, dict_obs, strength, pictures and state, as in `make`.
 
     Returns:
         A `GridVecEnv` in SB3's ``VecMonitor``, so ``infos[i]["episode"]`` is filled.
