@@ -44,7 +44,8 @@ SHAPE = (3, 56, 56)  # of the partial view
 HIDDEN = 64  # width of the two hidden layers of each head
 # PPO as in the presets of scripts/compare.py; rl-starter-files
 PPO_SETTINGS = {"batch_size": 256, "n_epochs": 4, "learning_rate": 3e-4, "ent_coef": 0.01, "n_steps": 64}
-WRAPPERS = {"partial": RGBImgPartialObsWrapper, "full": RGBImgObsWrapper}
+# MiniGrid has no pictures behind the cells: the row "distract" compares with its plain view
+WRAPPERS = {"partial": RGBImgPartialObsWrapper, "full": RGBImgObsWrapper, "distract": RGBImgPartialObsWrapper}
 
 
 def stock_env(view: str) -> gym.Env:
@@ -416,6 +417,7 @@ MEASURES: dict[str, Callable[[Bench], list[Row]]] = {
     "partial view": partial(worlds, "partial", 15),
     "full view": partial(worlds, "full", 15),
     "games": games,
+    "distracting view": partial(worlds, "distract", 8),
     "frames": frames,
     "pretraining": pretraining,
     "frozen": plug_frozen,
