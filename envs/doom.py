@@ -42,7 +42,12 @@ GAME_BYTES = 20 * 2**20  # memory of one game
 
 VARIABLES = "POSITION_X", "POSITION_Y", "ANGLE", "VELOCITY_X", "VELOCITY_Y", "HEALTH", "SELECTED_WEAPON_AMMO"
 OBJECTS = 8  # in the state, the nearest ones
-IGNORED = "Self", "Explosive", "Gibs"  # categories of objects that are no part of the task: the player, smoke, blood
+IGNORED = (
+    "Self",
+    "Explosive",
+    "Gibs",
+    "Gore",
+)  # categories that are no part of the task: the player, smoke, blood, the dead
 STATE = 8 + 5 * OBJECTS  # length of the state
 
 # A frame's labels, for probes
