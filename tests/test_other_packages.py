@@ -9,6 +9,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+import vizdoom.gymnasium_wrapper
 from stable_baselines3 import PPO
 from stable_baselines3.common.env_util import make_atari_env, make_vec_env
 from stable_baselines3.common.vec_env import VecEnv, VecFrameStack, VecTransposeImage
@@ -17,6 +18,7 @@ import rlpre
 from rlpre.encoders import Encoder
 
 gym.register_envs(ale_py)
+gym.register_envs(vizdoom.gymnasium_wrapper)
 PPO_SETTINGS = {"n_steps": 8, "batch_size": 8, "n_epochs": 1, "device": "cpu"}
 
 
