@@ -50,7 +50,7 @@ IGNORED = (
 )  # categories that are no part of the task: the player, smoke, blood, the dead
 STATE = 8 + 5 * OBJECTS  # length of the state
 
-# A frame's labels, for probes
+# The labels of a frame, for probes
 LABELS = "x", "y", "angle", "object", "direction", "distance", "health", "ammo"
 NAMES = "Cacodemon", "GreenArmor", "Medikit", "Demon", "MarineChainsawVzd", "Zombieman", "ShotgunGuy", "ChaingunGuy"
 CELL, SECTORS, COLUMNS = 128, 8, 5  # map units of a bin of x and y; bins of the angle; bins of a frame's width
@@ -104,7 +104,6 @@ class DoomEnv(gym.Env[np.ndarray, int]):
         skip: int = 4,
         state: bool = False,
         labels: bool = False,
-        render_mode: str = "rgb_array",
     ) -> None:
         config = lookup("environment", env_id, scenarios())
         arguments = {"shape": shape, "skip": skip, "state": state, "labels": labels}
@@ -209,9 +208,9 @@ def state_vector(player: Mapping[str, float], objects: Sequence[Any]) -> np.ndar
     count; absent ones are zeros.
     """
     angle = np.deg2rad(player["ANGLE"])
-    ahead, left = turned(player["VELOCITY_X"], player["VELOCITY_Y"], angle)
-    values = [player["POSITION_X"] / 1000, player["POSITION_Y"] / 1000, np.sin(angle), np.cos(angle)]
-    values += [ahead / 10, left / 10, player["HEALTH"] / 100, player["SELECTED_WEAPON_AMMO"] / 100]
+    sine, cosine, x, y = np.sin(angle), np.cos(angle), player["VELOCITY_X"] / 10, player["VELOCITY_Y"] / 10
+    values = [player["POSITION_X"] / 1000, player["POSITION_Y"] / 1000, sine, cosine, x * cosine + y * sine]
+    values += [y * cosine - x * sine, player["HEALTH"] / 100, player["SELECTED_WEAPON_AMMO"] / 100]
     found = []
     for thing in objects:
         if thing.category not in IGNORED:
@@ -222,11 +221,6 @@ def state_vector(player: Mapping[str, float], objects: Sequence[Any]) -> np.ndar
     for distance, monster, sine, cosine in sorted(found)[:OBJECTS]:
         values += [1.0, monster, distance, sine, cosine]
     return np.array(values + [0.0] * (STATE - len(values)), np.float32)
-
-
-def turned(x: float, y: float, angle: float) -> tuple[float, float]:
-    """The parts of a vector along a direction, and to the left of it."""
-    return x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
 
 
 def frame_labels(player: Mapping[str, float], visible: Sequence[Any], width: int) -> dict[str, int]:
@@ -319,8 +313,8 @@ def make_doom(
     Raises:
         RlpreError: as `DoomEnv`, if a number is below 1, or if the games need more memory than there is.
     """
-    threads = threads or min(n_envs, os.cpu_count() or 1)
-    at_least(SimpleNamespace(n_envs=n_envs, seed=seed, threads=threads), n_envs=1, seed=0, threads=1)
+    threads = min(n_envs, os.cpu_count() or 1) if threads is None else threads
+    at_least(SimpleNamespace(n_envs=n_envs, threads=threads, seed=seed), n_envs=1, threads=1, seed=0)
     most = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // GAME_BYTES
     if n_envs > most:
         raise RlpreError(f"{n_envs} games need more memory than this machine has: make at most {most}")
