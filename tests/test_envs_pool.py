@@ -211,7 +211,9 @@ def test_the_state_is_told() -> None:
             assert same(infos[env]["state"], one_hot(codes).ravel())
             assert (infos[env]["state"].shape, infos[env]["state"].dtype) == ((980,), np.float32)
             ended += done
-            assert not done or same(venv.unwrapped.reset_infos[env]["state"], one_hot(venv.unwrapped.codes[env]).ravel())
+            assert not done or same(
+                venv.unwrapped.reset_infos[env]["state"], one_hot(venv.unwrapped.codes[env]).ravel()
+            )
     assert ended == 3
     pong = envs.make_vec(PONG, 2, 0, state=True)
     pong.reset()
