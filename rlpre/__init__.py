@@ -12,7 +12,7 @@ from rlpre.errors import RlpreError
 from rlpre.features import whiten
 from rlpre.hub import push_to_hub
 from rlpre.pretrain import PretrainConfig, PretrainResult, pretrain
-from rlpre.sb3 import EncodedVecEnv, HistoryVecEnv, fuse, policy_kwargs
+from rlpre.sb3 import EncodedVecEnv, HistoryVecEnv, clone, fuse, policy_kwargs, start_from
 
 __all__ = [
     "Arm",
@@ -29,6 +29,7 @@ __all__ = [
     "SequenceEncoder",
     "Vocabulary",
     "as_vec_env",
+    "clone",
     "collect",
     "compare",
     "from_arrays",
@@ -39,6 +40,7 @@ __all__ = [
     "pretrain",
     "push_to_hub",
     "register_encoder",
+    "start_from",
     "to_minari",
     "whiten",
 ]
