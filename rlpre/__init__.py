@@ -12,11 +12,12 @@ from rlpre.errors import RlpreError
 from rlpre.features import whiten
 from rlpre.hub import push_to_hub
 from rlpre.pretrain import PretrainConfig, PretrainResult, pretrain
-from rlpre.sb3 import EncodedVecEnv, HistoryVecEnv, clone, fuse, policy_kwargs, start_from
+from rlpre.sb3 import CloneConfig, EncodedVecEnv, HistoryVecEnv, clone, fuse, policy_kwargs, start_from
 
 __all__ = [
     "Arm",
     "Backbone",
+    "CloneConfig",
     "ComparisonResult",
     "EncodedVecEnv",
     "Encoder",

@@ -173,7 +173,9 @@ def clone(
         policy = _fresh_policy(encoder, frames.action_space, config).to(device)
     fitted = fit(policy, _Task(policy, encoder, frames, rows, config).score, config, out, report, identity)
     policy = policy.to("cpu").eval()
-    for name, saved in ((POLICY, policy), (PIXELS, fuse(policy, encoder.cpu()))):
+    with torch.random.fork_rng(devices=[]):
+        pixels = fuse(policy, encoder.cpu())
+    for name, saved in ((POLICY, policy), (PIXELS, pixels)):
         buffer = io.BytesIO()
         saved.save(cast(Any, buffer))
         write_bytes(out / name, buffer.getbuffer())
