@@ -12,7 +12,16 @@ from rlpre.errors import RlpreError
 from rlpre.features import whiten
 from rlpre.hub import push_to_hub
 from rlpre.pretrain import PretrainConfig, PretrainResult, pretrain
-from rlpre.sb3 import CloneConfig, EncodedVecEnv, HistoryVecEnv, clone, fuse, policy_kwargs, start_from
+from rlpre.sb3 import (
+    CloneConfig,
+    EncodedVecEnv,
+    HistoryVecEnv,
+    StateVecEnv,
+    clone,
+    fuse,
+    policy_kwargs,
+    start_from,
+)
 
 __all__ = [
     "Arm",
@@ -28,6 +37,7 @@ __all__ = [
     "PretrainResult",
     "RlpreError",
     "SequenceEncoder",
+    "StateVecEnv",
     "Vocabulary",
     "as_vec_env",
     "clone",
