@@ -1,7 +1,7 @@
 """Pretrained encoders for Stable-Baselines3: pretrain on offline frames, plug into any policy, measure the gain."""
 
-from rlpre.compare.arms import Arm, Backbone
-from rlpre.compare.compare import ComparisonResult, compare
+from rlpre.compare.arms import Arm, Backbone, Clone
+from rlpre.compare.compare import ComparisonResult, Demonstrator, compare
 from rlpre.data.adapters import as_vec_env
 from rlpre.data.collect import collect
 from rlpre.data.files import from_arrays, from_images
@@ -26,8 +26,10 @@ from rlpre.sb3 import (
 __all__ = [
     "Arm",
     "Backbone",
+    "Clone",
     "CloneConfig",
     "ComparisonResult",
+    "Demonstrator",
     "EncodedVecEnv",
     "Encoder",
     "FrameStore",
