@@ -232,9 +232,9 @@ def compare(
     names = tasks if isinstance(frames, int) else _named(frames, FRAMES)
     fresh = {task: _check_arms(tasks[task], arms, names, pretrain) for task in tasks}
     _check_importable(executor, tasks, algorithm_kwargs, measure)
-    reading = isinstance(threshold, Demonstrator) or any(arm.reads_frames or arm.clone for arm in arms.values())
+    reading = isinstance(threshold, Demonstrator) or any(arm.uses_frames or arm.clone for arm in arms.values())
     stores = _open(frames, tasks, out / FRAMES, pretrain.seed) if reading else {}
-    offline = {name: len(stores[_data(arm, tasks, stores)]) if arm.reads_frames else 0 for name, arm in arms.items()}
+    offline = {name: len(stores[_data(arm, tasks, stores)]) if arm.uses_frames else 0 for name, arm in arms.items()}
     untrained = [name for name, arm in arms.items() if (arm.fresh or arm.step == 0) and not arm.clone]
     metric = {"arms": offline, "controls": [name for name in untrained if name != baseline], **asked}
     metric |= {**_goal(threshold, arms, tasks, stores), **_labels(arms, tasks, stores)}
@@ -270,6 +270,7 @@ def compare(
                 arms={**(preparations[source].arms if source in preparations else {}), name: arm},
             )
             start = variant(out / source.path, arm)
+            stages[transplant].sources[Run(task, name, seed)] = source
         trainings[Run(task, name, seed)] = replace(
             shared,
             make_env=partial(_without_state, tasks[task]) if oracles and arm.mode != ORACLE else tasks[task],
@@ -283,17 +284,18 @@ def compare(
             demonstrations=stores[_cloned(arm, task, stores)].path.resolve() if arm.clone else None,
             policy_kwargs=arm.policy_kwargs,
             algorithm_kwargs={**shared.algorithm_kwargs, **arm.algorithm_kwargs},
+            auxiliary=arm.auxiliary and {**arm.auxiliary, "frames": stores[_data(arm, [task], stores)].path.resolve()},
             film=seed == min(seeds),
         )
     remembers = any(arm.memory_objective for arm in arms.values())
     lengths = {**budgets, ENCODERS: pretrain.steps + remembers * pretrain_memory.steps}
     study = partial(run_study, out, configuration=configuration, steps=lengths, executor=executor, workers=workers)
-    results = [stages[0].run(study, measure)]
+    results = [stages[0].run(out, study, measure)]
     if stages[1].trainings and not results[0].failed:
         for run in stages[1].trainings:
             if not (out / run.path / DONE).exists():
                 trained_encoder(out / replace(run, arm=donor).path, shared.algorithm).save(_transplanted(out, run))
-        results.append(stages[1].run(study, measure))
+        results.append(stages[1].run(out, study, measure))
     text = report(out, sections(out) if sections else ()) if results[0].done else ""
     succeed(*results)
     return ComparisonResult(out, text)
@@ -305,10 +307,13 @@ class _Stage:
 
     preparations: dict[Run, Preparation] = field(default_factory=dict)
     trainings: dict[Run, Training] = field(default_factory=dict)
+    sources: dict[Run, Run] = field(default_factory=dict)  # training -> preparation
 
-    def run(self, study: Callable[..., StudyResult], measure: Measure | None) -> StudyResult:
-        if self.preparations:
-            succeed(study(list(self.preparations), partial(prepare, self.preparations), keep=True))
+    def run(self, out: Path, study: Callable[..., StudyResult], measure: Measure | None) -> StudyResult:
+        todo = {source for run, source in self.sources.items() if not (out / run.path / DONE).exists()}
+        if todo:
+            runs = [run for run in self.preparations if run in todo]
+            succeed(study(runs, partial(prepare, self.preparations), keep=True))
         return study(list(self.trainings), partial(_run, self.trainings, measure))
 
 

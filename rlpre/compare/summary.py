@@ -131,11 +131,11 @@ class Record:
         }
         others = {
             "steps_to_threshold": self.steps,
-            "start": self.start,
             "final": self.final,
             "area": self.area,
             "p_better": self.better,
         }
+        others |= {"start": self.start} if self.start else {}  # studies without clones do not measure it
         for name, found in others.items():
             ends = (found.value, found.low, found.high) if found else (None, None, None)
             numbers |= zip((name, f"{name}_low", f"{name}_high"), ends, strict=True)
