@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from envs.minigrid.overlap import STEPS, overlaps
 from rlpre import FrameStore, RlpreError
+from rlpre.compare.arms import ARM_MODES
 from rlpre.compare.runner import Measurements, Run, read_study
 from rlpre.compare.summary import SECONDS, Curves, read_results
 from rlpre.compare.train import Training, make_venv, starting_encoder
@@ -30,7 +31,6 @@ from rlpre.evaluation.page import Section, Table, show_interval
 from rlpre.evaluation.probes import linear_probe, read
 from rlpre.evaluation.stats import FEWEST, Floats, Interval, geometric_mean_interval, mean_interval
 from rlpre.objectives import make_reader
-from rlpre.sb3 import MODES
 from rlpre.utils import read_json, write_json
 
 TARGETS, OVERLAP = "targets", "overlap.json"  # below a comparison's directory
@@ -51,7 +51,7 @@ def measure(home: Path, first_seed: int | None, run: Run, training: Training) ->
         run: the run.
         training: its settings.
     """
-    if MODES[training.mode].trainable:
+    if ARM_MODES[training.mode].trainable:
         return {}
     venv = make_venv(training.make_env, 1, run.seed)
     encoder = starting_encoder(training, venv).eval()

@@ -13,11 +13,11 @@ from agents import causes
 from agents.distinct import take_distinct
 from envs.minigrid.worlds import NARROW_MEMORY
 from rlpre import FrameStore, PretrainConfig, RlpreError
-from rlpre.compare.arms import Arm, Backbone, check_arm, fresh_config, fresh_encoder
+from rlpre.compare.arms import ARM_MODES, ORACLE, Arm, Backbone, check_arm, fresh_config, fresh_encoder
 from rlpre.compare.compare import ComparisonResult, compare
 from rlpre.compare.train import EVALUATION_SEED, MakeEnv, Training, make_venv
 from rlpre.errors import at_least, lookup
-from rlpre.sb3 import MODES, floored_advantages
+from rlpre.sb3 import floored_advantages
 
 MIXED = "0.5*random + 0.5*expert:0.3"  # half of the episodes at random, half by a noisy expert, see envs.collect
 AGENTS = {  # that are trained one by one; those that start pretrained take encoders of frames and of sequences
@@ -58,7 +58,7 @@ class PPOConfig:
 
     def suited(self, mode: str) -> "PPOConfig":
         """These settings, with the learning rate and the epochs of a mode where none are given."""
-        fresh = MODES[mode].trainable and not MODES[mode].pretrained
+        fresh = ARM_MODES[mode].trainable and not ARM_MODES[mode].pretrained
         rate, epochs = (5e-4, 8) if fresh else (2e-3, 4)
         return replace(
             self,
@@ -84,9 +84,11 @@ class PPOConfig:
 class AgentConfig:
     """How agents see their levels, learn and are evaluated."""
 
-    view: str = "partial"  # or "full"
+    view: str = "partial"  # or "full", or "distract": pictures behind the cells
     tile_size: int = 8  # pixels per cell
     palette: str = "day"  # or "night"
+    strength: float | None = None  # of view "distract": weight of the pictures, 0 to 1; default 0.5
+    pictures: str | None = None  # of view "distract": "train", "test" or a folder; default "train"
     eval_every: int = 2048  # environment steps between evaluations
     eval_episodes: int = 32  # episodes per evaluation, on seeds of their own
     device: str = "auto"  # "cpu", "cuda", ...
@@ -95,11 +97,12 @@ class AgentConfig:
     @property
     def look(self) -> dict[str, Any]:
         """Arguments of `envs.make_vec` and `envs.collect`."""
-        return {"view": self.view, "tile_size": self.tile_size, "palette": self.palette}
+        names = ("view", "tile_size", "palette", "strength", "pictures")
+        return {name: value for name in names if (value := getattr(self, name)) is not None}
 
-    def make_env(self, env: str) -> MakeEnv:
-        """The function that makes environments of a level."""
-        return envs.find(env, **self.look)
+    def make_env(self, env: str, **look: Any) -> MakeEnv:
+        """The function that makes environments of a level; ``look`` holds further arguments of `envs.make_vec`."""
+        return envs.find(env, **self.look, **look)
 
 
 @dataclass(frozen=True)
@@ -190,9 +193,10 @@ class Preset:
         if len(steps) not in (1, len(environments)):
             raise RlpreError(f"{len(steps)} numbers of steps for {len(environments)} environments: give one for each")
         ppo = self.train.ppo
+        state = {"state": True} if any(arm.mode == ORACLE for arm in self.arms.values()) else {}
         measure = partial(causes.measure, out, None if self.each_seed else self.first_seed)
         return compare(
-            {env: self.train.make_env(env) for env in environments},
+            {env: self.train.make_env(env, **state) for env in environments},
             {name: suited(arm, ppo) for name, arm in self.arms.items()},
             dict(zip(environments, steps * (len(environments) // len(steps)), strict=True)),
             range(self.first_seed, self.first_seed + self.seeds),
@@ -275,6 +279,16 @@ def _arms(best: str) -> dict[str, Arm]:
 
 
 PRESETS = {
+    # How many steps could any encoder save? The oracle learns from the symbols in view.
+    "headroom": Preset(
+        environments=tuple(TASKS | MANY),
+        steps=tuple((TASKS | MANY).values()),
+        data={},
+        arms={"scratch": Arm("scratch"), ORACLE: Arm(ORACLE)},
+        answer=ORACLE,
+        seeds=5,
+        train=AgentConfig(eval_every=2048, eval_episodes=16),
+    ),
     "quick": Preset(
         environments=(EMPTY,),
         steps=(40_960,),

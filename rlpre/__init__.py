@@ -12,7 +12,7 @@ from rlpre.errors import RlpreError
 from rlpre.features import whiten
 from rlpre.hub import push_to_hub
 from rlpre.pretrain import PretrainConfig, PretrainResult, pretrain
-from rlpre.sb3 import EncodedVecEnv, HistoryVecEnv, fuse, policy_kwargs
+from rlpre.sb3 import EncodedVecEnv, HistoryVecEnv, StateVecEnv, fuse, policy_kwargs
 
 __all__ = [
     "Arm",
@@ -27,6 +27,7 @@ __all__ = [
     "PretrainResult",
     "RlpreError",
     "SequenceEncoder",
+    "StateVecEnv",
     "Vocabulary",
     "as_vec_env",
     "collect",

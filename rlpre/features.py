@@ -144,13 +144,24 @@ def _white_output(encoder: AnyEncoder, frames: FrameStore, rows: Indices) -> Any
     return white.to(encoder.device, encoder.dtype).train(encoder.training)
 
 
-def _white_map(encoder: AnyEncoder, frames: FrameStore, rows: Indices, stage: int | None, size: int | None) -> Encoder:
-    if isinstance(encoder, SequenceEncoder) or encoder.name.startswith(MAP):
+def map_stage(encoder: AnyEncoder, stage: int | None = None) -> int:
+    """The number of stages before the feature map that `whiten` takes of an encoder.
+
+    Raises:
+        RlpreError: if the encoder has no feature map, or none there.
+    """
+    last = len(encoder.stages) - 1 - encoder.name.count(WHITENED)
+    if isinstance(encoder, SequenceEncoder) or encoder.name.startswith(MAP) or last < 1:
         raise RlpreError(f"encoder {encoder.name!r} has no feature map to whiten: give a plain encoder of frames")
-    name, last = encoder.name.replace(WHITENED, ""), len(encoder.stages) - 1 - encoder.name.count(WHITENED)
     stage = max(last - 1, 1) if stage is None else stage
     if not 0 < stage <= last:
-        raise RlpreError(f"stage is {stage}: encoder {name!r} has maps after stage 1 to {last}")
+        raise RlpreError(f"stage is {stage}: encoder {encoder.name!r} has maps after stage 1 to {last}")
+    return stage
+
+
+def _white_map(encoder: AnyEncoder, frames: FrameStore, rows: Indices, stage: int | None, size: int | None) -> Encoder:
+    name, stage = encoder.name.replace(WHITENED, ""), map_stage(encoder, stage)
+    assert isinstance(encoder, Encoder)
     _, first, counts = np.unique(frames.ids[rows], return_index=True, return_counts=True)
     maps: list[Tensor] = []
     with encoder.stages[stage - 1].register_forward_hook(lambda *io: maps.append(io[2].flatten(1).float().cpu())):

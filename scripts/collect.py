@@ -26,15 +26,18 @@ class Collect:
     seed: int = 0  # of environments and actions
     behaviour: str = "random"  # or "agent:runs/a/best_model.zip"; with ids "0.5*random + 0.5*expert:0.3" too
     n_envs: int = 16  # environments stepped together
-    view: str = "partial"  # of ids: or "full"
+    view: str = "partial"  # of ids: or "full", or "distract": pictures behind the cells
     tile_size: int = 8  # of ids: pixels per cell
     palette: str = "day"  # of ids: or "night"
+    strength: float | None = None  # of view "distract": weight of the pictures, 0 to 1; default 0.5
+    pictures: str | None = None  # of view "distract": "train", "test" or a folder; default "train"
     size: tuple[int, int] | None = None  # of env: (H, W) to resize frames to
     gray: bool = False  # of env: whether colours are stored as gray
 
     def levels(self) -> FrameStore:
         """Collects in MiniGrid and BabyAI levels."""
-        look = {"view": self.view, "tile_size": self.tile_size, "palette": self.palette}
+        names = ("view", "tile_size", "palette", "strength", "pictures")
+        look = {name: value for name in names if (value := getattr(self, name)) is not None}
         return envs.collect(self.ids, self.out, self.steps, self.seed, self.behaviour, self.n_envs, **look)
 
     def other(self) -> FrameStore:

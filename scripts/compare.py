@@ -4,7 +4,7 @@ import json
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -14,16 +14,20 @@ from agents.presets import PRESETS
 from cli import Where, run
 from rlpre import PretrainConfig, RlpreError
 from rlpre.compare.arms import Arm
-from rlpre.compare.compare import COLLECTED, ComparisonResult
+from rlpre.compare.compare import COLLECTED, ENCODERS, ComparisonResult
+from rlpre.compare.runner import restore
 from rlpre.compare.train import find_algorithm
+from rlpre.errors import lookup
+
+READOUTS: dict[str, bool | Literal["map"]] = {"whiten": True, "map": "map"}
 
 
 @dataclass(frozen=True)
 class Own:
-    """A comparison on your own environment; "scratch" and "fresh" (fresh weights, whitened) are added as controls."""
+    """A comparison on your own environment; controls are added, see `rlpre.compare`."""
 
     env: str = ""  # Gymnasium id, or package:function of a function (n_envs, seed) -> VecEnv
-    arm: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # NAME=MODE[:DIRECTORY|OBJECTIVE][,whiten]; may be repeated
+    arm: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # NAME=MODE[:DIRECTORY|OBJECTIVE][,whiten|map], repeated
     steps: int = 100_000  # environment steps of a run
     seeds: int = 3  # runs of every arm
     algo: str = "ppo"  # an algorithm of SB3 or sb3-contrib
@@ -53,10 +57,11 @@ def _arm(text: str) -> tuple[str, Arm]:
     if not given:
         raise RlpreError(f"arm {text!r} has no mode: give NAME=MODE, such as mine=frozen:runs/encoders/a")
     rest, *options = rest.split(",")
-    if options not in ([], ["whiten"]):
-        raise RlpreError(f"arm {name!r} has unknown options {', '.join(options)}: the only one is whiten")
+    if len(options) > 1:
+        raise RlpreError(f"arm {name!r} has options {', '.join(options)}: give whiten or map")
     mode, _, encoder = rest.partition(":")
-    return name, Arm(mode, encoder or None, whiten=bool(options))
+    whiten = lookup(f"option of arm {name!r}", *options, READOUTS) if options else False
+    return name, Arm(mode, encoder or None, whiten=whiten)
 
 
 def _json(text: str) -> dict[str, Any]:
@@ -72,6 +77,7 @@ Comparison = tyro.extras.subcommand_type_from_defaults({**PRESETS, "own": Own()}
 def main(
     comparison: Annotated[Comparison, tyro.conf.arg(name="")],
     out: Path = Path("runs/compare"),
+    published: Path | None = None,
     where: tyro.conf.OmitArgPrefixes[Where] = Where(),  # noqa: B008 (frozen)
 ) -> None:
     """Measures how many environment steps pretraining saves.
@@ -79,8 +85,11 @@ def main(
     Args:
         comparison: a preset whose settings can be changed, or your own environment.
         out: results directory; an interrupted comparison there goes on.
+        published: directory of a published comparison, such as results/habits; its runs count as finished.
         where: processes of this machine, or a cluster.
     """
+    if published:
+        restore(out, published, again=[ENCODERS])
     with where.executor() as executor:
         result = comparison.run(out, where.workers, executor)
     print(result.text)

@@ -87,8 +87,8 @@ def test_own_environment_outside_the_checkout(tmp_path: Path) -> None:
 
     assert call("program.py") == "1\n"
     arms = {path.name for path in (tmp_path / "runs" / "comparison").iterdir()}
-    assert arms == {"mine", "scratch", "fresh"}
-    assert len(list((tmp_path / "runs").rglob("policy.gif"))) == 3
+    assert arms == {"mine", "scratch", "fresh", "fresh-map"}
+    assert len(list((tmp_path / "runs").rglob("policy.gif"))) == 4
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("done.json")}
     shown = call(ROOT / "scripts" / "compare.py", *COMMAND.split(), "--algo-kwargs", '{"n_steps": 16}')
     assert "mine" in shown
@@ -147,6 +147,7 @@ def test_arms_start_where_they_should(result: rlpre.ComparisonResult, encoder: E
 ARMS = {
     "scratch": "cnn",
     "fresh": "whitened:cnn",
+    "fresh-map": "map:cnn",
     "pretrained": "cnn",
     "given": "impala",
     "whitened": "whitened:impala",
@@ -166,7 +167,7 @@ def test_result(result: rlpre.ComparisonResult) -> None:
     assert result.ratio("given", over="like given")["n"] == 2
     metric = read_json(result.path / "study.json")["metric"]
     assert metric["answer"] == "pretrained"
-    assert metric["controls"] == ["fresh", "like given"]
+    assert metric["controls"] == ["fresh", "fresh-map", "like given"]
     assert [arm for arm, frames in metric["arms"].items() if not frames] == ["scratch", "given", "like given"]
     with pytest.raises(RlpreError, match="compares no arm 'given' with 'whitened'"):
         result.ratio("given", over="whitened")

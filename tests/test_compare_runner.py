@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +20,8 @@ from stable_baselines3.common.callbacks import EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 
 from rlpre.compare import runner
-from rlpre.compare.runner import Row, Run, finished_runs, read_rows, run_study
+from rlpre.compare.runner import Row, Run, finished_runs, read_rows, read_study, restore, run_study
+from rlpre.compare.summary import save_rows
 from rlpre.errors import RlpreError
 from rlpre.utils import read_json
 
@@ -284,6 +286,37 @@ def test_directory_of_another_study_is_refused(tmp_path, other, message):
     run_study(tmp_path, [], work, {"ppo": {"steps": 128, "rate": 0.1}, "seed": 0}, STEPS)
     with pytest.raises(RlpreError, match=f"{tmp_path.name} belongs to another study: {message}"):
         run_study(tmp_path, [], work, other, STEPS)
+
+
+def test_tasks_and_arms_are_added_to_a_study(tmp_path):
+    first = {"tasks": {"a": {"steps": 1}}, "metric": {"arms": {"x": 0}, "threshold": 1}}
+    run_study(tmp_path, [], work, first, STEPS)
+    more = {"tasks": {"b": {"steps": 2}}, "metric": {"arms": {"x": 0, "y": 5}, "threshold": 1}}
+    run_study(tmp_path, [], work, more, STEPS)
+    both = {"tasks": {**first["tasks"], **more["tasks"]}, "metric": more["metric"]}
+    assert read_study(tmp_path) == {"format": 2, **both}
+    run_study(tmp_path, [], work, first, STEPS)
+    assert read_study(tmp_path) == {"format": 2, **both}
+    other = {"tasks": {"a": {"steps": 2}}, "metric": first["metric"]}
+    with pytest.raises(RlpreError, match=r"tasks\.a\.steps is 1 there and 2 here"):
+        run_study(tmp_path, [], work, other, STEPS)
+
+
+def test_a_published_study_goes_on(tmp_path):
+    runs = runs_of("quick", "quick")
+    run_study(tmp_path / "first", runs[:1], measure, {"study": "s"}, STEPS)
+    rows = read_rows(tmp_path / "first")
+    (tmp_path / "published").mkdir()
+    save_rows(rows, tmp_path / "published/rows.json")
+    shutil.copy(tmp_path / "first/study.json", tmp_path / "published")
+    restore(tmp_path / "second", tmp_path / "published", again=["other"])
+    assert read_rows(tmp_path / "second") == rows
+    result = run_study(tmp_path / "second", runs, measure, {"study": "s"}, STEPS)
+    assert not result.failed
+    done = [read_json(tmp_path / "second" / run.path / "done.json") for run in runs]
+    assert [each["threads"] is None for each in done] == [True] + [False] * (len(runs) - 1)
+    restore(tmp_path / "third", tmp_path / "published", again=[runs[0].task])
+    assert read_rows(tmp_path / "third") == []
 
 
 def test_no_workers_are_refused(tmp_path):

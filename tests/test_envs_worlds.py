@@ -362,6 +362,54 @@ def words(mission: str) -> list[set[str]]:
     return [{WORDS[i] for i in np.flatnonzero(clause)} for clause in clauses(mission)]
 
 
+@pytest.mark.parametrize(("view", "dict_obs", "extra"), [("partial", False, 0), ("full", False, 4), ("full", True, 4)])
+def test_the_state_holds_what_the_observation_shows(view: str, dict_obs: bool, extra: int) -> None:
+    venv = GridVecEnv([lambda: envs.make(DOORKEY, view, dict_obs=dict_obs, state=True)] * 3)
+    venv.seed(0)
+    venv.reset()
+    rng, ends = np.random.default_rng(0), 0
+    for _ in range(60):
+        for env in venv.envs:
+            env.unwrapped.max_steps = 12
+        _, _, dones, infos = venv.step(rng.integers(0, 7, 3))
+        for i, info in enumerate(infos):
+            check_state(info["state"], venv.terminal_codes[i] if dones[i] else venv.codes[i], info, extra, dict_obs)
+            if dones[i]:
+                check_state(venv.reset_infos[i]["state"], venv.codes[i], venv.reset_infos[i], extra, dict_obs)
+                ends += 1
+    assert ends >= 10
+    _, info = envs.make(DOORKEY, view, dict_obs=dict_obs, state=True).reset(seed=0)
+    check_state(info["state"], info["codes"], info, extra, dict_obs)
+
+
+def check_state(state: np.ndarray, codes: np.ndarray, info: dict, extra: int, dict_obs: bool) -> None:
+    """Reads type, color, door state, agent, direction and mission back from a state."""
+    cells = codes.shape[0] * codes.shape[1]
+    assert state.dtype == np.float32
+    assert len(state) == 20 * cells + extra + dict_obs * np.prod(SHAPE)
+    kinds, colors, states = np.split(state[: 20 * cells].reshape(cells, 20), [11, 17], axis=1)
+    flags = codes[..., 2].ravel()
+    agents = kinds[:, 10].copy()
+    kinds = kinds * (np.arange(11) < 10)
+    for read, shown in ((kinds, codes[..., 0]), (colors, codes[..., 1]), (states, flags & 3)):
+        assert (read.sum(1) == 1).all()
+        assert np.array_equal(read.argmax(1), shown.ravel())
+    assert np.array_equal(agents, flags >> 3 > 0)
+    assert agents.sum() == 1
+    if extra:
+        assert state[20 * cells : 20 * cells + 4].argmax() == info["direction"]
+    if dict_obs:
+        assert np.array_equal(state[-np.prod(SHAPE) :].reshape(SHAPE), clauses(info["mission"]))
+
+
+def test_no_state_where_an_object_has_none_and_none_unless_asked() -> None:
+    strange = GridWorld(Jumble(things=(Sign,)), state=True)
+    for env in (strange, GridVecEnv([lambda: strange])):
+        with pytest.raises(RlpreError, match="holds an object without a tile, which its state lacks: leave out state"):
+            env.reset()
+    assert "state" not in envs.make(DOORKEY).reset(seed=0)[1]
+
+
 def test_a_separator_opens_a_clause_and_the_longest_mission_fits() -> None:
     given = words("put the red ball next to the blue box")
     assert given == [{"put", "the", "red", "ball"}, {"next", "to", "the", "blue", "box"}] + [set()] * (CLAUSES - 2)

@@ -147,7 +147,7 @@ def test_masked_sees_nothing_of_what_it_hides(world: FrameStore) -> None:
     hidden, _ = hide(batch.codes, batch.present)
     other = batch.codes.masked_fill(hidden[..., None], 2)
     features = batch.features.masked_fill(hidden.flatten(2).any(2)[..., None], 7)  # of frames with hidden cells
-    changed = replace(batch, codes=other, features=features)
+    changed = replace(batch, raw=other, features=features)
     shown, again = (given.views(encoder).masked(hidden, blank) for given in (batch, changed))
     assert torch.equal(shown, again)
     assert not torch.allclose(shown, batch.views(encoder).steps)

@@ -233,7 +233,10 @@ BAD = [
     ("compare --out {new} quick --steps 2048 2048", "2 numbers of steps for 1 environments"),
     ("compare --out {new} own --env CarRacing-v33 --arm a=random --steps 9", "did you mean 'CarRacing-v3'"),
     ("compare --out {new} own --env {world} --arm random --steps 9", "arm 'random' has no mode: give NAME=MODE"),
-    ("compare --out {new} own --env {world} --arm a=random,white --steps 9", "arm 'a' has unknown options white"),
+    (
+        "compare --out {new} own --env {world} --arm a=random,white --steps 9",
+        "unknown option of arm 'a' 'white': did you mean 'whiten'",
+    ),
     ("compare --out {new} own --env {world} --arm a=frosen --steps 9", "unknown mode 'frosen': did you mean 'frozen'"),
     ("compare --out {new} own --env {world} --arm a=random --steps 9 --algo-kwargs [", "--algo-kwargs is no JSON"),
     ("compare --out {new} quick --seeds 0", "seeds is 0: it must be at least 1"),

@@ -15,7 +15,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
 from envs.minigrid.experts import LABELS, UNKNOWN, Expert, expert_for, labels
-from envs.minigrid.worlds import LOOK, GridWorld, make, make_vec
+from envs.minigrid.worlds import GridWorld, full_look, make, make_vec
 from rlpre.data.collect import Recorder, seeds, segments
 from rlpre.data.store import FrameStore, resume_store
 from rlpre.errors import RlpreError
@@ -168,7 +168,7 @@ def collect(
         behaviour: "random", "expert:0.3" (noise: probability of a random action, default 0), "agent:path.zip" (a saved
             SB3 PPO, A2C or DQN), or a mixture by episodes such as "0.5*random + 0.5*expert:0.1".
         n_envs: environments stepped together.
-        **look: view, tile_size and palette, as in `envs.make`.
+        **look: view, tile_size, palette, strength and pictures, as in `envs.make`.
 
     Returns:
         The store, with label columns "front", "carrying", "distance" and "expert" (-1 = unknown, as in the last row of
@@ -184,7 +184,7 @@ def collect(
     if min(steps, n_envs) < 1 or seed < 0:
         raise RlpreError(f"cannot collect {steps} steps with {n_envs} envs and seed {seed}: use positive numbers")
     behaviours = parse(behaviour)
-    look = {**LOOK, **look}
+    look = full_look(**look)
     world = _check_worlds([make(name, **look) for name in ids], ids, behaviours)
     agents = {part.agent: load_agent(part.agent, world.observation_space) for part in behaviours if part.agent}
     spec = {

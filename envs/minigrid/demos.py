@@ -9,7 +9,7 @@ import numpy as np
 
 from envs.minigrid.experts import UNKNOWN
 from envs.minigrid.trials import ExpertActor, NoisyActor, Trial, layout_seeds, play
-from envs.minigrid.worlds import LOOK, make
+from envs.minigrid.worlds import full_look, make
 from rlpre.data.collect import seeds
 from rlpre.data.store import FrameStore, FrameWriter, new_store, resume_store
 from rlpre.errors import RlpreError
@@ -42,7 +42,7 @@ def demonstrations(
         noise: probability of an action drawn uniformly from all instead of the advised one: the advice shows how to
             recover (DART [0]).
         part: "train" or "test", the layouts to play in; see `envs.minigrid.trials.layout_seeds`.
-        **look: view, tile_size and palette, as in `envs.make`.
+        **look: view, tile_size, palette, strength and pictures, as in `envs.make`.
 
     Returns:
         The store, with missions and the label columns "expert" (the advised action, -1 in the last row of every
@@ -56,7 +56,7 @@ def demonstrations(
     """
     if episodes < 1 or seed < 0 or not 0 <= noise <= 1:
         raise RlpreError(f"cannot record {episodes} episodes with seed {seed} and noise {noise}: check the numbers")
-    look = {**LOOK, **look}
+    look = full_look(**look)
     spec = {"demonstrations": level, "episodes": episodes, "seed": seed, "noise": noise, "part": part, **look}
     spec["minigrid"] = importlib.metadata.version("minigrid")
     writer = resume_store(Path(out), spec, **make(level, **look).store_arguments([level], LABELS))
@@ -78,7 +78,7 @@ def stored(trials: Sequence[Trial], level: str, out: str | Path, **look: Any) ->
         trials: of one level.
         level: its id.
         out: a directory that is empty or does not exist.
-        **look: view, tile_size and palette, as they were played.
+        **look: view, tile_size, palette, strength and pictures, as they were played.
 
     Raises:
         RlpreError: if no trial is left, their frames have another shape, ``out`` is not empty, or the disk is full.
@@ -86,7 +86,7 @@ def stored(trials: Sequence[Trial], level: str, out: str | Path, **look: Any) ->
     kept = [trial for trial in trials if not trial.lost]
     if not kept:
         raise RlpreError(f"there is nothing to store: the expert had no plan in all {len(trials)} trials of {level}")
-    look = {**LOOK, **look}
+    look = full_look(**look)
     kind = make(level, **look).store_arguments([level], LABELS)
     with new_store(Path(out), spec={"trials": level, **look}, **kind) as writer:
         writer.manifest["dropped"] = len(trials) - len(kept)

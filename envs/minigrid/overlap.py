@@ -12,14 +12,13 @@ from envs.minigrid import render
 from envs.minigrid.collect import collect
 from envs.minigrid.experts import expert_for
 from envs.minigrid.render import UnknownObjectError, symbols_of
-from envs.minigrid.worlds import GridWorld, make, make_vec
+from envs.minigrid.worlds import GridWorld, make, make_vec, recorded_look
 from rlpre.data.collect import seeds
 from rlpre.data.store import FrameStore, Indices
 from rlpre.encoders import Encoder
 from rlpre.errors import RlpreError
 from rlpre.evaluation.overlap import Overlap, overlap
 
-LOOK = {"view": "partial", "tile_size": 8, "palette": "day"}  # of frames whose store does not record it
 SEED = 2**31 - 1  # of the fresh episodes; frames are collected with smaller seeds
 STEPS = 20_000
 
@@ -53,7 +52,7 @@ def overlaps(
         raise RlpreError("no environment to compare with: name at least one id, such as MiniGrid-DoorKey-5x5-v0")
     if spec.get("seed") == seed:
         raise RlpreError(f"{frames.path} was collected with seed {seed}, and would be met again: give another")
-    look = {key: spec.get(key, default) for key, default in LOOK.items()}
+    look = recorded_look(spec)
     found: dict[str, Overlap] = {}
     known: Indices | str
     try:
@@ -92,7 +91,7 @@ def states(store: FrameStore) -> Indices:
         ends = rows[acted[rows]][length - 1 :: length] + 2  # each world's rows end with the one after its last action
         world_seed, _ = seeds(spec["seed"], number)
         name = store.tasks[tasks[start]]
-        worlds = make_vec(name, spec["n_envs"], world_seed, **{key: spec[key] for key in LOOK}).unwrapped
+        worlds = make_vec(name, spec["n_envs"], world_seed, **recorded_look(spec)).unwrapped
         for world, seed, end in zip(worlds.envs, worlds.seed(world_seed), ends.tolist(), strict=True):
             found[start:end] = list(_replay(store, np.arange(start, end), world, seed))
             start = end

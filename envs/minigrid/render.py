@@ -7,7 +7,7 @@ from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
-from minigrid.core.constants import COLOR_TO_IDX, DIR_TO_VEC
+from minigrid.core.constants import COLOR_TO_IDX, DIR_TO_VEC, OBJECT_TO_IDX, STATE_TO_IDX
 from minigrid.core.grid import Grid
 from minigrid.core.world_object import Ball, Box, Door, Floor, Goal, Key, Lava, Wall, WorldObj
 from minigrid.minigrid_env import MiniGridEnv
@@ -70,6 +70,7 @@ class SymbolicFrame(NamedTuple):
     symbols: bytes  # one for each cell, indices into CODES and OBJECTS
     flags: bytes  # one for each cell: highlight and agent, see rlpre.data.tiles
     stock: np.ndarray | None = None  # (3, H, W) uint8: the frame as MiniGrid draws it, if the atlas cannot
+    background: bytes = b""  # the row of the picture behind the cells, see rlpre.data.backgrounds
 
 
 def partial(env: MiniGridEnv) -> SymbolicFrame:
@@ -101,7 +102,7 @@ def seen(env: MiniGridEnv) -> list[int]:
 
 
 View = Callable[[MiniGridEnv], SymbolicFrame]
-VIEWS: dict[str, View] = {"partial": partial, "full": full}
+VIEWS: dict[str, View] = {"partial": partial, "full": full, "distract": partial}
 
 
 def shape(view: View, env: MiniGridEnv) -> tuple[int, int]:
@@ -122,6 +123,18 @@ def encode(frames: Sequence[SymbolicFrame], rows: int, columns: int) -> np.ndarr
     codes = CODES.take(np.frombuffer(symbols, np.uint8), axis=0)
     codes[:, 2] |= np.frombuffer(b"".join([frame.flags for frame in frames]), np.uint8)
     return codes.reshape(-1, rows, columns, 3)
+
+
+def one_hot(codes: np.ndarray) -> np.ndarray:
+    """The type (11), color (6) and state (3) of each cell: (..., R, C, 20) float32 of codes (..., R, C, 3).
+
+    Each is one-hot, but the agent's cell has two types, that of what is there and MiniGrid's "agent".
+    """
+    kinds, colors, flags = np.moveaxis(codes, -1, 0)
+    ids = (kinds, OBJECT_TO_IDX), (colors, COLOR_TO_IDX), (flags & (HIGHLIGHT - 1), STATE_TO_IDX)
+    parts = [np.eye(len(names), dtype=np.float32)[part] for part, names in ids]
+    parts[0][..., OBJECT_TO_IDX["agent"]] = flags >> AGENT_SHIFT > 0
+    return np.concatenate(parts, axis=-1)
 
 
 def _square(env: MiniGridEnv) -> tuple[bytes, bytes, list[int]]:

@@ -68,7 +68,7 @@ def layout_seeds(level: str, part: str, count: int, first: int = 0) -> tuple[int
 class Trial:
     """One episode of T steps."""
 
-    codes: np.ndarray  # (T + 1, R, C, 3) uint8 tile codes, including the final frame
+    codes: np.ndarray  # (T + 1, R, C, 3) uint8 codes of the world's atlas, including the final frame
     actions: np.ndarray  # (T,) int64
     advice: np.ndarray  # (T,) int64, the expert's actions; -1 once it has no plan
     reward: np.ndarray  # (T,) float64
@@ -141,7 +141,7 @@ def play(level: str, seeds: Sequence[int], actor: Actor, *, n_envs: int = 32, **
         seeds: of the resets.
         actor: draws the actions.
         n_envs: environments played together; the trials do not depend on it.
-        **look: view, tile_size and palette, as in `envs.make`.
+        **look: view, tile_size, palette, strength and pictures, as in `envs.make`.
 
     Returns:
         The trials, in the order of the seeds.

@@ -1,8 +1,9 @@
 """MiniGrid and BabyAI as pixels: one environment, or many that are rendered together."""
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
@@ -14,9 +15,11 @@ from minigrid.minigrid_env import MiniGridEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
 import minigrid  # noqa: F401 (registers the ids)
+from envs.distract import PICTURES, STRENGTH, Drift, distracting
 from envs.minigrid import render
 from envs.minigrid.render import SymbolicFrame, UnknownObjectError, atlas
-from rlpre.data.tiles import PALETTES
+from rlpre.data.backgrounds import DistractingAtlas
+from rlpre.data.tiles import PALETTES, TileAtlas
 from rlpre.errors import RlpreError, lookup
 
 _WORDS = (
@@ -29,6 +32,17 @@ SEPARATORS = {"after", "and", "from", "near", "next", "then", "unlock"}  # betwe
 CLAUSES = 8  # in the longest mission of BabyAI's grammar
 SHAPE = CLAUSES, len(WORDS)  # of a mission as an observation, `clauses`
 LOOK = {"view": "partial", "tile_size": 8, "palette": "day"}  # how frames show the grid by default, see `make`
+DISTRACTION = ("strength", "pictures")  # arguments of the view "distract" alone
+
+
+def full_look(**look: Any) -> dict[str, Any]:
+    """These arguments of `make`, and the defaults of `LOOK`, as JSON values."""
+    return {name: str(value) if isinstance(value, Path) else value for name, value in {**LOOK, **look}.items()}
+
+
+def recorded_look(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """How the frames of a store with this specification show the grid: arguments of `make`."""
+    return full_look(**{name: spec[name] for name in (*LOOK, *DISTRACTION) if name in spec})
 
 
 @lru_cache(maxsize=4096)
@@ -65,27 +79,38 @@ class GridWorld(gym.Wrapper, RecordConstructorArgs):
 
     A step reads the grid once, at its end, and renders by look-up; MiniGrid's own symbolic observation is not
     computed. ``info`` has "mission" (str), "direction" (int, 0-3: right, down, left, up) and "codes"
-    ((R, C, 3) uint8, or None if the frame holds an object without a tile: then MiniGrid renders it).
+    ((R, C, 3) uint8, with one row more for the background in the view "distract", see `DistractingAtlas`; None if the
+    frame holds an object without a tile: then MiniGrid renders it). With ``state`` it has "state" too, see `states`.
 
     The arguments are those of `make`, and ``env``, an environment whose base is a ``MiniGridEnv``. The attribute
     ``frame`` holds the symbols after the last reset or step.
 
     Raises:
-        RlpreError: if the view or the palette is unknown.
+        RlpreError: if the view or the palette is unknown, or the strength or the pictures do not fit.
     """
 
     def __init__(
-        self, env: gym.Env, view: str = "partial", tile_size: int = 8, palette: str = "day", dict_obs: bool = False
+        self,
+        env: gym.Env,
+        view: str = "partial",
+        tile_size: int = 8,
+        palette: str = "day",
+        dict_obs: bool = False,
+        strength: float | None = None,
+        pictures: str | Path | None = None,
+        state: bool = False,
     ) -> None:
-        RecordConstructorArgs.__init__(self, view=view, tile_size=tile_size, palette=palette, dict_obs=dict_obs)
+        look = {"view": view, "tile_size": tile_size, "palette": palette, "strength": strength, "pictures": pictures}
+        RecordConstructorArgs.__init__(self, dict_obs=dict_obs, state=state, **look)
         super().__init__(env)
         lookup("palette", palette, PALETTES)
-        self.atlas = atlas(tile_size)
         self.palette = palette
         self.dict_obs = dict_obs
+        self.tells_state = state
         self.view = lookup("view", view, render.VIEWS)
         self.grid_env: MiniGridEnv = env.unwrapped
         self.rows, self.columns = render.shape(self.view, self.grid_env)
+        self.atlas, self.drift = _background(atlas(tile_size), self.rows, self.columns, view, strength, pictures)
         image = spaces.Box(0, 255, (3, self.rows * tile_size, self.columns * tile_size), np.uint8)
         mission = spaces.MultiBinary(SHAPE)
         parts = {"image": image, "direction": spaces.Discrete(4), "mission": mission}
@@ -114,25 +139,50 @@ class GridWorld(gym.Wrapper, RecordConstructorArgs):
         except (ImportError, FileNotFoundError, DependencyNotInstalled) as error:
             name = self.spec.id if self.spec else type(self.grid_env).__name__
             raise RlpreError(f"the installed minigrid cannot build {name}: {error}") from error
+        if self.drift:
+            self.drift.reset(seed)
         return self._read_grid(info)
 
     def step_unrendered(self, action: int) -> tuple[float, bool, bool, dict]:
         """Steps without rendering; returns reward, terminated, truncated and ``info``."""
         _, reward, terminated, truncated, info = self._unobserved(self.env.step, int(action))
+        if self.drift:
+            self.drift.step()
         return float(reward), terminated, truncated, self._read_grid(info)
 
     def step_unobserved(self, action: int) -> None:
-        """Steps without reading the grid: `frame` does not change."""
+        """Steps without reading the grid: `frame` and its background do not change."""
         self._unobserved(self.env.step, int(action))
 
     def render_frames(self, symbolic: Sequence[SymbolicFrame]) -> tuple[np.ndarray, np.ndarray]:
-        """Tile codes (N, R, C, 3) and pixels (N, 3, H, W) of N frames, in one look-up."""
+        """Codes (N, R, C, 3) of the atlas, with the row of a background, and pixels (N, 3, H, W) of N frames."""
         codes = render.encode(symbolic, self.rows, self.columns)
-        frames = self.atlas.decode(codes, self.palette)
+        frames = self.atlas.plain.decode(codes, self.palette)
         for frame, of in zip(frames, symbolic, strict=True):
             if of.stock is not None:
                 frame[:] = of.stock
+        if isinstance(self.atlas, DistractingAtlas):
+            rows = np.frombuffer(b"".join([of.background for of in symbolic]), np.uint8).reshape(len(frames), -1)
+            self.atlas.blend(frames, rows)
+            codes = np.concatenate([codes, rows.reshape(-1, 1, self.columns, 3)], axis=1)
         return codes, frames
+
+    def states(self, symbolic: Sequence[SymbolicFrame], codes: np.ndarray, infos: Sequence[dict]) -> np.ndarray:
+        """What observations show of N frames, as numbers (N, n) float32: `render.one_hot` of their cells.
+
+        It is followed by the direction where that is not always up, and by the mission where it is observed.
+
+        Raises:
+            RlpreError: if a frame holds an object without a tile.
+        """
+        if any(frame.stock is not None for frame in symbolic):
+            raise RlpreError(f"{self.grid_env} holds an object without a tile, which its state lacks: leave out state")
+        parts = [render.one_hot(codes[:, : self.rows]).reshape(len(codes), -1)]  # without a row for the background
+        if self.dict_obs or self.view is render.full:
+            parts.append(np.eye(4, dtype=np.float32)[[info["direction"] for info in infos]])
+        if self.dict_obs:
+            parts.append(np.stack([clauses(info["mission"]).ravel() for info in infos]).astype(np.float32))
+        return np.concatenate(parts, axis=1)
 
     def text_parts(self) -> dict[str, np.ndarray]:
         """Direction and mission of a Dict observation of the current state; empty without ``dict_obs``."""
@@ -144,6 +194,8 @@ class GridWorld(gym.Wrapper, RecordConstructorArgs):
     def _observe(self, info: dict) -> Observation:
         codes, frames = self.render_frames([self.frame])
         info["codes"] = codes[0] if self.frame.stock is None else None
+        if self.tells_state:
+            info["state"] = self.states([self.frame], codes, [info])[0]
         return _with(frames[0], self.text_parts())
 
     def _unobserved(self, act: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -165,6 +217,8 @@ class GridWorld(gym.Wrapper, RecordConstructorArgs):
             self.frame = self._stock_frame()
         if len(self.frame.symbols) != self.rows * self.columns:
             raise RlpreError(f"{self.grid_env} changed the size of its grid: use view='partial'")
+        if self.drift:
+            self.frame = self.frame._replace(background=self.drift.row)
         return {**info, "mission": self.grid_env.mission, "direction": int(self.grid_env.agent_dir)}
 
     def _stock_frame(self) -> SymbolicFrame:
@@ -182,11 +236,24 @@ class GridWorld(gym.Wrapper, RecordConstructorArgs):
         return {**kind, "palette": self.palette, "tasks": list(tasks), "labels": labels}
 
 
+def _background(
+    tiles: TileAtlas, rows: int, columns: int, view: str, strength: float | None, pictures: str | Path | None
+) -> tuple[TileAtlas, Drift | None]:
+    """The atlas of a view and, if pictures lie behind its cells, what moves them."""
+    if view != "distract":
+        if strength is not None or pictures is not None:
+            raise RlpreError(f"view {view!r} has no pictures: give view='distract', or leave out strength and pictures")
+        return tiles, None
+    size = rows * tiles.tile_size, columns * tiles.tile_size
+    with_pictures = distracting(tiles, size, PICTURES if pictures is None else pictures)
+    return with_pictures, Drift(with_pictures, size, STRENGTH if strength is None else strength)
+
+
 class GridVecEnv(DummyVecEnv):
     """Grid worlds that are stepped in this process and rendered together.
 
     Attributes:
-        terminal_codes: environment -> codes (R, C, 3) of the last frame of its episode, for episodes that ended in the
+        terminal_codes: environment -> codes of the last frame of its episode, for episodes that ended in the
             last step. A frame with an object that has no tile is left out.
     """
 
@@ -198,7 +265,7 @@ class GridVecEnv(DummyVecEnv):
 
     @property
     def codes(self) -> np.ndarray:
-        """(n_envs, R, C, 3) uint8 of the current observations; RlpreError if one holds an object without a tile."""
+        """Codes (n_envs, ...) uint8 of the current observations; RlpreError if one holds an object without a tile."""
         for env in self.envs:
             if env.frame.stock is not None:
                 raise RlpreError(f"{env.grid_env} holds an object without a tile: store its pixels instead")
@@ -215,7 +282,9 @@ class GridVecEnv(DummyVecEnv):
         self._reset_seeds()
         self._reset_options()
         self.terminal_codes = {}
-        self._codes, frames = self.envs[0].render_frames([env.frame for env in self.envs])
+        symbolic = [env.frame for env in self.envs]
+        self._codes, frames = self.envs[0].render_frames(symbolic)
+        self._tell(symbolic, self._codes, self.reset_infos)
         return self._stacked(frames)
 
     def step_wait(self) -> tuple[Observation, np.ndarray, np.ndarray, list[dict]]:
@@ -234,11 +303,18 @@ class GridVecEnv(DummyVecEnv):
         symbolic = [env.frame for env in self.envs] + [frame for frame, _ in ends.values()]
         codes, frames = self.envs[0].render_frames(symbolic)
         self._codes, self.terminal_codes = codes[: self.num_envs], {}
+        now = [self.reset_infos[i] if i in ends else info for i, info in enumerate(infos)]
+        self._tell(symbolic, codes, [*now, *(infos[i] for i in ends)])
         for k, (i, (frame, words)) in enumerate(ends.items(), start=self.num_envs):
             infos[i]["terminal_observation"] = _with(frames[k].copy(), words)
             if frame.stock is None:
                 self.terminal_codes[i] = codes[k]
         return self._stacked(frames[: self.num_envs]), rewards, dones, infos
+
+    def _tell(self, symbolic: Sequence[SymbolicFrame], codes: np.ndarray, infos: Sequence[dict]) -> None:
+        if self.envs[0].tells_state:
+            for info, state in zip(infos, self.envs[0].states(symbolic, codes, infos), strict=True):
+                info["state"] = state
 
     def _stacked(self, frames: np.ndarray) -> Observation:
         words = [env.text_parts() for env in self.envs]
@@ -250,30 +326,43 @@ def _with(image: np.ndarray, words: dict[str, np.ndarray]) -> Observation:
 
 
 def make(
-    env_id: str, view: str = "partial", tile_size: int = 8, palette: str = "day", dict_obs: bool = False
+    env_id: str,
+    view: str = "partial",
+    tile_size: int = 8,
+    palette: str = "day",
+    dict_obs: bool = False,
+    strength: float | None = None,
+    pictures: str | Path | None = None,
+    state: bool = False,
 ) -> GridWorld:
     """Makes a MiniGrid or BabyAI environment observed as pixels.
 
     Args:
         env_id: a registered id, such as "MiniGrid-DoorKey-8x8-v0".
-        view: "partial" (the square in front of the agent, as ``RGBImgPartialObsWrapper``) or "full" (the whole grid,
-            as ``RGBImgObsWrapper``).
+        view: "partial" (the square in front of the agent, as ``RGBImgPartialObsWrapper``), "full" (the whole grid, as
+            ``RGBImgObsWrapper``) or "distract" (as "partial", blended with a natural picture that drifts with each
+            step; each episode draws another picture, crop, rotation and order of colours).
         tile_size: pixels of a cell along each axis.
         palette: "day" or "night" (a lamp around the agent).
         dict_obs: observe a dict of "image", "direction" and "mission" (see `clauses`) instead of the image alone.
+        strength: of view "distract": weight of the picture, 0 to 1; default 0.5.
+        pictures: of view "distract": "train" (the default), "test" (others), or a folder of images, see
+            `envs.distract.distracting`.
+        state: put the symbols that the observation shows into ``info["state"]`` as numbers, see `GridWorld.states`.
 
     Returns:
         An environment whose observations are ``Box(0, 255, (3, H, W), uint8)``, see `GridWorld`.
 
     Raises:
-        RlpreError: if the id, the view or the palette is unknown, or the id is not a MiniGrid environment.
+        RlpreError: if the id, the view or the palette is unknown, the id is not a MiniGrid environment, or the strength
+            or the pictures do not fit.
     """
     known = {name: spec for name, spec in gym.registry.items() if name.startswith(("MiniGrid-", "BabyAI-"))}
     spec = gym.registry.get(env_id) or lookup("environment", env_id, known)
     env = gym.make(spec, render_mode="rgb_array", disable_env_checker=True)
     if not isinstance(env.unwrapped, MiniGridEnv):
         raise RlpreError(f"{env_id} is not a MiniGrid environment: give an id such as 'MiniGrid-DoorKey-8x8-v0'")
-    return GridWorld(env, view, tile_size, palette, dict_obs)
+    return GridWorld(env, view, tile_size, palette, dict_obs, strength, pictures, state)
 
 
 def make_vec(env_id: str, n_envs: int, seed: int, **look: Any) -> VecMonitor:
@@ -283,7 +372,7 @@ def make_vec(env_id: str, n_envs: int, seed: int, **look: Any) -> VecMonitor:
         env_id: a registered id.
         n_envs: number of environments.
         seed: seeds the first reset; each environment has its own random stream.
-        **look: view, tile_size, palette and dict_obs, as in `make`.
+        **look: view, tile_size, palette, dict_obs, strength, pictures and state, as in `make`.
 
     Returns:
         A `GridVecEnv` in SB3's ``VecMonitor``, so ``infos[i]["episode"]`` is filled.

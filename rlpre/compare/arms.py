@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from gymnasium import spaces
@@ -11,12 +11,17 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from rlpre.data.adapters import find_images
 from rlpre.encoders import AnyEncoder, Encoder, InputSpec, SequenceEncoder, Vocabulary, as_encoder
-from rlpre.encoders.encoder import CONFIG, WHITENED
+from rlpre.encoders.encoder import CONFIG, MAP, WHITENED
 from rlpre.errors import RlpreError, lookup
+from rlpre.features import map_stage
 from rlpre.objectives import parse_objective
 from rlpre.pretrain import PretrainConfig, step_directory
-from rlpre.sb3 import MODES, policy_kwargs
+from rlpre.sb3 import MODES, StateVecEnv, policy_kwargs
+from rlpre.sb3.policy import Mode
 from rlpre.sb3.vecenv import check_actions, find_image
+
+ORACLE, TRANSPLANT = "oracle", "transplant"
+ARM_MODES = {**MODES, ORACLE: Mode(pretrained=False, trainable=True), TRANSPLANT: MODES["frozen"]}
 
 
 @dataclass(frozen=True)
@@ -60,11 +65,14 @@ class Arm:
 
     Attributes:
         mode: how the policy uses the encoder, see `rlpre.policy_kwargs`: "scratch" and "random" (frozen) start from
-            fresh weights; "frozen", "finetuned", "anchored" and "partial" start from ``encoder``.
+            fresh weights; "frozen", "finetuned", "anchored" and "partial" start from ``encoder``. Two more show what an
+            encoder could save: "oracle" learns from the environment's true state, see `rlpre.StateVecEnv`; "transplant"
+            freezes the encoder that an agent of the comparison's arm "scratch" learned in the same task and seed.
         encoder: an encoder, its checkpoint directory, or an objective such as "temporal+inverse", by which one is
             pretrained on the comparison's frames. "scratch" and "random" take only the architecture of an encoder, by
             default that of the other arms.
-        whiten: whether the encoder's features are whitened over the frames, see `rlpre.whiten`.
+        whiten: whether the encoder's features are whitened over the frames, see `rlpre.whiten`; with "map", its feature
+            map is.
         data: name of the frames to pretrain on and to whiten over, if the comparison has several; default the first.
         step: start from the encoder after so many pretraining steps (0: untrained); default the last.
         memory: puts a sequence encoder on top of ``encoder``, which stays frozen; ``mode`` then concerns the sequence
@@ -78,7 +86,7 @@ class Arm:
 
     mode: str
     encoder: str | Path | AnyEncoder | None = None
-    whiten: bool = False
+    whiten: bool | Literal["map"] = False
     data: str = ""
     step: int | None = None
     memory: Backbone | None = None
@@ -107,12 +115,17 @@ class Arm:
     @property
     def frozen(self) -> bool:
         """Whether the encoder never changes while the agent learns."""
-        return not MODES[self.mode].trainable
+        return not ARM_MODES[self.mode].trainable
 
     @property
     def fresh(self) -> bool:
         """Whether the encoder of frames starts from fresh weights."""
-        return not MODES[self.mode].pretrained and self.memory is None
+        return self.mode != ORACLE and not ARM_MODES[self.mode].pretrained and self.memory is None
+
+    @property
+    def policy_mode(self) -> str:
+        """The mode of `rlpre.policy_kwargs`, or "oracle", by which the arm's runs are trained."""
+        return "frozen" if self.mode == TRANSPLANT or (self.fresh and self.whiten) else self.mode
 
     @property
     def reads_frames(self) -> bool:
@@ -136,7 +149,9 @@ def fresh_config(arm: Arm, arms: Iterable[Arm], pretrain: PretrainConfig, space:
         arguments: dict[str, Any] = {} if pretrain.features is None else {"features": pretrain.features}
         return Encoder(pretrain.encoder, InputSpec(shape), **arguments).config
     config = (given if isinstance(given, Encoder) else given.frames).config
-    return {**config, "architecture": config["architecture"].removeprefix(WHITENED), "pretraining": {}}
+    plain = config["architecture"].replace(WHITENED, "").removeprefix(MAP)
+    arguments = {name: value for name, value in config["arguments"].items() if not name.startswith("map_")}
+    return {**config, "architecture": plain, "arguments": arguments, "pretraining": {}}
 
 
 def fresh_encoder(config: Mapping[str, Any], seed: int) -> Encoder:
@@ -148,7 +163,7 @@ def fresh_encoder(config: Mapping[str, Any], seed: int) -> Encoder:
 def variant(home: Path, arm: Arm) -> Path:
     """The checkpoint that an arm's runs start from, below the directory ``home`` of its pretraining."""
     path = home if arm.step is None else step_directory(home, arm.step)
-    path = path / "whitened" if arm.whiten else path
+    path = path / f"whitened{'-map' * (arm.whiten == 'map')}" if arm.whiten else path
     if not arm.memory_objective:
         return path
     shape = "-".join(map(str, asdict(arm.memory or Backbone()).values()))
@@ -178,7 +193,10 @@ def check_arm(name: str, arm: Arm, data: Collection[str], steps: int, venv: VecE
     Raises:
         RlpreError: for unknown names, numbers out of range, or an encoder that does not fit the environment.
     """
-    pretrained, given = lookup("mode", arm.mode, MODES).pretrained, arm.given
+    pretrained, given = lookup("mode", arm.mode, ARM_MODES).pretrained, arm.given
+    if arm.mode == ORACLE:
+        _check_oracle(name, arm, venv)
+        return
     starts = f"mode {arm.mode!r} starts from {'pretrained' if pretrained else 'fresh'} weights"
     faults = {
         "memory needs an encoder of frames: give encoder": (
@@ -188,8 +206,14 @@ def check_arm(name: str, arm: Arm, data: Collection[str], steps: int, venv: VecE
         and not arm.memory,
         f"{starts}: give memory_objective": arm.memory and pretrained and not arm.memory_objective,
         f"{starts}: leave out memory_objective": arm.memory_objective and not pretrained,
-        f"{starts}: give encoder, or use mode 'scratch'": pretrained and arm.encoder is None,
+        f"{starts}: give encoder, or use mode 'scratch'": (
+            pretrained and arm.encoder is None and arm.mode != TRANSPLANT
+        ),
+        "mode 'transplant' takes the encoder of the arm 'scratch': leave out encoder and memory": (
+            arm.mode == TRANSPLANT and (arm.encoder is not None or arm.memory)
+        ),
         f"{starts}: leave out encoder {arm.objective!r}, or use mode 'frozen'": arm.fresh and arm.objective,
+        f"whiten is {arm.whiten!r}: give True, False or 'map'": arm.whiten not in (True, False, "map"),
         f"{starts}: leave out whiten, or use mode 'random'": arm.fresh and not arm.frozen and arm.whiten,
         f"there is no pretraining to take step {arm.step} of: give an objective as encoder": (
             arm.step is not None and not arm.objective
@@ -205,7 +229,18 @@ def check_arm(name: str, arm: Arm, data: Collection[str], steps: int, venv: VecE
         parse_objective(arm.memory_objective, SequenceEncoder.kind)
     if arm.data:
         lookup("data", arm.data, dict.fromkeys(data))
+    if arm.whiten == "map":
+        map_stage(given or fresh)
     _check_encoder(arm, venv, given or fresh)
+
+
+def _check_oracle(name: str, arm: Arm, venv: VecEnv) -> None:
+    if arm != Arm(ORACLE, algorithm_kwargs=arm.algorithm_kwargs):
+        raise RlpreError(f"arm {name!r}: mode 'oracle' reads the true state: leave out all but algorithm_kwargs")
+    try:
+        StateVecEnv(venv)
+    except RlpreError as error:
+        raise RlpreError(f"arm {name!r}: {error}") from error
 
 
 def _check_encoder(arm: Arm, venv: VecEnv, encoder: AnyEncoder) -> None:
@@ -218,5 +253,5 @@ def _check_encoder(arm: Arm, venv: VecEnv, encoder: AnyEncoder) -> None:
         if not isinstance(venv.action_space, spaces.Discrete):
             raise RlpreError(f"a SequenceEncoder reads discrete actions, the environment takes {venv.action_space}")
         encoder = arm.memory.build(vision, int(venv.action_space.n))
-    if arm.policy_kwargs or not in_front(arm.mode, encoder):
-        policy_kwargs(encoder, arm.mode, **arm.policy_kwargs)
+    if arm.policy_kwargs or not in_front(arm.policy_mode, encoder):
+        policy_kwargs(encoder, arm.policy_mode, **arm.policy_kwargs)

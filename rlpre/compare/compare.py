@@ -3,7 +3,7 @@
 import pickle
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -11,9 +11,10 @@ from typing import Any
 
 from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.vec_env import VecEnv
 
-from rlpre.compare.arms import Arm, check_arm, fresh_config, fresh_encoder, variant
-from rlpre.compare.runner import Measurements, Run, read_rows, run_study, succeed
+from rlpre.compare.arms import ORACLE, TRANSPLANT, Arm, check_arm, fresh_config, fresh_encoder, variant
+from rlpre.compare.runner import DONE, Measurements, Run, StudyResult, read_rows, run_study, succeed
 from rlpre.compare.train import (
     MakeEnv,
     Preparation,
@@ -25,19 +26,27 @@ from rlpre.compare.train import (
     make_venv,
     prepare,
     train,
+    trained_encoder,
 )
+from rlpre.data.adapters import as_vec_env
 from rlpre.data.collect import collect
 from rlpre.data.store import FrameStore
 from rlpre.encoders import Encoder, SequenceEncoder
 from rlpre.errors import RlpreError, lookup
 from rlpre.pretrain import PretrainConfig
+from rlpre.sb3.state import StatelessVecEnv, has_state, tells_state
 from rlpre.utils import read_json, resolve_device
 
 Frames = FrameStore | str | Path | Callable[[], FrameStore]
 Measure = Callable[[Run, Training], Measurements]
 
 ENCODERS, FRAMES, GIVEN = "encoders", "frames", "given"  # below a comparison's directory; the first is a task of rows
-CONTROLS = {"scratch": Arm("scratch"), "fresh": Arm("random", whiten=True)}
+CONTROLS = {
+    "scratch": Arm("scratch"),
+    "fresh": Arm("random", whiten=True),
+    "fresh-map": Arm("random", whiten="map"),
+    "oracle": Arm(ORACLE),
+}
 COLLECTED = 20_000  # transitions in each task, if no frames are given
 SHARED = ("algorithm", "algorithm_kwargs", "n_envs", "eval_every", "eval_episodes", "deterministic")  # by all runs
 MEMORY = PretrainConfig(batch=32, steps=500)
@@ -135,7 +144,10 @@ def compare(
         pretrain: settings of pretraining by an objective; its encoder and features are those of fresh weights too.
         pretrain_memory: settings of pretraining sequence encoders.
         pretrain_each_seed: whether every seed pretrains encoders of its own, or all seeds share one.
-        controls: adds the arms "scratch" and "fresh" (fresh weights, frozen and whitened), unless there are such names.
+        controls: adds the arms "scratch", "fresh" (fresh weights, frozen and whitened), "fresh-map" (their whitened
+            feature map, if the architecture has one) and "oracle" (if each environment puts its true state into
+            ``info["state"]``), unless there are such names. If there is an oracle, a key "state" of Dict observations
+            is hidden from all other arms.
         answer: the arm that the headline is about; default the first.
         baseline: the arm that all others are compared with.
         threshold: the return to reach.
@@ -179,15 +191,19 @@ def compare(
     shared.check()
     resolve_device(pretrain.device)
     asked = {"answer": answer or next(iter(arms), ""), "baseline": baseline}
-    arms = {**(CONTROLS if controls else {}), **arms}
+    arms = {**(_controls(tasks, arms, pretrain) if controls else {}), **arms}
     for name in asked.values():
         lookup("arm", name, arms)
+    oracles = [name for name, arm in arms.items() if arm.mode == ORACLE]
+    donor = _donor(arms, baseline)
     names = tasks if isinstance(frames, int) else _named(frames, FRAMES)
     fresh = {task: _check_arms(tasks[task], arms, names, pretrain) for task in tasks}
     _check_importable(executor, tasks, algorithm_kwargs, measure)
     stores = _open(frames, tasks, out / FRAMES, pretrain.seed) if any(arm.reads_frames for arm in arms.values()) else {}
     offline = {name: len(stores[_data(arm, tasks, stores)]) if arm.reads_frames else 0 for name, arm in arms.items()}
     untrained = [name for name, arm in arms.items() if (arm.fresh or arm.step == 0) and name != baseline]
+    metric = {"arms": offline, "controls": untrained, **asked, "threshold": threshold}
+    metric |= {ORACLE: oracles[0]} if oracles else {}
     configuration = {
         "study": "comparison",
         "tasks": {task: {"make_env": described(tasks[task]), "steps": budgets[task]} for task in tasks},
@@ -195,17 +211,20 @@ def compare(
         "frames": {name: store.hash for name, store in stores.items()},
         "pretrain": {**asdict(pretrain), "memory": asdict(pretrain_memory), "each_seed": pretrain_each_seed},
         "train": {name: described(getattr(shared, name)) for name in SHARED},
-        "metric": {"arms": offline, "controls": untrained, **asked, "threshold": threshold},
+        "metric": metric,
     }
     arms = {name: _saved(arm, out / GIVEN / name) for name, arm in arms.items()}
-    preparations: dict[Run, Preparation] = {}
-    trainings: dict[Run, Training] = {}
+    stages = _Stage(), _Stage()  # transplants wait for the agents whose encoders they take
     for task, name, seed in product(tasks, _longest_first(arms), seeds):
         arm, start = arms[name], _directory(arms[name])
+        transplant = arm.mode == TRANSPLANT
+        preparations, trainings = stages[transplant].preparations, stages[transplant].trainings
+        if transplant:
+            start = _transplanted(out, Run(task, name, seed))
         if arm.reads_frames:
             data = _data(arm, [task], stores)
-            place = seed - min(seeds) if pretrain_each_seed or arm.fresh else 0
-            source = Run(ENCODERS, f"{arm.objective or name}@{data}", pretrain.seed + place)
+            place = seed - min(seeds) if pretrain_each_seed or arm.fresh or transplant else 0
+            source = Run(ENCODERS, f"{arm.objective or name}@{task if transplant else data}", pretrain.seed + place)
             preparations[source] = Preparation(
                 frames=stores[data].path.resolve(),
                 pretrain=replace(pretrain, seed=source.seed),
@@ -218,10 +237,10 @@ def compare(
             start = variant(out / source.path, arm)
         trainings[Run(task, name, seed)] = replace(
             shared,
-            make_env=tasks[task],
+            make_env=partial(_without_state, tasks[task]) if oracles and arm.mode != ORACLE else tasks[task],
             seed=seed,
             steps=budgets[task],
-            mode="frozen" if arm.fresh and arm.whiten else arm.mode,
+            mode=arm.policy_mode,
             encoder=start,
             fresh=fresh[task][name],
             memory=None if arm.memory_objective else arm.memory,
@@ -232,12 +251,28 @@ def compare(
     remembers = any(arm.memory_objective for arm in arms.values())
     lengths = {**budgets, ENCODERS: pretrain.steps + remembers * pretrain_memory.steps}
     study = partial(run_study, out, configuration=configuration, steps=lengths, executor=executor, workers=workers)
-    if preparations:
-        succeed(study(list(preparations), partial(prepare, preparations), keep=True))
-    result = study(list(trainings), partial(_run, trainings, measure))
-    text = report(out, sections(out) if sections else ()) if result.done else ""
-    succeed(result)
+    results = [stages[0].run(study, measure)]
+    if stages[1].trainings and not results[0].failed:
+        for run in stages[1].trainings:
+            if not (out / run.path / DONE).exists():
+                trained_encoder(out / replace(run, arm=donor).path, shared.algorithm).save(_transplanted(out, run))
+        results.append(stages[1].run(study, measure))
+    text = report(out, sections(out) if sections else ()) if results[0].done else ""
+    succeed(*results)
     return ComparisonResult(out, text)
+
+
+@dataclass(frozen=True)
+class _Stage:
+    """Runs that may start together, and what makes the encoders that they start from."""
+
+    preparations: dict[Run, Preparation] = field(default_factory=dict)
+    trainings: dict[Run, Training] = field(default_factory=dict)
+
+    def run(self, study: Callable[..., StudyResult], measure: Measure | None) -> StudyResult:
+        if self.preparations:
+            succeed(study(list(self.preparations), partial(prepare, self.preparations), keep=True))
+        return study(list(self.trainings), partial(_run, self.trainings, measure))
 
 
 def _run(
@@ -245,6 +280,41 @@ def _run(
 ) -> Measurements:
     measured = measure(run, trainings[run]) if measure else {}
     return {**measured, **train(trainings[run], out, report)}
+
+
+def _without_state(make_env: MakeEnv, n_envs: int, seed: int) -> VecEnv:
+    venv = as_vec_env(make_env(n_envs, seed))
+    return StatelessVecEnv(venv) if has_state(venv.observation_space) else venv
+
+
+def _controls(tasks: Mapping[str, MakeEnv], arms: Mapping[str, Arm], pretrain: PretrainConfig) -> dict[str, Arm]:
+    """`CONTROLS`, without those that a task does not allow."""
+    controls = dict(CONTROLS)
+    for make_env in tasks.values():
+        venv = make_venv(make_env, 1, 0)
+        config = fresh_config(CONTROLS["fresh-map"], arms.values(), pretrain, venv.observation_space)
+        if len(fresh_encoder(config, 0).stages) < 2:
+            controls.pop("fresh-map", None)
+        if not tells_state(venv):
+            controls.pop("oracle", None)
+        venv.close()
+    return controls
+
+
+def _donor(arms: Mapping[str, Arm], baseline: str) -> str:
+    """The arm whose agents learn the encoders that are transplanted; empty if there are no transplants."""
+    for name in (baseline, *arms):
+        if arms[name].mode == "scratch" and not arms[name].memory:
+            return name
+    for name, arm in arms.items():
+        if arm.mode == TRANSPLANT:
+            raise RlpreError(f"arm {name!r} takes the encoder of an agent trained from scratch: add Arm('scratch')")
+    return ""
+
+
+def _transplanted(out: Path, run: Run) -> Path:
+    """Where the encoder that a run takes from another agent is saved."""
+    return out / GIVEN / run.arm / run.task / str(run.seed)
 
 
 def _named(given: Any, name: str) -> Mapping[str, Any]:

@@ -44,7 +44,7 @@ gets there counts as its budget, so that its ratio is only a bound (>=, <=), or 
 {0.baseline} / arm is how many times the arm's steps {0.baseline} needs: above 1 the arm saves steps. Over several \
 tasks it is the geometric mean. P(better) is the probability that a run of the arm has a larger area than one of \
 {0.baseline}. Frames are the offline ones. Minutes are the wall-clock of a run. Fewer than 3 runs have no interval, \
-nor has a ratio of runs that are all equal."""
+nor has a ratio of runs that are all equal. Of several controls, a task's table shows the ratio over the best."""
 
 
 def report(directory: Path, sections: Sequence[Section] = ()) -> str:
@@ -68,6 +68,7 @@ def report(directory: Path, sections: Sequence[Section] = ()) -> str:
     content = Page(
         question=f"How many environment steps did {metric.cause} save?",
         answer=f"{page.sentence(lead.claim)}.",
+        lead=headroom(results, next(iter(by_task))),
         tone=TONES.get(lead.verdict, ""),
         facts=[f"{page.sentence(lead.facts)}."] if lead.facts else [],
         notices=_missing(results),
@@ -150,6 +151,27 @@ def verdict(ratio: StepsRatio) -> str:
     if ratio.ratio.high < 1 and ratio.bound != ">=":
         return COST
     return UNKNOWN
+
+
+def headroom(results: Results, task: str) -> str:
+    """How many times the oracle's steps the baseline needs on a task, or on `ALL`; empty without runs of both."""
+    metric = results.metric
+    record = results.record(task, metric.oracle, metric.baseline) if metric.oracle else None
+    if record is None or record.ratio is None:
+        return ""
+    ratio, scratch, most = record.ratio, metric.baseline, "no encoder can save more than that here"
+    if not ratio.known:
+        return (
+            f"No run of {scratch} or the oracle reached {metric.threshold:g}: more steps would tell what can be saved."
+        )
+    least, end = {
+        "": ("", most),
+        "<=": ("at most ", most),
+        ">=": ("at least ", f"not every run of {scratch} reached {metric.threshold:g}, so that more can be saved here"),
+        "?": ("", f"only within the budget, for some runs of both never reached {metric.threshold:g}"),
+    }[ratio.bound]
+    times = page.show_ratio(replace(ratio, bound=ratio.bound.strip("?"))).lstrip("<>=")
+    return page.sentence(f"{scratch} needs {least}{times} times the steps of the oracle: {end}.")
 
 
 def answers(results: Results) -> dict[str, Answer]:
@@ -257,7 +279,7 @@ def _task(results: Results, task: str, answers: Mapping[str, Answer], films: Map
     metric, arms = results.metric, results.tasks[task]
     text = [f"{task}, {thousands(next(iter(arms.values())).steps[-1])} steps a run."]
     if len(answers) > 1:
-        text.append(page.sentence(str(answers[task])))
+        text += filter(None, [headroom(results, task), page.sentence(str(answers[task]))])
     overview = matplotlib.figure.Figure(figsize=HALF, layout="constrained")
     _draw_overview(panel := overview.subplots(), arms, metric)
     panel.legend(frameon=False, fontsize="small", ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
@@ -285,7 +307,7 @@ def _arms_table(results: Results, task: str) -> Table:
     columns: dict[str, list[Cell]] = {
         "arm": [Toned(record.arm, "strong" * (record.arm == metric.answer)) for record in records]
     }
-    for over in (metric.baseline, *metric.controls):
+    for over in filter(None, (metric.baseline, results.best_control(task))):
         columns[f"{over} / arm"] = [_ratio(results.record(task, record.arm, over)) for record in records]
     columns[f"steps to {metric.threshold:g}"] = [
         page.show_interval(record.steps, thousands, ">=" * (record.reached < record.n)) if record.steps else "-"

@@ -12,7 +12,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, wait
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
@@ -35,6 +35,7 @@ STUDY, LOCK = "study.json", "lock"
 DONE, FAILED, TRACEBACK, PROGRESS, ROWS = "done.json", "failed.json", "traceback.txt", "progress", "rows.json"
 FORMAT = 2  # of a study directory; format 1 had no tidy rows and was never released
 ABSENT = "absent"
+GROWING = ("tasks", "arms", "frames", "metric.arms")  # parts of a configuration that describe runs; others may be added
 POLL_SECONDS = 1.0
 LINE_SECONDS = 60.0  # between two lines where no terminal shows a bar
 # Errors of executors, by the names of their classes, because the package of some need not be installed.
@@ -120,8 +121,8 @@ def run_study(
         directory: of the study; on a shared file system if the executor's workers are on other machines.
         runs: in the order of their start; put the longest first.
         work: see `Work`.
-        configuration: JSON-like; everything that the results depend on except the runs, which may be added later.
-            ``configuration["study"]`` is the name of the study in the rows.
+        configuration: JSON-like; everything that the results depend on. Runs, tasks and arms may be added later, the
+            last two as keys of the parts `GROWING`. ``configuration["study"]`` is the name of the study in the rows.
         steps: task -> steps of each of its runs, for the progress bar.
         executor: where runs are executed, such as `rlpre.compare.executors.cluster`. Default: processes of this
             machine.
@@ -155,6 +156,32 @@ def succeed(*results: StudyResult) -> None:
     if failed:
         run, error = next(iter(failed.items()))
         raise RlpreError(f"{len(failed)} runs failed, {run} with: {error}; the same command tries them again")
+
+
+def restore(directory: Path, published: Path, again: Collection[str] = ()) -> None:
+    """Puts the runs of a published study, ``study.json`` and ``rows.json``, into a study directory as finished runs.
+
+    So the same study goes on where another machine has published it: `run_study` executes what is missing, or refuses
+    the directory if the configuration differs.
+
+    Args:
+        directory: of the study; runs that are finished there stay as they are.
+        published: a directory that holds the two files.
+        again: tasks whose runs are executed again, because other runs need their files.
+
+    Raises:
+        RlpreError: if a file is missing or damaged, or the directory belongs to another configuration.
+    """
+    configuration, content = read_study(published), read_json(published / ROWS)
+    with _locked(directory):
+        _claim(directory, configuration)
+        for entry in content["runs"]:
+            run, measured = Run(entry["task"], entry["arm"], entry["seed"]), dict(entry["measured"])
+            path = directory / run.path
+            if run.task not in again and not (path / DONE).exists():
+                seconds = measured.pop("seconds", None)
+                write_json(path / ROWS, list(_entries(measured)))
+                write_json(path / DONE, {**asdict(run), "seconds": seconds, "threads": None})
 
 
 def read_study(directory: Path) -> dict[str, Any]:
@@ -234,17 +261,31 @@ def _locked(directory: Path) -> Iterator[None]:
 
 
 def _claim(directory: Path, configuration: Mapping[str, Any]) -> None:
+    """Writes the configuration; if there is one, adds the new tasks and arms, and refuses any other difference."""
     path, wanted = directory / STUDY, json.loads(json.dumps({"format": FORMAT, **configuration}))
     if not path.exists():
         write_json(path, wanted)
         return
-    there, here = flat(read_study(directory)), flat(wanted)
+    known = read_study(directory)
+    grown = _merged(known, wanted)
+    there, here = flat(grown), flat(_merged(wanted, known))
     for key in dict.fromkeys([*there, *here]):
         if there.get(key, ABSENT) != here.get(key, ABSENT):
             raise RlpreError(
                 f"{directory} belongs to another study: {key} is {there.get(key, ABSENT)} there and "
                 f"{here.get(key, ABSENT)} here: give another directory or the same configuration"
             )
+    if grown != known:
+        write_json(path, grown)
+
+
+def _merged(first: Any, second: Any, place: str = "") -> Any:
+    """The first configuration, with the tasks and arms that only the second one has."""
+    if not (isinstance(first, dict) and isinstance(second, dict)):
+        return first
+    added = {key: value for key, value in second.items() if key not in first} if place in GROWING else {}
+    inner = {key: _merged(value, second.get(key), f"{place}.{key}".lstrip(".")) for key, value in first.items()}
+    return {**inner, **added}
 
 
 def _follow(

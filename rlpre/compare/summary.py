@@ -34,9 +34,10 @@ class Metric:
     baseline: str = "scratch"  # the arm that all others are compared with
     threshold: float = 0.8  # the return to reach
     controls: Sequence[str] = ()  # further arms that the others are compared with, such as frozen fresh weights
+    oracle: str = ""  # the arm that learns from the true state; empty: none
 
     def __post_init__(self) -> None:
-        for arm in (self.answer, self.baseline, *self.controls):
+        for arm in (self.answer, self.baseline, *self.controls, *([self.oracle] if self.oracle else [])):
             lookup("arm", arm, self.arms)
 
     @property
@@ -137,6 +138,19 @@ class Results:
         """One record of every arm on a task: that over the baseline, if there is one."""
         return list({record.arm: record for record in reversed(self.records) if record.task == task}.values())[::-1]
 
+    def best_control(self, task: str) -> str | None:
+        """The control that needs the fewest steps on a task, or else has the largest area; None if none has run.
+
+        It is the harder one to beat: fresh weights must not lose by the way in which they are read.
+        """
+        records = [self.record(task, arm, self.metric.baseline) for arm in self.metric.controls]
+        found = [record for record in records if record]
+
+        def score(record: Record) -> tuple[float, float]:
+            return (record.ratio.ratio.value if record.ratio and record.ratio.known else 0.0), record.area.value
+
+        return max(found, key=score).arm if found else None
+
     def minutes(self, task: str, arm: str) -> str:
         """The mean wall-clock of a run; "-" if it is not known."""
         seconds = [row.value for row in self.rows if (row.task, row.arm, row.metric) == (task, arm, SECONDS)]
@@ -159,8 +173,8 @@ def read_results(directory: Path) -> Results:
     if runs := finished_runs(directory):
         rows, study = read_rows(directory), str(configuration.get("study", directory.name))
         for run, path in runs.items():
-            seconds = float(read_json(path / DONE)["seconds"])
-            rows.append(Row(study, run.task, run.arm, run.seed, SECONDS, seconds))
+            if (seconds := read_json(path / DONE)["seconds"]) is not None:
+                rows.append(Row(study, run.task, run.arm, run.seed, SECONDS, float(seconds)))
     elif (directory / ROWS).exists():
         rows = load_rows(directory / ROWS)
     else:

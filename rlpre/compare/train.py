@@ -24,7 +24,7 @@ from stable_baselines3.common.preprocessing import is_image_space, is_image_spac
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor, VecTransposeImage, is_vecenv_wrapped
 from torch import nn
 
-from rlpre.compare.arms import Arm, Backbone, fresh_encoder, in_front, variant
+from rlpre.compare.arms import ORACLE, Arm, Backbone, fresh_encoder, in_front, variant
 from rlpre.compare.runner import Measurements, Run
 from rlpre.data.adapters import as_vec_env
 from rlpre.data.store import FrameStore
@@ -32,14 +32,14 @@ from rlpre.encoders import AnyEncoder, Encoder, SequenceEncoder, load_encoder
 from rlpre.errors import RlpreError, at_least, lookup
 from rlpre.features import whiten
 from rlpre.pretrain import PretrainConfig, pretrain
-from rlpre.sb3 import EncodedVecEnv, HistoryVecEnv, fuse, policy_kwargs
+from rlpre.sb3 import EncodedVecEnv, HistoryVecEnv, StateVecEnv, fuse, policy_kwargs
 from rlpre.sb3.vecenv import FeaturesVecEnv
 from rlpre.utils import atomic, provenance, resolve_device, write_json
 
 MakeEnv = Callable[[int, int], VecEnv]  # (number of environments, seed) -> seeded environments
 Report = Callable[[int], None]  # called with the number of steps so far
 
-EVALUATIONS, FILM = "evaluations.npz", "policy.gif"
+RUN, EVALUATIONS, FILM, LAST_MODEL = "run.json", "evaluations.npz", "policy.gif", "last_model.zip"
 EVALUATION_SEED = 1_000_000  # evaluation shares no seed with training
 FILM_SEED = 2_000_000
 EPISODES, EPISODE_STEPS = 3, 50  # of a film
@@ -78,7 +78,7 @@ class Training:
         make_env: makes the environments.
         seed: of weights, environments and actions.
         steps: environment steps, over all environments.
-        mode: of `rlpre.policy_kwargs`.
+        mode: of `rlpre.policy_kwargs`, or "oracle": the agent observes the true state, and has no encoder.
         encoder: checkpoint directory; None: fresh weights.
         fresh: configuration of an encoder with fresh weights, see `rlpre.Encoder.config`.
         memory: a fresh sequence encoder to put on ``encoder``.
@@ -135,7 +135,7 @@ def prepare(preparations: Mapping[Run, Preparation], run: Run, out: Path, report
     whitened = {variant(out, replace(arm, memory_objective="")): arm for arm in arms if arm.whiten}
     for path, arm in whitened.items():
         plain = load_encoder(variant(out, replace(arm, whiten=False, memory_objective="")))
-        whiten(plain, frames, config.seed).save(path)
+        whiten(plain, frames, config.seed, features="map" if arm.whiten == "map" else "output").save(path)
     for path, arm in {variant(out, arm): arm for arm in arms if arm.memory_objective}.items():
         vision = Encoder.load(variant(out, replace(arm, memory_objective="")))
         _pretrain_memory(arm, vision, frames, path, task.memory, lambda steps: report(config.steps + steps))
@@ -161,7 +161,7 @@ def train(spec: Training, out: Path, report: Report = lambda steps: None) -> Mea
         spec: the settings.
         out: receives ``run.json``, ``evaluations.npz`` (of SB3's ``EvalCallback``), TensorBoard events, the SB3 models
             ``best_model.zip`` and ``last_model.zip``, their policies on pixels ``best_policy.zip`` and
-            ``last_policy.zip``, and the film ``policy.gif``.
+            ``last_policy.zip``, and the film ``policy.gif``. An oracle leaves no policies on pixels.
         report: called with the number of environment steps so far.
 
     Returns:
@@ -175,7 +175,8 @@ def train(spec: Training, out: Path, report: Report = lambda steps: None) -> Mea
     encoder = starting_encoder(spec, venvs[0])
     venv, evaluation = (observed(spec, each, encoder, device) for each in venvs)
     model = make_model(spec, venv, encoder, device, out)
-    write_json(out / "run.json", {"configuration": described(spec), **provenance(), "encoder": encoder.config})
+    config = encoder.config if encoder else None
+    write_json(out / RUN, {"configuration": described(spec), **provenance(), "encoder": config})
     evaluate = _evaluation(spec.algorithm)(
         evaluation,
         n_eval_episodes=spec.eval_episodes,
@@ -186,10 +187,12 @@ def train(spec: Training, out: Path, report: Report = lambda steps: None) -> Mea
         verbose=0,
     )
     model.learn(spec.steps, callback=CallbackList([evaluate, ReportSteps(report)]), tb_log_name="tensorboard")
-    model.save(str(out / "last_model"))
-    for name, trained in (("best", spec.algorithm.load(out / "best_model", device=device)), ("last", model)):
-        policy = fuse(trained, encoder) if isinstance(venv, FeaturesVecEnv) else trained.policy
-        policy.save(str(out / f"{name}_policy.zip"))
+    model.save(str(out / LAST_MODEL))
+    best = spec.algorithm.load(out / "best_model", device=device)
+    if encoder is not None:
+        for name, trained in (("best", best), ("last", model)):
+            policy = fuse(trained, encoder) if isinstance(venv, FeaturesVecEnv) else trained.policy
+            policy.save(str(out / f"{name}_policy.zip"))
     if spec.film:
         torch.manual_seed(spec.seed)
         stage = observed(spec, make_venv(spec.make_env, 1, FILM_SEED), encoder, device)
@@ -286,12 +289,16 @@ def make_venv(make: MakeEnv, n_envs: int, seed: int) -> VecEnv:
     return VecTransposeImage(venv) if last else venv
 
 
-def starting_encoder(spec: Training, venv: VecEnv) -> AnyEncoder:
+def starting_encoder(spec: Training, venv: VecEnv) -> AnyEncoder | None:
     """The encoder at the start of a run: pretrained, with fresh weights, or fresh memory on a pretrained one.
+
+    It is None for an oracle.
 
     Raises:
         RlpreError: if the checkpoint is missing or damaged.
     """
+    if spec.mode == ORACLE:
+        return None
     if spec.encoder is None:
         return fresh_encoder(spec.fresh, spec.seed)
     if spec.memory is None:
@@ -300,19 +307,35 @@ def starting_encoder(spec: Training, venv: VecEnv) -> AnyEncoder:
     return spec.memory.build(Encoder.load(spec.encoder), int(cast(spaces.Discrete, venv.action_space).n))
 
 
-def observed(spec: Training, venv: VecEnv, encoder: AnyEncoder, device: torch.device) -> VecEnv:
-    """What the agent observes: features, windows of features, or pixels."""
+def trained_encoder(run: Path, algorithm: type[BaseAlgorithm]) -> Encoder:
+    """The encoder in the policy of a finished run at its end.
+
+    Raises:
+        RlpreError: if the run left no model.
+    """
+    if not (run / LAST_MODEL).exists():
+        raise RlpreError(f"{run / LAST_MODEL} is missing: delete {run} and start the comparison again")
+    policy = algorithm.load(run / LAST_MODEL, device="cpu").policy
+    return next(module for module in policy.modules() if isinstance(module, Encoder))
+
+
+def observed(spec: Training, venv: VecEnv, encoder: AnyEncoder | None, device: torch.device) -> VecEnv:
+    """What the agent observes: the true state, features, windows of features, or pixels."""
+    if encoder is None:
+        return StateVecEnv(venv)
     if in_front(spec.mode, encoder):
         return EncodedVecEnv(venv, encoder, device=device)
     return venv if isinstance(encoder, Encoder) else HistoryVecEnv(venv, encoder, device=device)
 
 
-def make_model(spec: Training, venv: VecEnv, encoder: AnyEncoder, device: torch.device, out: Path) -> BaseAlgorithm:
+def make_model(
+    spec: Training, venv: VecEnv, encoder: AnyEncoder | None, device: torch.device, out: Path
+) -> BaseAlgorithm:
     """The algorithm, with the encoder in its policy unless that is in front."""
     settings = dict(spec.algorithm_kwargs)
     arguments = dict(settings.pop("policy_kwargs", {}))
     base = "Mlp"
-    if not isinstance(venv, EncodedVecEnv):
+    if encoder is not None and not isinstance(venv, EncodedVecEnv):
         base, arguments = "Cnn", policy_kwargs(encoder, spec.mode, **{**arguments, **spec.policy_kwargs})
     if isinstance(venv.observation_space, spaces.Dict):
         base = "MultiInput"

@@ -74,9 +74,9 @@ def from_images(
         raise RlpreError(f"images cannot be resized to {size}: give (height, width) in pixels")
     if channels not in (None, *MODES):
         raise RlpreError(f"images cannot be converted to {channels} channels: choose 1, 3 or 4")
-    sequences = _find_images(folder)
+    sequences = find_images(folder)
     first = next(iter(sequences.values()))[0]
-    shape = _read_image(first, size, channels).shape
+    shape = read_image(first, size, channels).shape
     most = max(1, shard_rows(shape) // 8)  # 16 MiB
 
     def rows() -> Iterator[Mapping[str, Any]]:
@@ -84,7 +84,7 @@ def from_images(
             for start in range(0, len(files), most):
                 frames = []
                 for file in files[start : start + most]:
-                    frames.append(_read_image(file, size, channels))
+                    frames.append(read_image(file, size, channels))
                     if frames[-1].shape != shape:
                         raise RlpreError(
                             f"{first} is {shape} (channels, height, width) and {file} {frames[-1].shape}: give "
@@ -105,8 +105,12 @@ def natural_order(name: str) -> list[str | int]:
     return [int(part) if place % 2 else part.lower() for place, part in enumerate(parts)]
 
 
-def _find_images(folder: Path) -> dict[str, list[Path]]:
-    """Image files by folder, both in natural order, without hidden ones; warns of files that are left out."""
+def find_images(folder: Path) -> dict[str, list[Path]]:
+    """Image files by folder, both in natural order, without hidden ones; warns of files that are left out.
+
+    Raises:
+        RlpreError: if there are none.
+    """
     sequences: dict[tuple[str, ...], list[Path]] = {}
     others: Counter[str] = Counter()
     for path, files in _walk(folder, ()) if folder.is_dir() else ():
@@ -135,8 +139,12 @@ def _walk(folder: Path, above: tuple[Path, ...]) -> Iterator[tuple[Path, list[Pa
             yield from _walk(entry, (*above, folder.resolve()))
 
 
-def _read_image(file: Path, size: tuple[int, int] | None, channels: int | None) -> Frames:
-    """The frame (C, H, W) of one file."""
+def read_image(file: Path, size: tuple[int, int] | None, channels: int | None) -> Frames:
+    """The frame (C, H, W) uint8 of one file, resized and converted as in `from_images`.
+
+    Raises:
+        RlpreError: if the file cannot be read, holds several images or pixels of an unknown range.
+    """
     try:
         with Image.open(file) as opened:
             # a photograph of format MPO comes with previews of itself

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +17,7 @@ from gymnasium import spaces
 from torch import Tensor
 from tqdm import tqdm
 
+from rlpre.data.backgrounds import DistractingAtlas
 from rlpre.data.tiles import TileAtlas
 from rlpre.errors import RlpreError, lookup
 from rlpre.utils import atomic, read_json, sha256, write_json
@@ -24,6 +25,7 @@ from rlpre.utils import atomic, read_json, sha256, write_json
 Frames = npt.NDArray[np.uint8]
 Indices = npt.NDArray[np.int64]
 Columns = dict[str, npt.NDArray[Any]]
+Raw = TypeVar("Raw", Frames, Tensor)
 ActionSpace = spaces.Discrete | spaces.Box | None  # None: frames without actions
 
 FORMAT = 3
@@ -108,7 +110,8 @@ class FrameStore:
     Row t holds a frame, the action taken at it, and the reward, terminated and truncated that the action caused. An
     episode of T actions has T + 1 rows; the last one holds the final frame and action -1 (NaN in vectors). An episode
     that the end of the collection cut is neither terminated nor truncated. Frames without actions have action -1
-    everywhere. Frames of grid worlds are stored as tile codes, and decoded batch by batch through a `TileAtlas`.
+    everywhere. Frames of grid worlds are stored as tile codes, and decoded batch by batch through a `TileAtlas`; with
+    pictures behind the cells (`DistractingAtlas`), the codes have a row more than the grid.
 
     Attributes:
         path: the directory.
@@ -134,7 +137,9 @@ class FrameStore:
         self.tasks: list[str] = self.manifest["tasks"]
         self.labels: list[str] = self.manifest["labels"]
         self.missions: list[str] = self.manifest["missions"]
-        self.atlas = TileAtlas.load(path / ATLAS) if self.manifest["atlas_sha256"] else None
+        self._grid = slice(self.space.shape[1] // self.cell)
+        kind = DistractingAtlas if self.manifest["frame_shape"][0] > self._grid.stop else TileAtlas
+        self.atlas: TileAtlas | None = kind.load(path / ATLAS) if self.manifest["atlas_sha256"] else None
         files = ([path / file["name"] for file in shard["files"]] for shard in self.manifest["shards"])
         frames, rows = zip(*files, strict=True)
         # plain arrays over the maps: indexing np.memmap itself costs several times more
@@ -171,7 +176,7 @@ class FrameStore:
             space: the decoded frames, (C, H, W) uint8.
             action_space: ``Discrete`` from 0, ``Box`` of floats, or None for frames without actions.
             spec: how the frames are made; kept in the manifest, JSON values only.
-            atlas: frames are appended as tile codes (rows, columns, 3); else as pixels.
+            atlas: frames are appended as its codes, (rows + atlas.extra_rows, columns, 3); else as pixels.
             palette: palette of the atlas to decode with.
             tasks: names of the values of column "task".
             labels: names of integer label columns.
@@ -192,7 +197,8 @@ class FrameStore:
         if atlas:
             path.mkdir(parents=True, exist_ok=True)
             atlas.save(path / ATLAS)
-        frame_shape = [space.shape[1] // cell, space.shape[2] // cell, 3] if atlas else list(space.shape)
+        rows, columns = (side // cell for side in space.shape[1:])
+        frame_shape = [rows + atlas.extra_rows, columns, 3] if atlas else list(space.shape)
         content = {
             "format": FORMAT,
             "space": {"shape": list(space.shape), "dtype": "uint8", "low": 0, "high": 255},
@@ -287,7 +293,11 @@ class FrameStore:
         """Tile codes (B, rows, columns, 3) uint8 of every cell; an `RlpreError` if the store holds pixels."""
         if not self.atlas:
             raise RlpreError(f"{self.path} holds pixels, not tile codes: use frames(), or frames of MiniGrid")
-        return self._gather(indices)
+        return self.grid(self._gather(indices))
+
+    def grid(self, raw: Raw) -> Raw:
+        """The codes (..., rows, columns, 3) of the cells of raw rows; leaves out a row that holds the background."""
+        return raw[..., self._grid, :, :]
 
     def frames(self, indices: npt.ArrayLike) -> npt.NDArray[np.uint8]:
         """Pixels (B, C, H, W) uint8."""
@@ -295,7 +305,7 @@ class FrameStore:
         return self.atlas.decode(raw, self.palette) if self.atlas else raw
 
     def read(self, indices: npt.ArrayLike) -> Tensor:
-        """Frames as stored, uint8: codes (B, rows, columns, 3) of a tile store, else pixels (B, C, H, W)."""
+        """Frames as stored, uint8: codes of a tile store, with backgrounds if it has any, else pixels (B, C, H, W)."""
         return torch.from_numpy(self._gather(indices))
 
     def decode(self, raw: Tensor) -> Tensor:
@@ -305,8 +315,16 @@ class FrameStore:
     @cached_property
     def ids(self) -> Indices:
         """One number per row, (N,) int64: the same for identical frames, 0..distinct-1 by first appearance."""
+        return self._numbered(self._shards)
+
+    @cached_property
+    def grid_ids(self) -> Indices:
+        """Like `ids`, but the same for frames of a tile store that differ in their backgrounds alone."""
+        return self._numbered(map(self.grid, self._shards)) if self.atlas and self.atlas.extra_rows else self.ids
+
+    def _numbered(self, shards: Iterable[Frames]) -> Indices:
         seen: dict[bytes, int] = {}
-        numbers = (seen.setdefault(digest, len(seen)) for shard in self._shards for digest in digests(shard))
+        numbers = (seen.setdefault(digest, len(seen)) for shard in shards for digest in digests(shard))
         return np.fromiter(numbers, np.int64, len(self))
 
     @cached_property
@@ -368,7 +386,8 @@ class FrameWriter:
         In a store without actions every action is -1, and the rows may continue the last episode.
 
         Args:
-            frames: (n, rows, columns, 3) uint8 codes for a tile store, else (n, C, H, W) uint8 pixels.
+            frames: (n, rows, columns, 3) uint8 codes for a tile store, with the row of the background if its atlas has
+                pictures, else (n, C, H, W) uint8 pixels.
             **columns: one array (n,) or scalar per column: action (vectors: (n, ...)), reward, terminated, truncated,
                 episode_start, task, and every label of the store. Optional: mission, a text per row, or None.
 
@@ -523,7 +542,8 @@ def resume_store(out: Path, spec: Mapping[str, Any], **arguments: Any) -> FrameW
     """The writer of a new store, made by `FrameStore.create`, or of an interrupted one of the same ``spec``.
 
     Raises:
-        RlpreError: if ``out`` holds a store of another specification; it names the first difference.
+        RlpreError: if ``out`` holds a store of another specification, and it names the first difference, or of other
+            tiles or pictures.
     """
     if not (out / MANIFEST).exists():
         return FrameStore.create(out, spec=spec, **arguments)
@@ -535,6 +555,9 @@ def resume_store(out: Path, spec: Mapping[str, Any], **arguments: Any) -> FrameW
                 f"{out} belongs to another collection: {key} is {there.get(key)!r} there and {here.get(key)!r} here: "
                 "choose another directory"
             )
+    atlas = arguments.get("atlas")
+    if atlas and not atlas.equals(type(atlas).load(out / ATLAS)):
+        raise RlpreError(f"the tiles or pictures of {out} are others than those here: choose another directory")
     return writer
 
 

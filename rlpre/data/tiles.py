@@ -3,6 +3,7 @@
 import functools
 import zipfile
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -32,12 +33,20 @@ class TileAtlas:
             all larger distances). The first, on the agent's own cell, is full: 256.
     """
 
+    arrays: tuple[str, ...] = ("tiles", "index", "light")  # what `save` writes
+    extra_rows = 0  # of codes, below those of the grid
+
     def __init__(self, tiles: np.ndarray, index: np.ndarray, light: np.ndarray) -> None:
         self.tiles = np.ascontiguousarray(tiles, dtype=np.uint8)
         self.index = np.ascontiguousarray(index, dtype=np.intp)
         self.light = np.ascontiguousarray(light, dtype=np.uint16)
         self.tile_size = int(tiles.shape[-1])
         self._tensors: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    @property
+    def plain(self) -> "TileAtlas":
+        """The tiles alone, without what a subclass draws over them: this atlas itself."""
+        return self
 
     def decode(self, codes: np.ndarray, palette: str = "day") -> np.ndarray:
         """Turns codes (..., R, C, 3) uint8 into frames (..., 3, R * T, C * T) uint8, contiguous.
@@ -67,16 +76,20 @@ class TileAtlas:
     def save(self, path: Path) -> None:
         """Writes one ``.npz`` file, atomically."""
         with atomic(path) as temporary, open(temporary, "wb") as file:
-            np.savez_compressed(file, tiles=self.tiles, index=self.index, light=self.light)
+            np.savez_compressed(file, **{name: getattr(self, name) for name in self.arrays})
 
     @classmethod
-    def load(cls, path: Path) -> "TileAtlas":
+    def load(cls, path: Path) -> Self:
         """Reads the file that `save` wrote; an `RlpreError` if it is missing or damaged."""
         try:
             with np.load(path, allow_pickle=False) as arrays:
-                return cls(arrays["tiles"], arrays["index"], arrays["light"])
+                return cls(**{name: arrays[name] for name in cls.arrays})
         except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
             raise RlpreError(f"{path} is not a tile atlas ({error}): restore it or collect the frames again") from error
+
+    def equals(self, other: "TileAtlas") -> bool:
+        """Whether both decode every code alike."""
+        return all(np.array_equal(getattr(self, name), getattr(other, name)) for name in self.arrays)
 
     def dim(self, frame: np.ndarray, agent: int) -> np.ndarray:
         """Applies the palette "night" to a frame (3, R * T, C * T) uint8 that no code describes.

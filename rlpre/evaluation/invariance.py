@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from rlpre.data.backgrounds import DistractingAtlas
 from rlpre.data.store import FrameStore
 from rlpre.data.tiles import PALETTES
 from rlpre.encoders import AnyEncoder, Encoder
@@ -37,7 +38,7 @@ CROP = 0.75  # of a side is kept, then enlarged to the whole
 NOISE = 16.0  # standard deviation, of 255
 LEARNED = 0.5  # of the distance that fresh features move
 COLOUR = ("gray", "hue")  # changes that need red, green and blue
-PALETTE = "palette"
+PALETTE, BACKGROUND, PLAIN = "palette", "background", "plain"
 
 Change = Callable[[Tensor], Tensor]
 
@@ -106,7 +107,8 @@ def changed_frames(store: FrameStore, names: Sequence[str] | None = None) -> dic
 
     Args:
         store: of frames.
-        names: of changes; None: all that fit its frames. "palette" draws grid worlds in other colours.
+        names: of changes; None: all that fit its frames. "palette" draws grid worlds in other colours. With pictures
+            behind the cells, "background" draws another one and "plain" none.
 
     Raises:
         RlpreError: if a change is unknown or does not fit the frames.
@@ -120,6 +122,9 @@ def changed_frames(store: FrameStore, names: Sequence[str] | None = None) -> dic
     if store.atlas:
         atlas, others = store.atlas, [name for name in PALETTES if name != store.palette]
         known[PALETTE] = lambda raw: atlas.decode_torch(raw, others[0])
+        if isinstance(atlas, DistractingAtlas):
+            known[BACKGROUND] = lambda raw: store.decode(atlas.replaced(raw))
+            known[PLAIN] = lambda raw: atlas.plain.decode_torch(store.grid(raw), store.palette)
     return known if names is None else {name: lookup(f"change of {store.path}", name, known) for name in names}
 
 

@@ -77,8 +77,9 @@ def overlap(
     """
     if seen.space != met.space:
         raise RlpreError(f"{met.path} shows frames {met.space.shape}, {seen.path} {seen.space.shape}: give equal ones")
-    rows, others = (np.unique(store.ids, return_index=True)[1] for store in (met, seen))
     tiles = met.atlas is not None and seen.atlas is not None
+    ids, known_ids = (store.grid_ids if tiles else store.ids for store in (met, seen))
+    rows, others = (np.unique(numbers, return_index=True)[1] for numbers in (ids, known_ids))
     if tiles:
         distance = nearest(met.codes(rows), seen.codes(others))
     else:
@@ -93,7 +94,7 @@ def overlap(
 
     alike = state = layout = None
     if encoder is not None:
-        alike = of_steps(((distance == 0) | _alike(encoder, met, rows, seen, others))[met.ids])
+        alike = of_steps(((distance == 0) | _alike(encoder, met, rows, seen, others))[ids])
     if not isinstance(states, str):
         before, now = states
         state = of_steps(np.isin(now, before))
@@ -101,8 +102,8 @@ def overlap(
     return Overlap(
         state=state,
         layout=layout,
-        observation=of_steps((distance == 0)[met.ids]),
-        near=tuple(of_steps((distance <= cells)[met.ids]) for cells in range(1, CELLS + 1)) if tiles else (),
+        observation=of_steps((distance == 0)[ids]),
+        near=tuple(of_steps((distance <= cells)[ids]) for cells in range(1, CELLS + 1)) if tiles else (),
         alike=alike,
         why_unknown=states if isinstance(states, str) else "",
         seen=len(others),

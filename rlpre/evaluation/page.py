@@ -119,6 +119,7 @@ class Page:
     notices: Sequence[str] = ()  # warnings, such as failed runs, shown before the results
     sections: Sequence[Section] = ()
     provenance: Provenance | None = None  # shown at the end, in HTML only
+    lead: str = ""  # a sentence to read before the answer
 
 
 @dataclass(frozen=True)
@@ -135,7 +136,10 @@ class Answer:
 
 def as_text(page: Page) -> str:
     """The page for a terminal, without figures and provenance."""
-    parts = ["\n".join(map(_filled, [page.answer, *page.facts])), "\n".join(map(_filled, page.notices))]
+    parts = [
+        "\n".join(map(_filled, filter(None, [page.lead, page.answer, *page.facts]))),
+        "\n".join(map(_filled, page.notices)),
+    ]
     for section in page.sections:
         tables = [block for block in section.blocks if isinstance(block, Table)]
         if tables or section.text:

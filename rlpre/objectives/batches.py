@@ -106,17 +106,18 @@ class WindowViews(Views):
         """
         batch = self.batch
 
-        def work(features: Tensor, codes: Tensor, hidden: Tensor, *others: Any) -> Any:
+        def work(features: Tensor, raw: Tensor, hidden: Tensor, *others: Any) -> Any:
             whole = hidden.flatten(2).all(2)
             partly = hidden.flatten(2).any(2) & ~whole
-            visible = codes[partly].masked_fill(hidden[partly][..., None], UNSEEN)
+            visible = raw[partly]
+            batch.store.grid(visible)[hidden[partly]] = UNSEEN
             distinct, place = torch.unique(visible.flatten(1), dim=0, return_inverse=True)
             frames = batch.store.decode(distinct.unflatten(1, visible.shape[1:]))
             features = torch.where(whole[..., None], blank.to(features.dtype), features)
             features[partly] = self.encoder.encode_frames(frames).to(features.dtype)[place]
             return self.encoder(features, *others)
 
-        return self.share(work, batch.features, batch.codes, hidden, batch.actions, batch.mission, batch.present)
+        return self.share(work, batch.features, batch.raw, hidden, batch.actions, batch.mission, batch.present)
 
     def _encode(self, features: Tensor) -> Tensor:
         return self.share(self.encoder, features, self.batch.actions, self.batch.mission, self.batch.present)
@@ -160,8 +161,13 @@ class WindowBatch:
     mission: Tensor | None  # (batch, length) int64
     present: Tensor  # (batch, steps) bool; False is padding
     ids: Tensor  # equal for identical frames, (batch, steps) int64; arbitrary in padding
-    codes: Tensor | None  # symbols (batch, steps, rows, columns, 3) uint8, unseen in padding; None for plain pixels
+    raw: Tensor | None  # frames as stored, (batch, steps, ...) uint8, 0 in padding; None for plain pixels
     ahead: int  # largest number of steps between a step and what is predicted from it
+
+    @property
+    def codes(self) -> Tensor | None:
+        """Symbols (batch, steps, rows, columns, 3) uint8, unseen in padding; None for plain pixels."""
+        return None if self.raw is None else self.store.grid(self.raw)
 
     @cached_property
     def anchor(self) -> Tensor:
@@ -207,7 +213,8 @@ class FrameReader:
         shown_later = frames.decode(to_device(frames.read(later), self.device)) if self.pairs else shown
         numbers = (actions, later - anchor, frames.ids[anchor], frames.ids[later])
         acted, gap, anchor_id, later_id = (to_device(each, self.device) for each in numbers)
-        return Batch(shown, shown_later, acted, gap, anchor_id, later_id, raw if frames.atlas else None)
+        codes = frames.grid(raw) if frames.atlas else None
+        return Batch(shown, shown_later, acted, gap, anchor_id, later_id, codes)
 
     def distinct(self, rows: Indices) -> Indices:
         """One of ``rows`` for each different frame among them."""
@@ -242,14 +249,14 @@ class WindowReader:
 
     def batch(self, rows: Indices) -> WindowBatch:
         """The batch of these windows, (batch, steps) int64."""
-        codes = None
+        raw = None
         if self.frames.atlas:
-            codes = self.frames.read(np.maximum(rows, 0))
-            codes[torch.from_numpy(rows == PADDING).flatten()] = UNSEEN
-            codes = to_device(codes.view(*rows.shape, *codes.shape[1:]), self.device)
+            raw = self.frames.read(np.maximum(rows, 0))
+            raw[torch.from_numpy(rows == PADDING).flatten()] = UNSEEN
+            raw = to_device(raw.view(*rows.shape, *raw.shape[1:]), self.device)
         features, actions, mission, present = self.trajectories.inputs(rows)
         ids = to_device(self.frames.ids[rows], self.device)
-        return WindowBatch(self.frames, rows, features, actions, mission, present, ids, codes, self.ahead)
+        return WindowBatch(self.frames, rows, features, actions, mission, present, ids, raw, self.ahead)
 
     def distinct(self, rows: Indices) -> Indices:
         """One of the first ``DISTINCT_ROWS`` of ``rows`` for each different window that ends at one of them."""

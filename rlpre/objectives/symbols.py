@@ -99,14 +99,14 @@ def symbol_loss(logits: Tensor, symbols: Tensor) -> tuple[Tensor, Tensor]:
 def most_likely(frames: FrameStore, logits: Tensor) -> Tensor:
     """The most likely frames (n, C, H, W) uint8, given logits (n, rows, columns, LOGITS), on the CPU.
 
-    A cell with three symbols that are no tile of the store is drawn as unseen.
+    A cell with three symbols that are no tile of the store is drawn as unseen; there are no pictures behind the cells.
     """
     assert frames.atlas is not None
     codes = np.stack([part.argmax(-1).cpu() for part in torch.split_with_sizes(logits, CLASSES, -1)], axis=-1)
     index = frames.atlas.index
     codes[(codes >= index.shape).any(-1)] = UNSEEN
     codes[index[tuple(np.moveaxis(codes, -1, 0))] < 0] = UNSEEN
-    return frames.decode(torch.from_numpy(codes.astype(np.uint8)))
+    return frames.atlas.plain.decode_torch(torch.from_numpy(codes.astype(np.uint8)), frames.palette)
 
 
 def foreground(symbols: Tensor) -> Tensor:
