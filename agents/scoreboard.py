@@ -57,8 +57,9 @@ class Scoreboard:
         *(name for name, known in OBJECTIVES.items() if known.kind == "vision" and name != SUPERVISED),
         "temporal+inverse",
     )
-    view: str = "partial"  # see `envs.make`
-    strength: float = 0.5  # of what distracts, with view="distract"
+    view: str = "partial"  # see `envs.make`, also for the next two
+    strength: float | None = None  # of view "distract": weight of the pictures, 0 to 1; default 0.5
+    pictures: str | None = None  # of view "distract": "train", "test" or a folder; default "train"
     behaviour: str = "0.5*random + 0.5*expert:0.3"  # who collects the frames to pretrain on, see `envs.collect`
     frames: int = 60_000  # to pretrain on
     probes: int = 20_000  # of the expert with noise, to probe on
@@ -70,7 +71,7 @@ class Scoreboard:
     @property
     def look(self) -> dict[str, Any]:
         """How frames show the grid, see `envs.make`."""
-        return {"view": self.view} | ({"strength": self.strength} if self.view == "distract" else {})
+        return {"view": self.view, "strength": self.strength, "pictures": self.pictures}
 
     @property
     def arms(self) -> tuple[str, ...]:

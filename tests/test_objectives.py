@@ -19,6 +19,7 @@ from rlpre.objectives.batches import Batch, FrameReader, FrameViews
 from rlpre.objectives.forward import Forward, decorrelation
 from rlpre.objectives.jigsaw import Jigsaw, assemble, ordered_permutations
 from rlpre.objectives.losses import info_nce, random_shift
+from rlpre.objectives.symbols import BACKGROUND, CLASSES, LOGITS
 from rlpre.pretrain import Pretext
 
 
@@ -184,6 +185,20 @@ def test_change_is_that_of_the_frames_and_stops_at_the_gap(doorkey, encoder, bat
     moving = change.predict(encoder(batch.anchor[:32]), batch.actions[:32], batch.gap[:32])
     loss = F.mse_loss(moving, expected[:32]) / expected[:32].square().mean()
     torch.testing.assert_close(change(still.views(encoder))[0], loss)  # the half that does not change is left out
+
+
+def test_supervised_weighs_objects_as_much_as_all_other_cells(doorkey, encoder, batch) -> None:
+    supervised = OBJECTIVES["supervised"](encoder, doorkey)
+    first, last = supervised.head[-1], torch.zeros(supervised.cells, LOGITS)
+    last[:, 1] = 50.0  # whatever is seen, the answer is "empty, of colour 0, without flags"
+    last[:, [CLASSES[0], sum(CLASSES[:2])]] = 50.0
+    torch.nn.init.zeros_(first.weight)
+    first.bias.data = last.flatten()
+    symbols = batch.codes.flatten(1, 2).long()
+    wrong = (symbols != torch.tensor([1, 0, 0])).sum(-1).float()
+    objects = symbols[..., 0] >= BACKGROUND
+    expected = 50 * (wrong[objects].mean() + wrong[~objects].mean()) / 2
+    assert float(supervised(batch.views(encoder))[0].detach()) == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_decorrelation_by_hand() -> None:
