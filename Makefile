@@ -2,17 +2,23 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: study test lint format bench docs tensorboard browser
+.PHONY: study test lint format bench docs tensorboard browser qt
 
-study: $(INSTALLED)
+study: $(INSTALLED) qt
 	$(BIN)/python scripts/compare.py --out runs/quick quick
 
-test: lint browser
+test: lint browser qt
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 browser: # opens the report in a test
 	@command -v chromium >/dev/null || { apt-get update -q && apt-get install -yq --no-install-recommends chromium; } || \
 		{ echo "make test opens a page in Chromium and cannot install it: install the package 'chromium'"; exit 1; }
+
+qt: # draws Procgen's games; the rest works without
+	@$(PYTHON) -c 'import ctypes; ctypes.CDLL("libQt5Gui.so.5")' 2>/dev/null || { apt-get update -q && \
+		{ apt-get install -yq --no-install-recommends libqt5core5a libqt5gui5 || \
+		apt-get install -yq --no-install-recommends libqt5core5t64 libqt5gui5t64; }; } || \
+		echo "make cannot install what Procgen's games need: install libqt5core5a and libqt5gui5 (or libqt5core5t64 and libqt5gui5t64)"
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check
@@ -23,7 +29,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-bench: $(INSTALLED)
+bench: $(INSTALLED) qt
 	$(BIN)/python scripts/bench.py
 
 docs: $(INSTALLED)

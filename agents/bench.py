@@ -9,6 +9,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
+import envpool
 import gymnasium as gym
 import numpy as np
 import torch
@@ -37,12 +38,14 @@ from rlpre.objectives.batches import FrameReader
 from rlpre.pretrain import LOG_EVERY, Pretext, first_encoder
 
 ENV = "MiniGrid-DoorKey-8x8-v0"
+GAME = "CoinrunEasy-v0"
 N_ENVS = 16
 SHAPE = (3, 56, 56)  # of the partial view
 HIDDEN = 64  # width of the two hidden layers of each head
 # PPO as in the presets of scripts/compare.py; rl-starter-files
 PPO_SETTINGS = {"batch_size": 256, "n_epochs": 4, "learning_rate": 3e-4, "ent_coef": 0.01, "n_steps": 64}
-WRAPPERS = {"partial": RGBImgPartialObsWrapper, "full": RGBImgObsWrapper}
+# MiniGrid has no pictures behind the cells: the row "distract" compares with its plain view
+WRAPPERS = {"partial": RGBImgPartialObsWrapper, "full": RGBImgObsWrapper, "distract": RGBImgPartialObsWrapper}
 
 
 def stock_env(view: str) -> gym.Env:
@@ -55,9 +58,9 @@ def stock_vec(view: str = "partial") -> VecMonitor:
     return VecMonitor(DummyVecEnv([partial(stock_env, view)] * N_ENVS))
 
 
-def fast_vec() -> VecMonitor:
+def fast_vec(engine: str = "minigrid", **look: Any) -> VecEnv:
     """The same environments as ``stock_vec``, rendered by look-up."""
-    return envs.make_vec(ENV, N_ENVS, seed=0)
+    return envs.make_vec(ENV, N_ENVS, 0, engine, **look)
 
 
 def fresh_encoder() -> Encoder:
@@ -216,13 +219,10 @@ class Bench:
 def worlds(view: str, at_least: float, bench: Bench) -> list[Row]:
     """Steps per second of many environments and of one, random actions, resets included."""
     actions = np.random.default_rng(0).integers(0, 7, (bench.count(128, least=4), N_ENVS))
-    vectors = {"stock": stock_vec(view), "ours": envs.make_vec(ENV, N_ENVS, seed=0, view=view)}
+    vectors = {"stock": stock_vec(view), "ours": fast_vec(view=view)}
+    if view == "partial":
+        vectors["envpool"] = fast_vec("envpool")
     singles = {"stock": stock_env(view), "ours": envs.make(ENV, view)}
-
-    def play_vector(venv: VecEnv) -> None:
-        venv.reset()
-        for row in actions:
-            venv.step(row)
 
     def play_single(env: gym.Env) -> None:
         env.reset(seed=0)
@@ -231,13 +231,31 @@ def worlds(view: str, at_least: float, bench: Bench) -> list[Row]:
             if terminated or truncated:
                 env.reset()
 
-    many = interleave({name: partial(play_vector, venv) for name, venv in vectors.items()}, bench.device)
+    many = interleave({name: partial(play, venv, actions) for name, venv in vectors.items()}, bench.device)
     one = interleave({name: partial(play_single, env) for name, env in singles.items()}, bench.device)
+    row = partial(compare, work=actions.size, unit="steps/s")
     what = f"{N_ENVS} worlds, {view}: make_vec / stock wrappers in DummyVecEnv"
-    return [
-        compare(what, **many, work=actions.size, unit="steps/s", at_least=at_least),
-        compare(f"one world, {view}: make / stock wrappers", **one, work=actions.size, unit="steps/s"),
-    ]
+    rows = [row(what, many["stock"], many["ours"], at_least=at_least)]
+    if "envpool" in many:
+        rows.append(row("  stepped by EnvPool / the same", many["stock"], many["envpool"], at_least=60))
+    return [*rows, row(f"one world, {view}: make / stock wrappers", **one)]
+
+
+def games(bench: Bench) -> list[Row]:
+    """Steps per second of Procgen, random actions, compared with EnvPool without the interface of SB3."""
+    actions = np.random.default_rng(0).integers(0, 15, (bench.count(128, least=4), N_ENVS))
+    raw = envpool.make_gymnasium(GAME, num_envs=N_ENVS, num_threads=1, seed=0)
+    venvs = {"stock": raw, "ours": envs.make_vec(GAME, N_ENVS, seed=0)}
+    seconds = interleave({name: partial(play, venv, actions) for name, venv in venvs.items()}, bench.device)
+    what = f"{N_ENVS} of {GAME}: make_vec / EnvPool without SB3's interface"
+    return [compare(what, **seconds, work=actions.size, unit="us/step", at_most=200)]
+
+
+def play(venv: Any, actions: np.ndarray) -> None:
+    """Resets environments and acts."""
+    venv.reset()
+    for row in actions:
+        venv.step(row)
 
 
 def frames(bench: Bench) -> list[Row]:
@@ -312,6 +330,7 @@ def plug_frozen(bench: Bench) -> list[Row]:
         "stock": make_ppo(bench, stock_vec(), "CnnPolicy", inside),
         "stock, our worlds": make_ppo(bench, fast_vec(), "CnnPolicy", inside),
         "ours": make_ppo(bench, EncodedVecEnv(fast_vec(), encoder, bench.device), "MlpPolicy", heads),
+        "envpool": make_ppo(bench, EncodedVecEnv(fast_vec("envpool"), encoder, bench.device), "MlpPolicy", heads),
     }
     seconds, work = learn(agents, bench)
     ours = seconds["ours"]
@@ -319,6 +338,7 @@ def plug_frozen(bench: Bench) -> list[Row]:
     return [
         row("PPO frozen: EncodedVecEnv / encoder in SB3's policy, stock wrappers", seconds["stock"], ours, at_least=6),
         row("  EncodedVecEnv / the same, both on our worlds", seconds["stock, our worlds"], ours),
+        row("  stepped by EnvPool / in SB3's policy, stock wrappers", seconds["stock"], seconds["envpool"], at_least=8),
     ]
 
 
@@ -330,13 +350,16 @@ def plug_finetuned(bench: Bench) -> list[Row]:
         "same encoder": make_ppo(bench, stock_vec(), "CnnPolicy", heads | by_hand(encoder, trainable=True)),
         "every frame": make_ppo(bench, fast_vec(), "CnnPolicy", heads | by_hand(encoder, trainable=True)),
         "ours": make_ppo(bench, fast_vec(), "CnnPolicy", policy_kwargs(encoder, "finetuned", **heads)),
+        "envpool": make_ppo(bench, fast_vec("envpool"), "CnnPolicy", policy_kwargs(encoder, "finetuned", **heads)),
     }
     seconds, work = learn(agents, bench)
     row = partial(compare, ours=seconds["ours"], work=work, unit="steps/s")
+    pooled = partial(compare, ours=seconds["envpool"], work=work, unit="steps/s")
     return [
         row("PPO finetuned: rlpre / SB3's CnnPolicy, stock wrappers", seconds["NatureCNN"], at_least=2),
         row("  rlpre / the same encoder in SB3's policy, stock wrappers", seconds["same encoder"]),
         row("  rlpre / encoding repeated frames too, both on our worlds", seconds["every frame"]),
+        pooled("  rlpre, stepped by EnvPool / SB3's CnnPolicy, stock wrappers", seconds["NatureCNN"], at_least=2.5),
     ]
 
 
@@ -393,6 +416,8 @@ def replay(bench: Bench) -> list[Row]:
 MEASURES: dict[str, Callable[[Bench], list[Row]]] = {
     "partial view": partial(worlds, "partial", 15),
     "full view": partial(worlds, "full", 15),
+    "games": games,
+    "distracting view": partial(worlds, "distract", 8),
     "frames": frames,
     "pretraining": pretraining,
     "frozen": plug_frozen,

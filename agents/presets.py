@@ -45,8 +45,12 @@ class PPOConfig:
     n_envs: int = 16  # environments stepped together
     n_steps: int = 64  # steps per environment and rollout
     batch_size: int = 256  # transitions per gradient step
-    n_epochs: int | None = None  # passes over a rollout; default 8 if an encoder learns from fresh weights, else 4
-    learning_rate: float | None = None  # of Adam; default 5e-4 if an encoder learns from fresh weights, else 2e-3
+    n_epochs: int | None = (
+        None  # passes over a rollout; default 8 if an encoder learns afresh, or for an oracle, else 4
+    )
+    learning_rate: float | None = (
+        None  # of Adam; default 5e-4 if an encoder learns afresh, 1e-3 for an oracle, else 2e-3
+    )
     gamma: float = 0.99  # discount; rl-starter-files
     gae_lambda: float = 0.95  # advantage estimation; rl-starter-files
     ent_coef: float = 0.01  # entropy bonus; rl-starter-files
@@ -59,7 +63,7 @@ class PPOConfig:
     def suited(self, mode: str) -> "PPOConfig":
         """These settings, with the learning rate and the epochs of a mode where none are given."""
         fresh = ARM_MODES[mode].trainable and not ARM_MODES[mode].pretrained
-        rate, epochs = (5e-4, 8) if fresh else (2e-3, 4)
+        rate, epochs = (1e-3, 8) if mode == ORACLE else (5e-4, 8) if fresh else (2e-3, 4)
         return replace(
             self,
             learning_rate=rate if self.learning_rate is None else self.learning_rate,
@@ -89,6 +93,7 @@ class AgentConfig:
     palette: str = "day"  # or "night"
     strength: float | None = None  # of view "distract": weight of the pictures, 0 to 1; default 0.5
     pictures: str | None = None  # of view "distract": "train", "test" or a folder; default "train"
+    engine: str = "minigrid"  # or "envpool", see envs.make_vec
     eval_every: int = 2048  # environment steps between evaluations
     eval_episodes: int = 32  # episodes per evaluation, on seeds of their own
     device: str = "auto"  # "cpu", "cuda", ...
@@ -102,7 +107,7 @@ class AgentConfig:
 
     def make_env(self, env: str, **look: Any) -> MakeEnv:
         """The function that makes environments of a level; ``look`` holds further arguments of `envs.make_vec`."""
-        return envs.find(env, **self.look, **look)
+        return envs.find(env, self.engine, **self.look, **look)
 
 
 @dataclass(frozen=True)

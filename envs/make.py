@@ -1,22 +1,72 @@
-"""Any environment by its name: MiniGrid and BabyAI levels as pixels, other Gymnasium ids, and functions of your own."""
+"""Any environment by its name: MiniGrid and BabyAI levels, EnvPool's and ViZDoom's games, other Gymnasium ids."""
 
+import os
 from functools import partial
 from typing import Any
 
-from envs.minigrid.worlds import make_vec
+import gymnasium as gym
+from stable_baselines3.common.vec_env import VecEnv
+
+from envs.minigrid.worlds import LOOK
+from envs.minigrid.worlds import make_vec as make_grids
+from envs.pool import MEGABYTES, kinds, make_pool
 from rlpre.compare.train import MakeEnv, find_env
+from rlpre.errors import RlpreError, lookup
 
-LEVELS = ("MiniGrid-", "BabyAI-")  # ids whose own observations are no images: `make_vec` renders them
 
-
-def find(name: str, **look: Any) -> MakeEnv:
-    """The function ``(n_envs, seed) -> VecEnv`` that makes environments of this name.
+def make_vec(env_id: str, n_envs: int, seed: int, engine: str = "minigrid", **look: Any) -> VecEnv:
+    """Makes ``n_envs`` environments that are stepped together.
 
     Args:
-        name: an id of MiniGrid or BabyAI, any other Gymnasium id, or "module:function" of such a function.
-        **look: for MiniGrid and BabyAI, arguments of `make_vec` such as ``view``.
+        env_id: a level of MiniGrid or BabyAI, a game of Procgen ("CoinrunEasy-v0"), Atari ("Pong-v5") or ViZDoom
+            ("VizdoomBasic-v1"), another Gymnasium id, or "module:function".
+        n_envs: number of environments.
+        seed: seeds the first reset.
+        engine: what steps levels: "minigrid" (every view, and experts), or "envpool" (faster, the partial view alone).
+        **look: see `envs.minigrid.worlds.make`, `envs.pool.make_pool` and `envs.doom.make_doom`.
+
+    Returns:
+        A ``VecEnv`` whose infos hold "episode" where one has ended.
 
     Raises:
-        RlpreError: if there is no such id or function.
+        RlpreError: for an unknown id or engine, a look that the environments do not have, a missing library, or more
+            environments than memory holds.
     """
-    return partial(make_vec, name, **look) if name.startswith(LEVELS) else find_env(name)
+    return find(env_id, engine, **look)(n_envs, seed)
+
+
+def find(name: str, engine: str = "minigrid", **look: Any) -> MakeEnv:
+    """The function ``(n_envs, seed) -> VecEnv`` that makes environments of this name.
+
+    The arguments are those of `make_vec`. Other environments ignore a look that is the default of levels.
+
+    Raises:
+        RlpreError: as `make_vec`.
+    """
+    make = lookup("engine", engine, {"minigrid": make_grids, "envpool": make_pool})
+    if name.startswith(("MiniGrid-", "BabyAI-")):
+        return partial(_make, name, MEGABYTES["minigrid"], partial(make, name, **look))
+    look = {key: value for key, value in look.items() if value != {**LOOK, "state": False}.get(key)}
+    doom, gymnasium = name.startswith("Vizdoom"), ":" in name or name in gym.registry
+    if engine == "envpool" and (doom or gymnasium):
+        raise RlpreError(f"EnvPool steps MiniGrid, BabyAI, Procgen and Atari here, not {name}: leave out the engine")
+    if doom:
+        from envs.doom import make_doom  # imports ViZDoom
+
+        return partial(make_doom, name, **look)
+    if gymnasium:
+        look.pop("state", None)  # it is the environment that puts it into its infos, or does not
+        if look:
+            raise RlpreError(f"{name} does not take {next(iter(look))!r}: leave it out")
+        return find_env(name)
+    kind = lookup("environment", name, dict.fromkeys(gym.registry, "") | kinds())
+    return partial(_make, name, MEGABYTES[kind], partial(make_pool, name, **look))
+
+
+def _make(name: str, megabytes: float, make: MakeEnv, n_envs: int, seed: int) -> VecEnv:
+    need, have = n_envs * megabytes / 1e3, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    if n_envs < 1:
+        raise RlpreError(f"n_envs is {n_envs}: give at least 1 environment")
+    if need > have:
+        raise RlpreError(f"{n_envs} of {name} need about {need:.0f} GB, this machine has {have:.0f} GB: use fewer")
+    return make(n_envs, seed)

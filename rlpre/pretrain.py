@@ -312,8 +312,9 @@ class Pretraining:
     def _finished(self) -> AnyEncoder:
         """The encoder as users get it: a copy whose features have mean 0 and SD 1 over the frames."""
         encoder = copy.deepcopy(self.pretext.encoder).eval()
-        rows = self.frames.sample(STANDARD_ROWS, np.random.default_rng(self.config.seed))
-        encoder.standardise(self.reader.encode(encoder, rows))
+        drawn = self.frames.sample(STANDARD_ROWS, np.random.default_rng(self.config.seed))
+        rows, places = np.unique(drawn, return_inverse=True)  # a small store gives the same rows many times
+        encoder.standardise(self.reader.encode(encoder, rows)[places])
         return encoder
 
     def _refuse_nan(self, metrics: dict[str, Tensor]) -> None:

@@ -52,7 +52,7 @@ def main(
 
 
 def table(results: Results) -> Table:
-    """The steps of each arm on each task, and how many times those of the other arms scratch needs."""
+    """The steps of each arm on each task, and how many times those of each other arm scratch needs."""
     metric, rows = results.metric, []
     others = [arm for arm in metric.arms if arm != metric.baseline]
     for task, name in short_names(results.tasks).items():

@@ -10,15 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageSequence
+from pixel_world import Quadrant, odd_encoder, refuse, worlds
+from sb3_contrib import ARS
 from stable_baselines3 import PPO
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.vec_env import DummyVecEnv
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import envs
 from agents.presets import AGENTS, PPOConfig, TrainConfig
-from rlpre import Backbone, EncodedVecEnv, Encoder, HistoryVecEnv, InputSpec, RlpreError, SequenceEncoder
-from rlpre.compare.train import EPISODE_STEPS, EPISODES, SIDE, train
+from rlpre import Backbone, EncodedVecEnv, Encoder, HistoryVecEnv, InputSpec, RlpreError, SequenceEncoder, policy_kwargs
+from rlpre.compare.train import EPISODE_STEPS, EPISODES, SIDE, Training, film, make_model, train
 from rlpre.utils import read_json
 
 ROOT = Path(__file__).parents[1]
@@ -197,6 +200,31 @@ def test_a_run_with_memory_repeats_itself_and_its_film(home: Path, remembering: 
     with Image.open(tmp_path / "policy.gif") as picture:
         assert 10 < picture.n_frames <= EPISODES * EPISODE_STEPS
         assert max(picture.size) == SIDE
+
+
+class Counting(Quadrant):
+    """Shows the time of an episode of 6 steps when it is rendered."""
+
+    render_mode = "rgb_array"
+
+    def render(self) -> np.ndarray:
+        return np.full((8, 8, 3), 40 * self.time, np.uint8)
+
+
+def test_a_film_shows_the_last_frames(tmp_path: Path) -> None:
+    venv = DummyVecEnv([Counting])
+    film(PPO("CnnPolicy", venv, device="cpu", policy_kwargs=policy_kwargs(odd_encoder())), venv, tmp_path / "a.gif")
+    with Image.open(tmp_path / "a.gif") as picture:
+        shown = [np.asarray(page.convert("L")).mean() for page in ImageSequence.Iterator(picture)]
+    assert shown == pytest.approx([40 * time for time in range(7)] * EPISODES, abs=2)
+
+
+def test_an_algorithm_without_policies_of_images_is_refused() -> None:
+    arguments = Training(envs.find(TINY.env), 0, 1, algorithm=ARS)
+    venv = worlds()
+    refuse(
+        "ARS has no CnnPolicy, which reads images", lambda: make_model(arguments, venv, odd_encoder(), "cpu", Path())
+    )
 
 
 def test_updates_of_a_run(home: Path) -> None:

@@ -17,8 +17,8 @@ from gymnasium import spaces
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import SyncVectorEnv
 from PIL import Image
-from pixel_world import worlds
-from sb3_contrib import RecurrentPPO
+from pixel_world import build, refuse, worlds
+from sb3_contrib import MaskablePPO, RecurrentPPO
 from stable_baselines3 import DQN, PPO, SAC
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecFrameStack, VecTransposeImage
 
@@ -363,3 +363,41 @@ def test_two_functions_of_one_name_and_two_environments_share_no_store(tmp_path:
     rlpre.collect(worlds(), tmp_path / "b", 16, task="one")
     with pytest.raises(RlpreError, match="belongs to another collection: task is 'one' there and 'two' here"):
         rlpre.collect(worlds(), tmp_path / "b", 16, task="two")
+
+
+# Labels and masks.
+
+
+def quadrants(venv: VecEnv) -> dict[str, list[int]]:
+    return {"quadrant": [env.quadrant for env in venv.unwrapped.envs]}
+
+
+def test_labels_belong_to_the_frames(tmp_path: Path) -> None:
+    def frames_and_labels(steps: int) -> tuple[np.ndarray, np.ndarray]:
+        store = rlpre.collect(worlds(noise=0), tmp_path, steps, labels=quadrants)
+        acted = np.flatnonzero(store.acted)
+        assert (store.column("quadrant")[~store.acted] == -1).all()
+        return store.frames(acted), store.column("quadrant")[acted]
+
+    for steps in (40, 80):  # the second continues the first
+        frames, labels = frames_and_labels(steps)
+        corners = frames[:, 0, ::35, ::35].reshape(-1, 4)
+        assert len(labels) == steps
+        assert np.array_equal(corners.argmax(1), labels)
+    refuse("labels is .'quadrant'. there and None here", lambda: rlpre.collect(worlds(noise=0), tmp_path, 120))
+
+
+@pytest.mark.parametrize("values", [[0.5, 1.0], [1, 2, 3], [40_000, 1]])
+def test_labels_that_are_no_small_integers_are_refused(values: list[Any], tmp_path: Path) -> None:
+    refuse(
+        "label 'far' is .*one integer of at most 32767",
+        lambda: rlpre.collect(worlds(), tmp_path, 8, labels=lambda venv: {"far": values}),
+    )
+
+
+@pytest.mark.parametrize("agent", [None, MaskablePPO])
+def test_masked_actions_are_not_taken(agent: type[MaskablePPO] | None, tmp_path: Path) -> None:
+    policy = build(agent, {}) if agent else None
+    store = rlpre.collect(worlds(), tmp_path, 200, policy=policy, labels=quadrants)
+    after = store.column("action") - store.column("quadrant")
+    assert set((after % 4)[store.acted].tolist()) == {0, 2, 3}

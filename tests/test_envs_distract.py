@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.utils.env_checker import check_env
+from minigrid.core.world_object import Ball
 from PIL import Image
 
 import envs
 from agents.presets import AgentConfig
-from envs.distract import FEWEST, ZOOM, Drift, distracting
+from envs.minigrid.distract import FEWEST, ZOOM, Drift, distracting
 from envs.minigrid.overlap import overlaps, states
 from envs.minigrid.trials import ExpertActor, play
 from rlpre import Encoder, FrameStore, InputSpec, RlpreError, SequenceEncoder
@@ -65,6 +66,24 @@ def test_strength_1_shows_no_cell() -> None:
         first, second = (world.reset(seed=seed)[0] for world in worlds)
         assert np.array_equal(first, second)
         assert np.array_equal(*(world.step(6)[0] for world in worlds))
+
+
+@pytest.mark.parametrize("strength", [0, 1])
+def test_an_object_without_a_tile_lies_before_the_picture_too(strength: float) -> None:
+    class Sign(Ball):
+        pass
+
+    views = {"partial": {}, "distract": {"strength": strength}}
+    worlds = [envs.make(DOORKEY, view, **look) for view, look in views.items()]
+    for world in worlds:
+        world.reset(seed=0)
+        world.grid_env.carrying = Sign("red")
+    (stock, *_, info), (shown, *_) = (world.step(6) for world in worlds)
+    assert info["codes"] is None
+    assert np.array_equal(stock, shown) == (strength == 0)
+    worlds[1].grid_env.carrying = None
+    worlds[1].reset(seed=0)
+    assert np.array_equal(worlds[1].step(6)[0], shown) == (strength == 1)
 
 
 def test_a_picture_drifts_within_an_episode_and_changes_between_episodes() -> None:
@@ -217,7 +236,7 @@ def test_a_folder_of_pictures(tmp_path: Path) -> None:
 )
 def test_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, look: dict[str, Any], message: str) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("envs.distract.MOST_BYTES", 5 * 3 * (ZOOM * 56) ** 2)
+    monkeypatch.setattr("envs.minigrid.distract.MOST_BYTES", 5 * 3 * (ZOOM * 56) ** 2)
     for name, count in {"empty": 0, "few": 1, "many": 8, "broken": 4}.items():
         Path(name).mkdir()
         for number in range(count):

@@ -8,6 +8,7 @@ import torch
 from gymnasium import spaces
 from scipy.stats import norm
 
+import rlpre
 from rlpre import Encoder, FrameStore, InputSpec, RlpreError, SequenceEncoder
 from rlpre.evaluation.probes import (
     COUNTS,
@@ -19,12 +20,13 @@ from rlpre.evaluation.probes import (
     label_efficiency,
     labelled_features,
     linear_probe,
+    outcome,
     read,
     separation,
     sparsity,
 )
 from rlpre.objectives import make_reader
-from tests.pixel_world import same
+from tests.pixel_world import same, worlds
 
 Array = np.ndarray
 DIM = 32
@@ -130,9 +132,40 @@ def test_probes_of_an_encoder(doorkey: FrameStore, tmp_path: Path) -> None:
         columns = {"reward": 0.0, "terminated": False, "truncated": False, "task": 0, "action": -1}
         writer.append(doorkey.frames([0]), episode_start=np.array([True]), **columns)
     bare = make_reader(FrameStore.open(tmp_path), encoder)
-    with pytest.raises(RlpreError, match="cannot be probed: it has no labels"):
+    with pytest.raises(RlpreError, match="cannot be probed: label 'return', where it is known"):
         factors(bare)
     assert linear_probe(encoder, bare) == {}
+
+
+def test_outcomes_by_hand(tmp_path: Path) -> None:
+    columns = {
+        "reward": np.array([1, 0, -2, 0, 1, 5, 0], float),
+        "terminated": np.arange(7) == 2,
+        "truncated": np.zeros(7, bool),
+        "action": np.array([0, 1, 0, -1, 1, 1, -1]),
+        "episode_start": np.isin(np.arange(7), [0, 4]),  # the second one is cut
+        "task": 0,
+    }
+    frames = np.random.default_rng(0).integers(0, 256, (7, 3, 56, 56), np.uint8)
+    space = spaces.Box(0, 255, (3, 56, 56), np.uint8)
+    with FrameStore.create(tmp_path, space=space, action_space=spaces.Discrete(2), spec={}) as writer:
+        writer.append(frames, **columns)
+    store = FrameStore.open(tmp_path)
+    assert outcome(store, "action").tolist() == [0, 1, 0, -1, 1, 1, -1]
+    assert outcome(store, "reward").tolist() == [2, 1, 0, -1, 2, 2, -1]
+    assert outcome(store, "return") == pytest.approx([1 - 2 * 0.99**2, -2 * 0.99, -2, *[np.nan] * 4], nan_ok=True)
+
+
+def test_outcomes_are_probed_in_every_store(tmp_path: Path) -> None:
+    store = rlpre.collect(worlds(4, length=3), tmp_path, 400)
+    encoder = Encoder("cnn", InputSpec(store.space.shape), features=16)
+    reader = make_reader(store, encoder)
+    assert linear_probe(encoder, reader).keys() == {"reward", "return"}
+    _, (action, returns) = factors(reader, ["action", "return"])
+    assert set(action.classes) == {0, 1, 2, 3}
+    assert returns.quantity
+    for train, test in returns.folds():
+        assert not set(returns.groups[train]) & set(returns.groups[test]), "frames of one episode share its rewards"
 
 
 def test_the_control_differs_in_weights_alone(doorkey: FrameStore) -> None:

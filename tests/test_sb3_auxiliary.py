@@ -10,9 +10,11 @@ from gymnasium import spaces
 from pixel_world import FRAME, build, refuse, same, worlds
 from stable_baselines3 import DQN, PPO
 from stable_baselines3.common.vec_env import VecFrameStack
+from test_compare import compare
 
 import rlpre
-from rlpre import EncodedVecEnv, Encoder, FrameStore, InputSpec
+from rlpre import Arm, EncodedVecEnv, Encoder, FrameStore, InputSpec
+from rlpre.compare.train import trained_encoder
 from rlpre.sb3 import KeepLearning, policy_kwargs
 from rlpre.sb3.auxiliary import _numbers
 
@@ -119,3 +121,27 @@ def test_what_cannot_work_is_refused(store: FrameStore, tmp_path: Path) -> None:
         rest = dict.fromkeys(("reward", "terminated", "truncated", "task"), 0)
         writer.append(np.zeros((2, 3, 40, 40), np.uint8), **columns, **rest)
     refuse("40", lambda: agent().learn(8, KeepLearning("contrastive", tmp_path / "large", 1)))
+
+
+def test_an_arm_of_a_comparison_keeps_learning(store: FrameStore, tmp_path: Path) -> None:
+    arms = {
+        "scratch": Arm("scratch"),
+        "auxiliary": Arm("scratch", auxiliary={"objective": "contrastive", "updates": 1}),
+    }
+    result = compare(tmp_path, arms, frames=store, controls=False)
+    encoders = [trained_encoder(tmp_path / "comparison" / name / "seed-0", PPO) for name in arms]
+    assert not same(*encoders)
+    assert [record["arm"] for record in result.table()] == ["scratch", "auxiliary"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "auxiliary", "named"),
+    [
+        ("random", {"objective": "contrastive", "updates": 1}, "use mode 'scratch' or 'finetuned'"),
+        ("scratch", {"objective": "contrastive"}, "auxiliary has no updates"),
+        ("scratch", {"objective": "contrast", "updates": 1}, "did you mean 'contrastive'"),
+        ("scratch", {"objective": "contrastive", "update": 1}, "did you mean 'updates'"),
+    ],
+)
+def test_wrong_arms_are_refused(mode: str, auxiliary: dict[str, Any], named: str, tmp_path: Path) -> None:
+    refuse(named, lambda: compare(tmp_path, {"scratch": Arm("scratch"), "mine": Arm(mode, auxiliary=auxiliary)}))

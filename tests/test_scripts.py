@@ -186,6 +186,26 @@ def test_compare_killed_and_resumed_answers(tmp_path: Path, call: Call) -> None:
     assert {marker: marker.stat().st_mtime_ns for marker in markers()} == after
 
 
+def test_headroom_of_two_worlds(tmp_path: Path) -> None:
+    out, settings = (
+        tmp_path / "results",
+        [f"--train.{name}={value}" for name, value in RUN.items() if name != "features"],
+    )
+    settings += [f"--train.ppo.{name}={value}" for name, value in PPO.items()]
+    printed = succeed("headroom", WORLD, "MiniGrid-Empty-6x6-v0", "--out", out, STEPS, "--seeds=1", *settings)
+    metric = read_json(out / "study.json")["metric"]
+    assert (list(metric["arms"]), metric["oracle"]) == (["scratch", "oracle", "transplant"], "oracle")
+    assert "the oracle" in printed.splitlines()[0]
+    head, _, *rows = printed.splitlines()[2:6]
+    assert re.split("  +", head)[-2:] == ["scratch / oracle", "scratch / transplant"]
+    assert [row.split()[0] for row in rows] == ["Empty-5x5", "Empty-6x6"]
+    rates = {}
+    for arm in metric["arms"]:
+        said = read_json(out / WORLD / arm / "seed-0" / "run.json")["configuration"]
+        rates[arm] = said["algorithm_kwargs"]["learning_rate"]
+    assert rates == {"scratch": 5e-4, "oracle": 1e-3, "transplant": 2e-3}
+
+
 def one_sentence(complaints: str, words: str) -> bool:
     lines = complaints.splitlines()
     return len(lines) == 1 and lines[0].startswith("error: ") and words in lines[0]
@@ -225,6 +245,9 @@ BAD = [
     ("train --agent frozen --encoder {encoder} --tile-size 9 --out {new}", "the observation shape is (3, 63, 63)"),
     ("train --device abacus --out {new}", "device 'abacus' cannot be used here"),
     ("train --steps 100 --out {new}", "steps=100 end before the first evaluation"),
+    ("headroom MiniGrid-Emty-5x5-v0 --out {new}", "did you mean 'MiniGrid-Empty-5x5-v0'"),
+    ("headroom {world} --out {new}", "arm 'oracle': environment 0 does not tell its true state"),
+    ("compare --out {new} own --env {world} --arm a=oracle --steps 9", "does not tell its true state"),
     ("compare --out {new} quick --answer scrach", "unknown arm 'scrach': did you mean 'scratch'"),
     ("compare --out {new} quick --baseline scrach", "unknown arm 'scrach': did you mean 'scratch'"),
     ("compare --out {new} quick --pretrain.encoder impalla", "unknown encoder 'impalla': did you mean 'impala'"),

@@ -199,10 +199,10 @@ def atlas(tile_size: int) -> TileAtlas:
     MiniGrid draws each layer once, and they are combined as in ``Grid.render_tile``: every pixel equals its rendering.
 
     Raises:
-        RlpreError: if ``tile_size``, the pixels of a cell along each axis, is below 1.
+        RlpreError: if ``tile_size``, the pixels of a cell along each axis, is not in 1..256.
     """
-    if tile_size < 1:
-        raise RlpreError(f"tile_size is {tile_size}: give at least 1 pixel a cell")
+    if not isinstance(tile_size, int) or not 1 <= tile_size <= 256:
+        raise RlpreError(f"tile_size is {tile_size}: give 1 to 256 pixels a cell")
     empty, *agents = (_draw(None, tile_size, direction) for direction in (None, 0, 1, 2, 3))
     masks = [np.zeros(empty.shape[:2], bool), *((agent != empty).any(-1) for agent in agents)]
     tiles, index = [], np.full((CODES[:, 0].max() + 1, CODES[:, 1].max() + 1, len(masks) << AGENT_SHIFT), -1)

@@ -15,8 +15,8 @@ from minigrid.minigrid_env import MiniGridEnv
 from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 
 import minigrid  # noqa: F401 (registers the ids)
-from envs.distract import PICTURES, STRENGTH, Drift, distracting
 from envs.minigrid import render
+from envs.minigrid.distract import PICTURES, STRENGTH, Drift, distracting
 from envs.minigrid.render import SymbolicFrame, UnknownObjectError, atlas
 from rlpre.data.backgrounds import DistractingAtlas
 from rlpre.data.tiles import PALETTES, TileAtlas
@@ -347,7 +347,7 @@ def make(
         dict_obs: observe a dict of "image", "direction" and "mission" (see `clauses`) instead of the image alone.
         strength: of view "distract": weight of the picture, 0 to 1; default 0.5.
         pictures: of view "distract": "train" (the default), "test" (others), or a folder of images, see
-            `envs.distract.distracting`.
+            `envs.minigrid.distract.distracting`.
         state: put the symbols that the observation shows into ``info["state"]`` as numbers, see `GridWorld.states`.
 
     Returns:

@@ -1,5 +1,6 @@
 """Arms of a comparison: ways to use an encoder in an agent."""
 
+import inspect
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from rlpre.errors import RlpreError, lookup
 from rlpre.features import map_stage
 from rlpre.objectives import parse_objective
 from rlpre.pretrain import PretrainConfig, step_directory
-from rlpre.sb3 import MODES, StateVecEnv, policy_kwargs
+from rlpre.sb3 import MODES, KeepLearning, StateVecEnv, policy_kwargs
 from rlpre.sb3.policy import Mode
 from rlpre.sb3.vecenv import check_actions, find_image
 
@@ -82,6 +83,8 @@ class Arm:
         policy_kwargs: further arguments of `rlpre.policy_kwargs`, such as ``{"stages": 2}`` for "partial",
             ``{"augment": True}``, or ``{"warmup_updates": 200}`` for LP-FT.
         algorithm_kwargs: replaces arguments in the comparison's ``algorithm_kwargs``, such as the learning rate.
+        auxiliary: arguments of `rlpre.sb3.KeepLearning` but for the frames, such as
+            ``{"objective": "temporal+inverse", "updates": 16}``: the objective goes on while the agent learns.
     """
 
     mode: str
@@ -93,6 +96,7 @@ class Arm:
     memory_objective: str = ""
     policy_kwargs: Mapping[str, Any] = field(default_factory=dict)
     algorithm_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    auxiliary: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def objective(self) -> str:
@@ -129,8 +133,13 @@ class Arm:
 
     @property
     def reads_frames(self) -> bool:
-        """Whether the comparison's frames form the arm's encoder."""
+        """Whether the comparison's frames form the arm's encoder before the agent learns."""
         return bool(self.objective or self.whiten or self.memory_objective)
+
+    @property
+    def uses_frames(self) -> bool:
+        """Whether the arm uses the comparison's frames at all."""
+        return self.reads_frames or bool(self.auxiliary)
 
 
 def fresh_config(arm: Arm, arms: Iterable[Arm], pretrain: PretrainConfig, space: spaces.Space[Any]) -> dict[str, Any]:
@@ -218,6 +227,9 @@ def check_arm(name: str, arm: Arm, data: Collection[str], steps: int, venv: VecE
         f"there is no pretraining to take step {arm.step} of: give an objective as encoder": (
             arm.step is not None and not arm.objective
         ),
+        "auxiliary trains an encoder of frames in the policy: use mode 'scratch' or 'finetuned' without memory": (
+            arm.auxiliary and (arm.frozen or arm.memory or isinstance(given, SequenceEncoder))
+        ),
         f"pretraining has no step {arm.step}: choose one from 0 to {steps}": not 0 <= (arm.step or 0) <= steps,
     }
     for fault, found in faults.items():
@@ -227,11 +239,23 @@ def check_arm(name: str, arm: Arm, data: Collection[str], steps: int, venv: VecE
         parse_objective(arm.objective, Encoder.kind)
     if arm.memory_objective:
         parse_objective(arm.memory_objective, SequenceEncoder.kind)
+    if arm.auxiliary:
+        _check_auxiliary(name, arm.auxiliary)
     if arm.data:
         lookup("data", arm.data, dict.fromkeys(data))
     if arm.whiten == "map":
         map_stage(given or fresh)
     _check_encoder(arm, venv, given or fresh)
+
+
+def _check_auxiliary(name: str, arguments: Mapping[str, Any]) -> None:
+    parameters = inspect.signature(KeepLearning).parameters
+    for key in arguments:
+        lookup(f"argument of arm {name!r}'s auxiliary", key, {each: each for each in parameters if each != "frames"})
+    missing = [key for key in ("objective", "updates") if key not in arguments]
+    if missing:
+        raise RlpreError(f"arm {name!r}: auxiliary has no {missing[0]}: give objective and updates")
+    parse_objective(arguments["objective"], Encoder.kind)
 
 
 def _check_oracle(name: str, arm: Arm, venv: VecEnv) -> None:

@@ -199,8 +199,8 @@ def compare(
     names = tasks if isinstance(frames, int) else _named(frames, FRAMES)
     fresh = {task: _check_arms(tasks[task], arms, names, pretrain) for task in tasks}
     _check_importable(executor, tasks, algorithm_kwargs, measure)
-    stores = _open(frames, tasks, out / FRAMES, pretrain.seed) if any(arm.reads_frames for arm in arms.values()) else {}
-    offline = {name: len(stores[_data(arm, tasks, stores)]) if arm.reads_frames else 0 for name, arm in arms.items()}
+    stores = _open(frames, tasks, out / FRAMES, pretrain.seed) if any(arm.uses_frames for arm in arms.values()) else {}
+    offline = {name: len(stores[_data(arm, tasks, stores)]) if arm.uses_frames else 0 for name, arm in arms.items()}
     untrained = [name for name, arm in arms.items() if (arm.fresh or arm.step == 0) and name != baseline]
     metric = {"arms": offline, "controls": untrained, **asked, "threshold": threshold}
     metric |= {ORACLE: oracles[0]} if oracles else {}
@@ -246,6 +246,7 @@ def compare(
             memory=None if arm.memory_objective else arm.memory,
             policy_kwargs=arm.policy_kwargs,
             algorithm_kwargs={**shared.algorithm_kwargs, **arm.algorithm_kwargs},
+            auxiliary=arm.auxiliary and {**arm.auxiliary, "frames": stores[_data(arm, [task], stores)].path.resolve()},
             film=seed == min(seeds),
         )
     remembers = any(arm.memory_objective for arm in arms.values())

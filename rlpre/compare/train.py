@@ -32,7 +32,7 @@ from rlpre.encoders import AnyEncoder, Encoder, SequenceEncoder, load_encoder
 from rlpre.errors import RlpreError, at_least, lookup
 from rlpre.features import whiten
 from rlpre.pretrain import PretrainConfig, pretrain
-from rlpre.sb3 import EncodedVecEnv, HistoryVecEnv, StateVecEnv, fuse, policy_kwargs
+from rlpre.sb3 import EncodedVecEnv, HistoryVecEnv, KeepLearning, StateVecEnv, fuse, policy_kwargs
 from rlpre.sb3.vecenv import FeaturesVecEnv
 from rlpre.utils import atomic, provenance, resolve_device, write_json
 
@@ -85,6 +85,7 @@ class Training:
         policy_kwargs: further arguments of `rlpre.policy_kwargs`.
         algorithm: of SB3 or sb3-contrib.
         algorithm_kwargs: its arguments.
+        auxiliary: arguments of `rlpre.sb3.KeepLearning`, if an objective goes on while the agent learns.
         n_envs: environments that are stepped together.
         eval_every: environment steps between evaluations.
         eval_episodes: episodes of an evaluation, in environments with seeds of their own.
@@ -102,6 +103,7 @@ class Training:
     policy_kwargs: Mapping[str, Any] = field(default_factory=dict)
     algorithm: type[BaseAlgorithm] = PPO
     algorithm_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    auxiliary: Mapping[str, Any] = field(default_factory=dict)
     n_envs: int = 8
     eval_every: int = 2048
     eval_episodes: int = 16
@@ -186,7 +188,8 @@ def train(spec: Training, out: Path, report: Report = lambda steps: None) -> Mea
         deterministic=spec.deterministic,
         verbose=0,
     )
-    model.learn(spec.steps, callback=CallbackList([evaluate, ReportSteps(report)]), tb_log_name="tensorboard")
+    callbacks = [evaluate, ReportSteps(report), *([KeepLearning(**spec.auxiliary)] if spec.auxiliary else [])]
+    model.learn(spec.steps, callback=CallbackList(callbacks), tb_log_name="tensorboard")
     model.save(str(out / LAST_MODEL))
     best = spec.algorithm.load(out / "best_model", device=device)
     if encoder is not None:
@@ -341,6 +344,8 @@ def make_model(
         base = "MultiInput"
     recurrent = f"{base}LstmPolicy"
     policy = recurrent if recurrent in spec.algorithm.policy_aliases else f"{base}Policy"
+    if policy not in spec.algorithm.policy_aliases:
+        raise RlpreError(f"{spec.algorithm.__name__} has no {policy}, which reads images: use another, such as PPO")
     common = {"policy_kwargs": arguments, "seed": spec.seed, "tensorboard_log": str(out)}
     return spec.algorithm(policy, venv, **{**settings, **common, "device": device})
 
@@ -357,22 +362,42 @@ def film(model: BaseAlgorithm, venv: VecEnv, path: Path) -> None:
         return
     pictures: list[Image.Image] = []
     durations: list[int] = []
+    venv.reset()
+    ends = _render_ends(venv)
     for _ in range(EPISODES):
         observations, memory, starts = venv.reset(), None, np.ones(1, bool)
-        shots: list[Image.Image] = []
+        shots: list[Any] = []
         done = False
         while not done and len(shots) < EPISODE_STEPS:
-            picture = Image.fromarray(np.asarray(venv.get_images()[0]))
-            picture.thumbnail((SIDE, SIDE))
-            shots.append(picture)
+            shots.append(venv.get_images()[0])
             actions, memory = model.predict(observations, memory, starts, deterministic=False)  # type: ignore[arg-type]
             observations, _, (done,), _ = venv.step(actions)
             starts = np.zeros(1, bool)
-        pictures += shots
+        shots += ends[-1:] if done else []
+        for shot in shots:
+            pictures.append(Image.fromarray(np.asarray(shot)))
+            pictures[-1].thumbnail((SIDE, SIDE))
         durations += [MILLISECONDS] * (len(shots) - 1) + [LAST_MILLISECONDS]
     first, *others = pictures
     with atomic(path) as temporary:
         first.save(temporary, format="GIF", save_all=True, append_images=others, duration=durations, loop=0)
+
+
+def _render_ends(venv: VecEnv) -> list[Any]:
+    """A list that receives the last picture of each episode; it stays empty if other processes hold the environment.
+
+    A ``VecEnv`` resets in the step that ends an episode, so the picture exists only until the environment's own reset.
+    """
+    ends: list[Any] = []
+    for env in getattr(venv.unwrapped, "envs", ()):
+        reset = env.unwrapped.reset
+
+        def render_and_reset(*, env: Any = env, reset: Any = reset, **arguments: Any) -> Any:
+            ends.append(env.render())
+            return reset(**arguments)
+
+        env.unwrapped.reset = render_and_reset
+    return ends
 
 
 def described(value: Any) -> Any:

@@ -44,7 +44,7 @@ class DistractingAtlas(TileAtlas):
         self.pictures = np.ascontiguousarray(pictures, dtype=np.uint8)
         turned = [np.rot90(self.pictures, turns, (2, 3)) for turns in range(4)]
         self._channels = np.stack(turned, axis=1).reshape(-1, *self.pictures.shape[2:])  # (K * 4 * 3, S, S)
-        self._copies: dict[torch.device, tuple[Tensor, Tensor]] = {}
+        self._copies: dict[torch.device, tuple[Tensor, ...]] = {}
 
     @cached_property
     def plain(self) -> TileAtlas:
@@ -107,27 +107,15 @@ class DistractingAtlas(TileAtlas):
         frames = super()._gather(codes[..., :-1, :, :], night)
         height, width = frames.shape[-2:]
         if codes.device not in self._copies:
-            self._copies[codes.device] = (
-                torch.tensor(self.pictures, device=codes.device).flatten(),
-                torch.tensor(_places(self.pictures.shape[-1]), device=codes.device),
-            )
-        pixels, places = self._copies[codes.device]
+            tables = (self._channels.reshape(-1), _TURNS, _ORDERS)
+            self._copies[codes.device] = tuple(torch.tensor(table, device=codes.device) for table in tables)
+        pixels, turns, orders = self._copies[codes.device]
         row = codes[..., -1, :, :].reshape(-1, 3 * codes.shape[-2])[:, : BACKGROUND.itemsize].long()
+        variant = row[:, 8]
         number, y, x, weight = (row[:, 0:8:2] * 256 + row[:, 1:8:2])[:, :, None, None, None].unbind(1)
-        place = places[row[:, 8]]
-        first, down, right = place[:, :3, None, None, None].unbind(1)
+        channel = (number * 4 + turns[variant].view_as(number)) * 3 + orders[variant][:, :, None, None]
         i, j = (torch.arange(side, device=codes.device) for side in (height, width))
-        channel = number * 3 + place[:, 3:, None, None]
-        window = pixels[channel * self.pictures[0, 0].size + first + (y + i[:, None]) * down + (x + j) * right]
+        side = self.pictures.shape[-1]
+        window = pixels[(channel * side + y + i[:, None]) * side + x + j]
         mixed = frames.view(-1, 3, height, width).int() * (FULL - weight) + window.int() * weight
         return (mixed >> 8).to(torch.uint8).view_as(frames)
-
-
-def _places(side: int) -> npt.NDArray[np.int64]:
-    """By variant (variants, 6): where pixel (0, 0) of the turned picture lies, the steps down and right, the channels.
-
-    Places are counted along a channel of the picture as it is stored, row by row.
-    """
-    last = side - 1
-    turned = [(0, side, 1), (last, -1, side), (last * side + last, -side, -1), (last * side, 1, -side)]
-    return np.array([(*turned[turns], *order) for turns, order in VARIANTS])

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self, cast
@@ -9,6 +10,7 @@ from typing import Any, Protocol, Self, cast
 import numpy as np
 import numpy.typing as npt
 import torch
+from gymnasium import spaces
 from stable_baselines3.common.vec_env import VecEnv
 from torch.nn import functional as F
 from tqdm import tqdm
@@ -28,6 +30,7 @@ from rlpre.data.store import (
 from rlpre.errors import RlpreError
 
 Policy = Any  # an SB3 model, a callable, or None
+Labels = Callable[[VecEnv], Mapping[str, npt.ArrayLike]]  # of the current states of environments, by name
 LUMA = np.array([19595, 38470, 7471], np.uint32)  # of red, green and blue, in 1 / 65,536, as in Pillow
 
 
@@ -42,6 +45,7 @@ def collect(
     size: tuple[int, int] | None = None,
     gray: bool = False,
     task: str | None = None,
+    labels: Labels | None = None,
 ) -> FrameStore:
     """Collects frames, actions and rewards until the store holds at least ``steps`` transitions.
 
@@ -56,17 +60,21 @@ def collect(
         out: the directory of the store.
         steps: transitions in all; rounded up to a multiple of the number of environments.
         policy: an SB3 or sb3-contrib model (its stochastic actions), or a callable from the observations to actions
-            (n_envs, ...); None acts at random.
+            (n_envs, ...); None acts at random. Random actions and MaskablePPO respect the masks of environments
+            that have sb3-contrib's method ``action_masks``.
         seed: of the environments, of random actions and of torch.
         image: the key of the image, if a Dict observation holds several.
         layout: "CHW" or "HWC", if the shape of the images is ambiguous.
         size: (H, W) to resize frames to, before they are stored.
         gray: whether colours are stored as gray, one channel instead of three.
         task: a name for what the frames show; default the id of the environment, where it has one.
+        labels: gives what probes shall find in the frames: from the ``VecEnv``, by name, an integer (n_envs,) for each
+            current state, -1 if unknown. For example the memory of Atari games:
+            ``lambda venv: {"ram 49": [env.unwrapped.ale.getRAM()[49] for env in venv.unwrapped.envs]}``.
 
     Raises:
-        RlpreError: if the observations are no images, a store cannot hold the actions, the policy does not fit,
-            ``out`` belongs to another collection, or the disk is full.
+        RlpreError: if the observations are no images, a store cannot hold the actions or labels, the policy does not
+            fit, ``out`` belongs to another collection, or the disk is full.
     """
     venv = as_vec_env(env)
     if steps < 1 or seed < 0 or (size and min(size) < 1):
@@ -74,6 +82,10 @@ def collect(
     images = find_images(venv.observation_space, "the environment", image, layout)
     space: Any = venv.action_space
     shape = converted(np.zeros(images.shape, np.uint8), size, gray).shape
+    names: list[str] = []
+    if labels:
+        venv.reset()  # before it, there is no state to describe
+        names = list(labels(venv))
     spec = {
         "frames": shape,
         "actions": space_to_json(space),
@@ -85,13 +97,15 @@ def collect(
         "size": size,
         "gray": gray or None,  # stores without this setting can be continued
         "task": task or _env_id(venv) or "default",
+        "labels": names or None,
     }
     tasks = [spec["task"]]
-    writer = resume_store(Path(out), spec, space=frame_space(shape), action_space=space, tasks=tasks)
+    writer = resume_store(Path(out), spec, space=frame_space(shape), action_space=space, tasks=tasks, labels=names)
     with Recorder(writer, steps) as recorder, torch.random.fork_rng(devices=[]):
         env_seed, policy_seed = seeds(seed, len(writer.manifest["shards"]))
         torch.manual_seed(policy_seed)
         player = _PolicyPlayer(venv, lambda seen: converted(images.pick(seen), size, gray), policy, policy_seed)
+        player.labels, player.read_labels = names, labels
         lengths = segments(1, steps - recorder.transitions, venv.num_envs, writer.shard_rows // 2)
         if lengths:
             venv.seed(env_seed)
@@ -248,20 +262,41 @@ def _env_id(venv: VecEnv) -> str | None:
     return getattr(spec, "id", None)
 
 
+def _has_masks(venv: VecEnv) -> bool:
+    """Whether the environments have sb3-contrib's method that says which actions are allowed."""
+    try:
+        return venv.has_attr("action_masks")
+    except AttributeError:  # the innermost environment of an adapter need not be a VecEnv
+        return False
+
+
 class _PolicyPlayer:
-    """Acts by a policy or at random; stores the images of the observations, without labels."""
+    """Acts by a policy or at random; stores the images of the observations, and labels if ``read_labels`` is set."""
 
     labels: Sequence[str] = ()
+    read_labels: Labels | None = None
 
     def __init__(self, venv: VecEnv, frames: Callable[[Any], Frames], policy: Policy, seed: int) -> None:
-        self.frames, self.policy = frames, policy
+        self.venv, self.frames, self.policy = venv, frames, policy
         self.space, self.n_envs = copy.deepcopy(venv.action_space), venv.num_envs
         self.space.seed(seed)
+        self.masked = isinstance(self.space, spaces.Discrete) and _has_masks(venv)
         self.memory: Any = None  # of a recurrent policy
         self.starts = np.ones(self.n_envs, bool)
 
     def known(self) -> npt.NDArray[np.int16]:
-        return np.empty((self.n_envs, 0), np.int16)
+        if self.read_labels is None:
+            return np.empty((self.n_envs, 0), np.int16)
+        given = {name: np.asarray(values) for name, values in self.read_labels(self.venv).items()}
+        limits = np.iinfo(np.int16)
+        for name, values in given.items():
+            whole = values.shape == (self.n_envs,) and values.dtype.kind in "iub"
+            if not whole or values.min() < limits.min or values.max() > limits.max:
+                raise RlpreError(
+                    f"label {name!r} is {values.dtype} {values.shape}: give one integer of at most {limits.max} for "
+                    f"each of the {self.n_envs} environments"
+                )
+        return np.stack([given[name] for name in self.labels], axis=1).astype(np.int16)
 
     def act(self, observed: Any, known: npt.NDArray[np.int16]) -> npt.NDArray[Any]:
         chosen, expected = np.asarray(self._choose(observed)), (self.n_envs, *(self.space.shape or ()))
@@ -274,12 +309,16 @@ class _PolicyPlayer:
         return chosen
 
     def _choose(self, observed: Any) -> npt.ArrayLike:
+        masks = np.array(self.venv.env_method("action_masks"), np.int8) if self.masked else None
         if self.policy is None:
-            return np.stack([self.space.sample() for _ in range(self.n_envs)])
+            allowed = [None] * self.n_envs if masks is None else masks
+            return np.stack([self.space.sample(mask) for mask in allowed])
         if not hasattr(self.policy, "predict"):
             return cast(npt.ArrayLike, self.policy(observed))
+        reads_masks = self.masked and "action_masks" in inspect.signature(self.policy.predict).parameters
+        extra = {"action_masks": masks} if reads_masks else {}
         try:
-            chosen, self.memory = self.policy.predict(observed, state=self.memory, episode_start=self.starts)
+            chosen, self.memory = self.policy.predict(observed, self.memory, self.starts, **extra)
         except ValueError as error:  # SB3 raises it for observations of another shape
             raise RlpreError(f"the policy cannot act on these observations: {error}") from error
         return cast(npt.ArrayLike, chosen)

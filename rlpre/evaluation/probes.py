@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from rlpre.data.store import Indices
+from rlpre.data.store import FrameStore, Indices
 from rlpre.encoders import AnyEncoder, SequenceEncoder
 from rlpre.errors import RlpreError, lookup
 from rlpre.features import finite
@@ -38,7 +38,9 @@ if TYPE_CHECKING:
 Floats = npt.NDArray[np.floating[Any]]
 E = TypeVar("E", bound=AnyEncoder)
 
-QUANTITIES = ("distance",)  # labels that are numbers, scored by R2; the others are classes
+QUANTITIES = ("distance", "return")  # labels that are numbers, scored by R2; the others are classes
+OUTCOMES = ("action", "reward", "return")  # what every store of trajectories can be asked for, see `outcome`
+DISCOUNT = 0.99  # of the return
 IDENTIFIERS = ("layout",)  # labels that identify the episode instead of describing the frame
 ROWS = 3000  # most distinct inputs that a probe reads
 MIN_ROWS = 40  # fewest labelled inputs that give a meaningful score
@@ -89,7 +91,7 @@ class Factor:
     def from_labels(
         cls, name: str, labels: npt.NDArray[Any], groups: npt.NDArray[Any] | None = None, quantity: bool = False
     ) -> "Factor":
-        """Selects the inputs whose label is known (not negative) and not too rare.
+        """Selects the inputs whose label is known (not negative; of floats, not NaN) and not too rare.
 
         Without ``groups`` every input is its own group. Classes in fewer than ``FOLDS`` groups are left out, because
         some training parts would miss them.
@@ -98,7 +100,7 @@ class Factor:
             RlpreError: if fewer than ``MIN_ROWS`` inputs, fewer than ``FOLDS`` groups or only one value is left.
         """
         groups = np.arange(len(labels)) if groups is None else groups
-        kept = labels >= 0
+        kept = ~np.isnan(labels) if labels.dtype.kind == "f" else labels >= 0
         if not quantity:
             pairs = np.unique(np.stack([labels[kept], groups[kept]]), axis=1)
             classes, counts = np.unique(pairs[0], return_counts=True)
@@ -156,7 +158,8 @@ def factors(reader: AnyReader, names: Sequence[str] | None = None, seed: int = 0
 
     Args:
         reader: of frames with label columns, see `rlpre.objectives.make_reader`.
-        names: of the labels; None: all that can be probed, except those that only identify the episode.
+        names: of the labels, or of ``OUTCOMES``; None: all labels that can be probed, except those that only identify
+            the episode. In a store without labels these are the reward and the return.
         seed: of the draw.
 
     Returns:
@@ -166,20 +169,50 @@ def factors(reader: AnyReader, names: Sequence[str] | None = None, seed: int = 0
         RlpreError: if one of ``names`` is unknown or cannot be probed, or, without names, no label can.
     """
     store = reader.frames
-    asked = [name for name in store.labels if name not in IDENTIFIERS] if names is None else names
+    if names is None:
+        names, asked = (), [name for name in store.labels if name not in IDENTIFIERS] or ["reward", "return"]
+    else:
+        asked = list(names)
     for name in asked:
-        lookup("label", name, dict.fromkeys(store.labels))
+        lookup("label", name, dict.fromkeys([*store.labels, *OUTCOMES]))
     rows = distinct_rows(reader, ROWS, seed)
     groups = None if reader.groups is None else reader.groups[rows]
     found, why = [], "it has no labels"
     for name in asked:
+        own = name in store.labels
         try:
-            found.append(Factor.from_labels(name, store.column(name)[rows], groups, quantity=name in QUANTITIES))
+            values = store.column(name) if own else outcome(store, name)
+            together = groups if own else store.episode[rows]  # frames of an episode share its outcome
+            found.append(Factor.from_labels(name, values[rows], together, quantity=name in QUANTITIES))
         except RlpreError as error:
             why = str(error)
     if not found or (names and len(found) < len(names)):
         raise RlpreError(f"{store.path} cannot be probed: {why}")
     return rows, found
+
+
+def outcome(store: FrameStore, name: str) -> npt.NDArray[Any]:
+    """What followed each frame, (N,).
+
+    "action" is the action that was taken, "reward" the sign of its reward (0, 1 or 2: negative, none, positive), and
+    "return" the sum of rewards to the end of the episode, discounted by ``DISCOUNT``. Actions and rewards are -1 in the
+    last row of an episode. Returns are NaN there, and in episodes that the end of the collection cut.
+
+    Raises:
+        RlpreError: if actions are asked for and the store holds no discrete ones.
+    """
+    if name == "action":
+        _ = store.num_actions  # refuses vectors
+        return store.column("action")
+    reward = store.column("reward")
+    if name == "reward":
+        return np.where(store.acted, np.sign(reward) + 1, -1).astype(np.int64)
+    ended = store.column("terminated") | store.column("truncated")
+    returns = np.full(len(store), np.nan)
+    for row in reversed(np.flatnonzero(store.acted).tolist()):
+        after = 0.0 if ended[row] else returns[row + 1]  # the row after a cut is NaN
+        returns[row] = reward[row] + DISCOUNT * after
+    return returns
 
 
 def labelled_features(

@@ -39,7 +39,7 @@ from rlpre.errors import RlpreError
 
 SCALE, WARMUP = "lr_scale", "warmup_updates"  # attributes of parameters, and keys of parameter groups
 STRENGTH, ANCHOR = "anchor_strength", "anchor"
-BYPASSES = {"TRPO", "ARS"}  # algorithms of sb3-contrib that change a policy's weights without its optimiser
+BYPASSES = {"TRPO"}  # algorithms of sb3-contrib that change a policy's weights without its optimiser
 
 
 def calling_algorithm() -> BaseAlgorithm | None:
