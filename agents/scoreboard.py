@@ -66,7 +66,7 @@ class Scoreboard:
     rows: int = 2500  # distinct frames among them that a probe reads
     seeds: int = 5  # each has weights, batches and shifts of its own
     first_seed: int = 0  # settings were tuned on seeds from 100 on
-    pretrain: PretrainConfig = field(default_factory=lambda: PretrainConfig(features=256, steps=1000))
+    pretrain: PretrainConfig = field(default_factory=lambda: PretrainConfig(features=256, steps=1500, gap=1))
 
     @property
     def look(self) -> dict[str, Any]:

@@ -31,7 +31,8 @@ class Change(Objective):
 
     Differences are averaged to at most `SIDE` x `SIDE` pixels, and the error is divided by their mean square: 1 is the
     loss of predicting no change. Only the half of the batch that changes most is used, because little can be learned
-    from the actions that do nothing. "r2" is 1 - loss.
+    from the actions that do nothing. "r2" is 1 - loss. Give ``gap=1`` where one action changes much of the frame, as in
+    grid worlds: what moves by itself then moves least.
     """
 
     needs = "actions"
