@@ -14,7 +14,7 @@ from agents.distinct import take_distinct
 from envs.minigrid.worlds import NARROW_MEMORY
 from rlpre import FrameStore, PretrainConfig, RlpreError
 from rlpre.compare.arms import ARM_MODES, ORACLE, Arm, Backbone, check_arm, fresh_config, fresh_encoder
-from rlpre.compare.compare import ComparisonResult, compare
+from rlpre.compare.compare import ComparisonResult, Demonstrator, compare
 from rlpre.compare.train import EVALUATION_SEED, MakeEnv, Training, make_venv
 from rlpre.errors import at_least, lookup
 from rlpre.sb3 import floored_advantages
@@ -177,6 +177,7 @@ class Preset:
     seeds: int = 3  # runs of every arm in every environment
     first_seed: int = 0  # settings were chosen on seeds from 100 on
     threshold: float = 0.8  # return to reach
+    demonstrator: str = ""  # name of frames; instead 90 % of the mean return of whoever played them
     each_seed: bool = False  # whether every seed pretrains encoders of its own, or all runs share one
     probe: int = 0  # transitions to collect in every environment to measure frozen encoders on; 0: do not measure
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
@@ -211,7 +212,7 @@ class Preset:
             controls=False,
             answer=self.answer,
             baseline=self.baseline,
-            threshold=self.threshold,
+            threshold=Demonstrator(data=self.demonstrator) if self.demonstrator else self.threshold,
             eval_every=self.train.eval_every,
             eval_episodes=self.train.eval_episodes,
             measure=measure if self.probe else None,
