@@ -11,6 +11,7 @@ from rlpre.encoders import Encoder, InputSpec, SequenceEncoder, Vocabulary, regi
 from rlpre.errors import RlpreError
 from rlpre.features import whiten
 from rlpre.hub import push_to_hub
+from rlpre.objectives.align import align
 from rlpre.pretrain import PretrainConfig, PretrainResult, pretrain
 from rlpre.sb3 import EncodedVecEnv, HistoryVecEnv, fuse, policy_kwargs
 
@@ -28,6 +29,7 @@ __all__ = [
     "RlpreError",
     "SequenceEncoder",
     "Vocabulary",
+    "align",
     "as_vec_env",
     "collect",
     "compare",

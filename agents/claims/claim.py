@@ -99,8 +99,17 @@ def draw_pairs(treated: Sequence[float], control: Sequence[float], named: str) -
     return figure
 
 
-def answer_of(study: str, fact: int | None = None) -> str:
-    """What a study in ``results/`` answers, or one of the facts behind the answer, and where it stands."""
+def answer_of(study: str, arm: str = "", over: str = "scratch") -> str:
+    """What a comparison in ``results/`` says, and where it stands.
+
+    Args:
+        study: the folder.
+        arm: of the comparison; empty: the answer of the whole study.
+        over: the arm that it is compared with.
+    """
     summary = json.loads((RESULTS / study / "summary.json").read_text())
-    said = summary["answer"] if fact is None else summary["facts"][fact]
-    return f"{said} (results/{study})"
+    if not arm:
+        return f"{summary['answer']} (results/{study})"
+    *_, row = (each for each in summary["records"] if (each["arm"], each["over"]) == (arm, over))  # last: all tasks
+    ratio = show_interval(Interval(row["ratio"], row["low"], row["high"], row["n"]), bound=row["bound"])
+    return f"environment steps to the threshold, {over} / {arm}: {ratio} (results/{study})"

@@ -23,11 +23,16 @@ HINT = "demonstrations with another vocabulary or mission grammar need their own
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The words of a mission grammar.
+    """The words of a mission grammar, or the symbols of any other text: DNA, proteins, the lines of a terminal.
 
     Args:
         words: each once; word i becomes the number i + 1, and 0 is padding.
         length: largest number of words in a mission.
+        characters: whether each character is a word. Otherwise words are set apart by spaces or commas, in any case.
+
+    Example:
+        >>> Vocabulary("ACGT", 6, characters=True).encode(["GATT"]).tolist()
+        [[3, 1, 4, 4, 0, 0]]
 
     Raises:
         RlpreError: if there are no words, one comes twice, or the length is not positive.
@@ -35,6 +40,7 @@ class Vocabulary:
 
     words: Sequence[str]
     length: int
+    characters: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "words", tuple(self.words))  # a checkpoint gives a list; tuples compare equal
@@ -47,7 +53,7 @@ class Vocabulary:
     @classmethod
     def from_missions(cls, missions: Iterable[str]) -> Self:
         """Makes the vocabulary of these missions, in alphabetical order."""
-        split = [_words(mission) for mission in missions]
+        split = [_split(mission) for mission in missions]
         return cls(sorted({word for words in split for word in words}), max(map(len, split), default=0))
 
     def encode(self, missions: Sequence[str]) -> np.ndarray:
@@ -59,7 +65,7 @@ class Vocabulary:
         number = {word: index for index, word in enumerate(self.words, start=1)}
         encoded = np.zeros((len(missions), self.length), np.int64)
         for row, mission in zip(encoded, missions, strict=True):
-            words = _words(mission)
+            words = list(mission) if self.characters else _split(mission)
             if unknown := [word for word in words if word not in number]:
                 raise RlpreError(f"the vocabulary lacks {unknown[0]!r} of the mission {mission!r}: {HINT}")
             if len(words) > self.length:
@@ -69,7 +75,7 @@ class Vocabulary:
         return encoded
 
 
-def _words(mission: str) -> list[str]:
+def _split(mission: str) -> list[str]:
     return mission.lower().replace(",", " ").split()
 
 
