@@ -17,12 +17,14 @@ from rlpre.evaluation.probes import Factor, cross_score
 from rlpre.evaluation.stats import mean_interval
 from rlpre.objectives.text import masked_text, text_encoder, text_features
 
-TEXTS, PROBED = 2000, 120
+TEXTS, PROBED, KINDS = 2000, 120, ("dna", "protein")
 
 
-def measure(directory: Path, seeds: int, grammar: bool = True, steps: int = 500) -> Verdict:
+def measure(
+    directory: Path, seeds: int, grammar: bool = True, steps: int = 500, kinds: tuple[str, ...] = KINDS
+) -> Verdict:
     """The accuracy of a probe after pretraining, above the same on shuffled letters; without ``grammar`` both are."""
-    found = np.array([[_scores(seed, kind, grammar, steps) for kind in ("dna", "protein")] for seed in range(seeds)])
+    found = np.array([[_scores(seed, kind, grammar, steps) for kind in kinds] for seed in range(seeds)])
     real, control, fresh = found.mean(1).T
     measured = (
         "balanced accuracy of a linear probe of the structure of letters (DNA motifs, protein helices and strands), "

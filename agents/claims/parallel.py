@@ -21,13 +21,21 @@ from rlpre.objectives.align import recall
 LEVEL = "BabyAI-GoToObj-v0"  # one room, one object of 18 kinds
 LOOKS = {"day": {}, "night": {"palette": "night"}, "top-down": {"view": "full"}}
 STEPS, BATCH, FEATURES = 250, 64, 64
+PAIRS = ("day - night", "day - top-down", "symbols - day", "mission - top-down")
 
 
-def measure(directory: Path, seeds: int, shuffled: bool = False, steps: int = STEPS, frames: int = 8000) -> Verdict:
+def measure(
+    directory: Path,
+    seeds: int,
+    shuffled: bool = False,
+    pairs: tuple[str, ...] = PAIRS,
+    steps: int = STEPS,
+    frames: int = 8000,
+) -> Verdict:
     """The success of a policy on the view that it was not trained on; with ``shuffled`` pairs nothing is parallel."""
     stores = {name: collect(directory / name, LEVEL, frames, **look) for name, look in LOOKS.items()}
     rows = distinct(stores["top-down"])
-    found = [_one_seed(stores, rows, seed, shuffled, steps) for seed in range(seeds)]
+    found = [_one_seed(stores, rows, seed, shuffled, pairs, steps) for seed in range(seeds)]
     scores = {name: [each[name] for each in found] for name in found[0]}
     recalls = [f"{name[7:]} {np.mean(scores[name]):.2f}" for name in scores if name.startswith("recall ")]
     measured = (
@@ -38,30 +46,29 @@ def measure(directory: Path, seeds: int, shuffled: bool = False, steps: int = ST
 
 
 def _one_seed(
-    stores: dict[str, FrameStore], rows: np.ndarray, seed: int, shuffled: bool, steps: int
+    stores: dict[str, FrameStore], rows: np.ndarray, seed: int, shuffled: bool, pairs: tuple[str, ...], steps: int
 ) -> dict[str, float]:
+    """Recall by pairs, and the success of clones on their own view, swapped to another, and there without alignment."""
     views = {name: store.decode(store.read(rows)) for name, store in stores.items()}
     day = stores["day"]
     vocabulary = Vocabulary.from_missions(day.missions)
     missions = torch.from_numpy(vocabulary.encode([day.missions[i] for i in day.column("mission")[rows]]))
     torch.manual_seed(seed)
-    words = nn.Sequential(MissionEmbedding(vocabulary, FEATURES), nn.LayerNorm(FEATURES))
-    symbols = Symbols(day.codes(rows[:1]).size)
-    cnn = {name: fresh_cnn(frames, seed + 100 * place) for place, (name, frames) in enumerate(views.items())}
-    pairs = {
-        "day - night": (cnn["day"], cnn["night"], views["day"], views["night"]),
-        "day - top-down": (cnn["day"], cnn["top-down"], views["day"], views["top-down"]),
-        "symbols - pixels": (symbols, cnn["day"], torch.from_numpy(day.codes(rows)), views["day"]),
-        "mission - top-down": (words, cnn["top-down"], missions, views["top-down"]),
+    encoders: dict[str, nn.Module] = {
+        "mission": nn.Sequential(MissionEmbedding(vocabulary, FEATURES), nn.LayerNorm(FEATURES)),
+        "symbols": Symbols(day.codes(rows[:1]).size),
+        **{name: fresh_cnn(frames, seed + 100 * place) for place, (name, frames) in enumerate(views.items())},
     }
+    views |= {"mission": missions, "symbols": torch.from_numpy(day.codes(rows))}
     scores, swapped, unaligned, own = {}, [], [], []
-    for name, (first, second, here, there) in pairs.items():
+    for name in pairs:
+        one, other = name.split(" - ")
+        first, second, here, there = encoders[one], encoders[other], views[one], views[other]
         seen = len(rows) * 3 // 4  # the rest are other episodes
         shown = torch.randperm(seen) if shuffled else torch.arange(seen)
         aligned = align(first, second, (here[:seen], there[shown]), steps=steps, batch=BATCH, seed=seed)
         scores[f"recall {name}"] = recall(aligned, (here[seen:], there[seen:]), seed=seed)
-        other = name.removeprefix("day - ")
-        if other in LOOKS:
+        if one == "day":
             clone = Clone(aligned.first, day, rows, seed)
             own.append(success(clone, LEVEL))
             for kept, encoder in ((swapped, aligned.second), (unaligned, second)):

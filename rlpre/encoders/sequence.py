@@ -166,6 +166,36 @@ class SequenceEncoder(BaseEncoder):
         copied.load_state_dict(self.state_dict())
         return copied.to(self.device).train(self.training)
 
+    def grown(
+        self, vocabulary: Vocabulary | None = None, actions: int | None = None, layers: int | None = None
+    ) -> Self:
+        """Returns a copy for a larger world: what it knows keeps its weights, what is new starts fresh.
+
+        Args:
+            vocabulary: with new words, or of longer missions; None: as before.
+            actions: number of actions; the known ones come first.
+            layers: of the backbone; new ones come last.
+
+        Raises:
+            RlpreError: if the new encoder would lack a word, an action or a layer of this one.
+        """
+        vocabulary, sizes = vocabulary or self.vocabulary, {"actions": actions, "layers": layers}
+        sizes = {name: getattr(self, name) if size is None else size for name, size in sizes.items()}
+        known, new = (list(each.words) if each else [] for each in (self.vocabulary, vocabulary))
+        lost = [repr(word) for word in known if word not in new]
+        lost += [name for name, size in sizes.items() if size < getattr(self, name)]
+        if self.vocabulary and vocabulary and vocabulary.length < self.vocabulary.length:
+            lost.append(f"places for missions of {self.vocabulary.length} words")
+        if lost:
+            raise RlpreError(f"a grown encoder would lack {lost[0]}: give at least what this one has")
+        words = asdict(vocabulary) if vocabulary else None
+        larger = self.from_config({**self.config, "vocabulary": words, **sizes})
+        tensors, place = larger.state_dict(), torch.tensor([0, *(1 + new.index(word) for word in known)])
+        for name, tensor in self.state_dict().items():
+            known_rows = tuple(map(slice, tensor.shape[:1]))  # () for a single number
+            tensors[name][place if name.endswith("mission.words.weight") else known_rows] = tensor
+        return larger.to(self.device).train(self.training)
+
     def encode_frames(self, frames: Tensor) -> Tensor:
         """Encodes ``frames`` (n, C, H, W) as `Encoder` does, to (n, frames.num_features), without gradients."""
         shape = self.frames.input.shape

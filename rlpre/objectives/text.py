@@ -36,7 +36,7 @@ def text_encoder(vocabulary: Vocabulary, **arguments: Any) -> SequenceEncoder:
     """
     count = len(vocabulary.words)
     one_hot = Encoder("symbols", InputSpec((1, 1, 1), high=count), count=count)
-    defaults = {"backbone": "transformer", "window": vocabulary.length, "causal": False}
+    defaults: dict[str, Any] = {"backbone": "transformer", "window": vocabulary.length, "causal": False}
     return SequenceEncoder(frames=one_hot, actions=1, previous_action=False, **defaults | arguments)
 
 
