@@ -19,6 +19,7 @@ from agents.claims import (
 )
 from agents.claims.claim import Claim, Verdict, answer_of, judge, verdict_from
 from rlpre import RlpreError
+from rlpre.compare.runner import StudyResult
 from rlpre.evaluation.stats import Interval
 
 MINE = {1, 3, 4, 5, 7, 9, 10, 12, 13, 14, 15, 19, 20, 22, 23, 24}
@@ -91,7 +92,7 @@ def _in_this_process(directory, runs, work, *_, **__):
             work(run, directory / run.path, lambda steps: None)
         except RlpreError as error:
             failed[run] = str(error)
-    return report.StudyResult(tuple(runs), failed)
+    return StudyResult(tuple(runs), failed)
 
 
 # Each claim at a tiny size: supported with the effect, and not without it.

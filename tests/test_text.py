@@ -11,7 +11,7 @@ from rlpre.objectives.text import masked_text, mixed_symbols, text_encoder, text
 
 DNA = Vocabulary("ACGT", 12, characters=True)
 PERIODIC = torch.from_numpy(DNA.encode([("ACGT" * 4)[k : k + 12] for k in np.arange(64) % 4]))
-SMALL = {"backbone": "gru", "width": 16, "layers": 1}
+SMALL = {"width": 16, "layers": 1}
 
 
 def test_a_vocabulary_of_characters_reads_any_alphabet() -> None:

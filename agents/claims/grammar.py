@@ -21,7 +21,7 @@ TEXTS, PROBED, KINDS = 2000, 120, ("dna", "protein")
 
 
 def measure(
-    directory: Path, seeds: int, grammar: bool = True, steps: int = 500, kinds: tuple[str, ...] = KINDS
+    directory: Path, seeds: int, grammar: bool = True, steps: int = 300, kinds: tuple[str, ...] = KINDS
 ) -> Verdict:
     """The accuracy of a probe after pretraining, above the same on shuffled letters; without ``grammar`` both are."""
     found = np.array([[_scores(seed, kind, grammar, steps) for kind in kinds] for seed in range(seeds)])

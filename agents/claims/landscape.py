@@ -36,8 +36,8 @@ def measure(directory: Path, seeds: int, steps: int = 250) -> Verdict:
     start, landscape, rotation = np.transpose(found)
     shown = [show_interval(mean_interval(each)) for each in (start, landscape)]
     measured = (
-        f"log2 of the steps of gradient descent saved, the smaller of two: by a pretrained start {shown[0]}, by whitening "
-        f"{shown[1]}"
+        "log2 of the steps of gradient descent saved, the smaller of two: "
+        f"by a pretrained start {shown[0]}, by whitening {shown[1]}"
     )
     return judge(np.minimum(start, landscape), rotation, 0.5, measured, "rotation")
 

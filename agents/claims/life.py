@@ -12,8 +12,8 @@ from torch import Tensor
 
 from rlpre import Vocabulary
 
-LENGTH, MUTATED = 64, 0.1
-SIZES = {"backbone": "gru", "width": 48, "layers": 1}  # of the encoders
+LENGTH, MUTATED = 48, 0.1
+SIZES = {"width": 48, "layers": 1}  # of the encoders
 DNA = Vocabulary("ACGT", LENGTH, characters=True)
 PROTEIN = Vocabulary("ACDEFGHIKLMNPQRSTVWY", LENGTH, characters=True)
 GREASY, POLAR = (np.array([PROTEIN.words.index(x) + 1 for x in part]) for part in ("AVILMFWC", "DEKRNQSTGHPY"))
