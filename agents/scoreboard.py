@@ -30,11 +30,12 @@ from rlpre import FrameStore, PretrainConfig, RlpreError, pretrain
 from rlpre.compare.runner import Measurements, Run, run_study, succeed
 from rlpre.data.store import UNKNOWN, Indices
 from rlpre.data.tiles import AGENT_SHIFT
-from rlpre.errors import at_least
+from rlpre.errors import at_least, lookup
 from rlpre.evaluation.health import conditioning
 from rlpre.evaluation.probes import Factor, Floats, cross_score, distinct_rows, fresh, label_efficiency, sparsity
 from rlpre.features import encode
-from rlpre.objectives import OBJECTIVES, make_reader, parse_objective
+from rlpre.objectives import make_reader, parse_objective
+from rlpre.objectives.losses import AUGMENTATIONS
 from rlpre.objectives.symbols import BACKGROUND
 from rlpre.pretrain import first_encoder
 
@@ -45,6 +46,9 @@ QUANTITIES = ("distance", "return")  # groups that are numbers; the others are c
 SPARSE = ("carried", "door")  # groups that sparse probes are fitted to, which takes long for many classes
 LABELS = 200  # of the score with few labels
 
+OBJECTIVES = ("change", "inverse@none", "change+inverse@none", "inverse", "forward", "temporal", "temporal+inverse")
+OBJECTIVES += ("contrastive", "jigsaw")
+
 Report = Callable[[int], None]
 
 
@@ -53,10 +57,7 @@ class Scoreboard:
     """Everything that decides the numbers of a scoreboard."""
 
     worlds: tyro.conf.Positional[tuple[str, ...]] = ("MiniGrid-DoorKey-6x6-v0",)  # ids of grid worlds
-    objectives: tuple[str, ...] = (
-        *(name for name, known in OBJECTIVES.items() if known.kind == "vision" and name != SUPERVISED),
-        "temporal+inverse",
-    )
+    objectives: tuple[str, ...] = OBJECTIVES  # each with "@none" if frames are not to be shifted
     view: str = "partial"  # see `envs.make`, also for the next two
     strength: float | None = None  # of view "distract": weight of the pictures, 0 to 1; default 0.5
     pictures: str | None = None  # of view "distract": "train", "test" or a folder; default "train"
@@ -66,7 +67,7 @@ class Scoreboard:
     rows: int = 2500  # distinct frames among them that a probe reads
     seeds: int = 5  # each has weights, batches and shifts of its own
     first_seed: int = 0  # settings were tuned on seeds from 100 on
-    pretrain: PretrainConfig = field(default_factory=lambda: PretrainConfig(features=256, steps=1500, gap=1))
+    pretrain: PretrainConfig = field(default_factory=lambda: PretrainConfig(features=256, steps=1500, gap=1, lr=3e-3))
 
     @property
     def look(self) -> dict[str, Any]:
@@ -118,11 +119,19 @@ def check(study: Scoreboard) -> None:
         if not given:
             raise RlpreError(f"no {what}: name at least one")
     for name in study.objectives:
-        parse_objective(name, "vision")
+        parse_objective(recipe(name)["objective"], "vision")
+        lookup("augmentation", recipe(name)["augment"], AUGMENTATIONS)
     if {FRESH, SUPERVISED} & set(study.objectives):
         raise RlpreError(f"{FRESH!r} and {SUPERVISED!r} are the controls of every scoreboard: leave them out")
-    if (study.pretrain.objective, study.pretrain.seed) != (PretrainConfig.objective, PretrainConfig.seed):
-        raise RlpreError("pretrain.objective and pretrain.seed are decided by the scoreboard: leave them out")
+    decided = ("objective", "augment", "seed")
+    if any(getattr(study.pretrain, name) != getattr(PretrainConfig, name) for name in decided):
+        raise RlpreError(f"the scoreboard decides pretrain.{', pretrain.'.join(decided)}: leave them out")
+
+
+def recipe(arm: str) -> dict[str, str]:
+    """The settings of a pretraining that "OBJECTIVE" or "OBJECTIVE@AUGMENTATION" stands for."""
+    objective, _, augment = arm.partition("@")
+    return {"objective": objective, "augment": augment or PretrainConfig.augment}
 
 
 def measure(study: Scoreboard, home: Path, run: Run, out: Path, report: Report) -> Measurements:
@@ -131,7 +140,7 @@ def measure(study: Scoreboard, home: Path, run: Run, out: Path, report: Report) 
     if run.arm == FRESH:
         encoder = fresh(first_encoder(frames, None, study.pretrain), run.seed)
     else:
-        config = replace(study.pretrain, objective=run.arm, seed=run.seed)
+        config = replace(study.pretrain, **recipe(run.arm), seed=run.seed)
         encoder = pretrain(frames, out=out, config=config, report=report).encoder
     rows = distinct_rows(make_reader(asked, encoder), study.rows, seed=0)
     measured = {CONDITION: conditioning(encode(encoder, asked, rows)).number}

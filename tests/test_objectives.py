@@ -133,6 +133,15 @@ def test_combinations_are_weighted_sums_on_views_encoded_once(doorkey, encoder, 
     assert float(loss.detach()) == pytest.approx(2 * metrics["temporal/loss"] + 0.5 * metrics["inverse/loss"])
 
 
+def test_views_shift_frames_unless_they_are_asked_not_to(doorkey, encoder, batch) -> None:
+    shifted, plain = batch.views(encoder), batch.views(encoder, augment="none")
+    assert not torch.equal(shifted.anchor, shifted.plain)
+    assert torch.equal(plain.anchor, plain.plain)
+    assert torch.equal(plain.later, encoder(batch.later))
+    pretext = Pretext(encoder, make_objective("inverse", encoder, doorkey), augment="none")
+    assert float(pretext(batch)[0].detach()) == float(pretext(batch)[0].detach())
+
+
 def test_forward_learns_where_actions_lead_and_does_not_collapse(tmp_path: Path) -> None:
     frames = dot_world(tmp_path / "frames", "moves")
     encoder, forward, batch = learn("forward", frames, 110, gap=2)

@@ -16,7 +16,7 @@ from rlpre.utils import read_json
 WORLD = "MiniGrid-DoorKey-5x5-v0"
 TINY = Scoreboard(
     worlds=(WORLD,),
-    objectives=("inverse",),
+    objectives=("inverse@none",),
     frames=400,
     probes=800,
     rows=100,
@@ -84,7 +84,7 @@ def test_a_scoreboard_is_reported_and_resumed(tmp_path: Path) -> None:
     text = scoreboard(TINY, tmp_path, executor=executor)
     assert [name for name in (*GROUPS, FEW, NUMBERS) if name not in text] == []
     records = read_json(tmp_path / "runs/summary.json")["records"]
-    assert {one["arm"] for one in records} == {FRESH, SUPERVISED, "inverse"}
+    assert {one["arm"] for one in records} == {FRESH, SUPERVISED, "inverse@none"}
     done = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("done.json")}
     assert scoreboard(TINY, tmp_path, executor=executor) == text
     assert {path: path.stat().st_mtime_ns for path in done} == done
@@ -98,10 +98,11 @@ def test_a_scoreboard_is_reported_and_resumed(tmp_path: Path) -> None:
         ({"objectives": ("invers",)}, "did you mean 'inverse'"),
         ({"objectives": ("cpc",)}, "pretrains a sequence encoder"),
         ({"objectives": ("supervised",)}, "are the controls of every scoreboard: leave them out"),
+        ({"objectives": ("inverse@shft",)}, "unknown augmentation 'shft'"),
         ({"objectives": ()}, "no objective to score: name at least one"),
         ({"worlds": ()}, "no world to score objectives on: name at least one"),
         ({"seeds": 0}, "seeds is 0"),
-        ({"pretrain": PretrainConfig(seed=3)}, "are decided by the scoreboard"),
+        ({"pretrain": PretrainConfig(seed=3)}, "the scoreboard decides pretrain.objective, pretrain.aug"),
     ],
 )
 def test_bad_input_is_refused_at_once(changes: dict[str, object], sentence: str, tmp_path: Path) -> None:
