@@ -1,20 +1,23 @@
 """Claim 21: puzzles on graphs teach what a node is part of.
 
 The graph of a layout of FourRooms has a node for each free cell and an edge between neighbours; its rooms are communities
-that no puzzle is told about. A node's features are random numbers, spread along the edges over several distances; what is
-learned are the weights of these distances. They are learned on some layouts and used on others.
+that no puzzle is told about. A node's features are random numbers that spread along the edges, split by the distance of
+the spreading. The weights of these distances are learned on some layouts and used on others.
 
-Puzzles: "neighbours", find a neighbour of each node among other nodes (InfoNCE); "community", make the features of linked
-nodes more alike than those of others with as many links (modularity [0]).
+Puzzles: "neighbours", find the end of a short walk from each node among the ends of others (InfoNCE [1]); "community",
+make the features of linked nodes more alike than those of others with as many links (modularity [0]).
 
 [0] Newman 2006, "Modularity and community structure in networks".
+[1] Perozzi et al. 2014, "DeepWalk: Online Learning of Social Representations".
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from minigrid.core.constants import OBJECT_TO_IDX
 from scipy.sparse.csgraph import shortest_path
 from sklearn.cluster import KMeans
 from sklearn.linear_model import Ridge
@@ -29,32 +32,34 @@ from rlpre.evaluation.stats import mean_interval
 from rlpre.objectives.losses import info_nce
 
 WORLD, ROOMS = "MiniGrid-FourRooms-v0", 4
-LAYOUTS, HELD_OUT = 8, 6  # to learn from, and to test on
+LAYOUTS, HELD_OUT, FRESH = 8, 6, 8  # to learn from, and to test on; draws of fresh weights
 HOPS, WIDTH = (0, 1, 2, 4, 8, 16, 32, 64), 32  # distances of the spreading, and random numbers of a node
+WALK = 10  # steps between the neighbours of a pair, as in DeepWalk [1]
 STEPS, RATE, PAIRS = 100, 0.05, 2000  # of learning, and pairs of nodes of the distance probe
 
 
 @dataclass(frozen=True)
 class Graph:
-    """A layout: its links (n, n), the room of each node (n,), and random features spread over `HOPS` (hops, n, d)."""
+    """A layout."""
 
-    links: Tensor
-    room: np.ndarray
-    spread: Tensor
+    links: Tensor  # (n, n), 0 or 1
+    room: np.ndarray  # of each node, (n,)
+    bands: Tensor  # (hops, n, d): what random features lose between two of `HOPS`, and what is left, each of length 1
 
 
 def measure(directory: Path, seeds: int, rewired: bool = False) -> Verdict:
     """The gain of the puzzle in agreement (NMI) with the rooms of new layouts; ``rewired`` puzzles have wrong links."""
-    arms: dict[str, list[list[float]]] = {"fresh": [], "neighbours": [], "community": []}
+    arms: dict[str, list[np.ndarray]] = {name: [] for name in ("fresh", *PUZZLES)}
     for seed in range(seeds):
         rng = np.random.default_rng(seed)
         graphs = [layout(int(each), rng) for each in rng.integers(2**31, size=LAYOUTS + HELD_OUT)]
         torch.manual_seed(seed)
         learnt = [shuffled(graph, rng) for graph in graphs[:LAYOUTS]] if rewired else graphs[:LAYOUTS]
-        fresh = nn.Linear(len(HOPS), 1, bias=False)
-        models = {"fresh": fresh} | {name: solved(learnt, puzzle, fresh) for name, puzzle in PUZZLES.items()}
-        for name, model in models.items():
-            arms[name].append(np.mean([scores(graph, model, seed) for graph in graphs[LAYOUTS:]], axis=0).tolist())
+        fresh = [nn.Linear(len(HOPS), 1, bias=False) for _ in range(FRESH)]
+        models = {"fresh": fresh} | {name: [solved(learnt, puzzle, fresh[0])] for name, puzzle in PUZZLES.items()}
+        for name, each in models.items():
+            found = [scores(graph, model, seed) for graph in graphs[LAYOUTS:] for model in each]
+            arms[name].append(np.mean(found, axis=0))
     nmi, distance = ({name: np.array(found)[:, k] for name, found in arms.items()} for k in (0, 1))
     by_community = mean_interval(nmi["community"] - nmi["fresh"])
     probes = ", ".join(f"{show_interval(mean_interval(found))} ({name})" for name, found in distance.items())
@@ -70,39 +75,41 @@ def layout(seed: int, rng: np.random.Generator) -> Graph:
     world = make(WORLD)
     world.reset(seed=seed)
     grid = world.grid_env.grid
-    cells = [(x, y) for x in range(grid.width) for y in range(grid.height) if getattr(grid.get(x, y), "type", "") != "wall"]
-    at = np.array(cells)
+    walls = grid.encode()[..., 0] == OBJECT_TO_IDX["wall"]
+    at = np.argwhere(~walls)  # (x, y)
     links = torch.tensor(np.abs(at[:, None] - at).sum(-1) == 1, dtype=torch.float32)
     room = 2 * (at[:, 0] > grid.width // 2) + (at[:, 1] > grid.height // 2)
     return spread(links, room, rng)
 
 
 def spread(links: Tensor, room: np.ndarray, rng: np.random.Generator) -> Graph:
-    """Draws random features and spreads them along the links, half of each step staying where it is."""
+    """Draws random features and spreads them along the links; half of them stay at each step."""
     walk = (torch.eye(len(links)) + links / links.sum(1, keepdim=True).clamp_min(1)) / 2
     features, found = torch.tensor(rng.standard_normal((len(links), WIDTH)), dtype=torch.float32), []
-    for hop in range(max(HOPS) + 1):
-        if hop in HOPS:
-            found.append(F.normalize(features - features.mean(0), dim=1))
-        features = walk @ features
-    return Graph(links, room, torch.stack(found))
+    for steps in np.diff(HOPS):
+        before, features = features, torch.matrix_power(walk, int(steps)) @ features
+        found.append(before - features)
+    bands = [*found, features - features.mean(0)]
+    return Graph(links, room, torch.stack([F.normalize(band, dim=1) for band in bands]))
 
 
 def shuffled(graph: Graph, rng: np.random.Generator) -> Graph:
     """The graph whose links belong to other nodes than its features."""
     order = rng.permutation(len(graph.room))
-    return Graph(graph.links[order][:, order], graph.room, graph.spread)
+    return Graph(graph.links[order][:, order], graph.room, graph.bands)
 
 
 def embed(graph: Graph, model: nn.Linear) -> Tensor:
-    """Features (n, d) of length 1: the weighted sum over the hops."""
-    return F.normalize(model(graph.spread.permute(1, 2, 0))[..., 0], dim=1)
+    """Features (n, d) of length 1: the weighted sum of the bands."""
+    return F.normalize(model(graph.bands.permute(1, 2, 0))[..., 0], dim=1)
 
 
 def neighbours(graph: Graph, features: Tensor) -> Tensor:
-    """The loss of finding a random neighbour of each node among the neighbours of the others."""
+    """The loss of finding the end of a walk from each node among the ends of the others."""
     nodes = torch.arange(len(features))
-    chosen = torch.multinomial(graph.links, 1)[:, 0]
+    chosen = nodes
+    for _ in range(WALK):
+        chosen = torch.multinomial(graph.links[chosen], 1)[:, 0]
     return info_nce(features, features[chosen], nodes, chosen)[0]
 
 
@@ -116,7 +123,7 @@ def community(graph: Graph, features: Tensor) -> Tensor:
 PUZZLES = {"neighbours": neighbours, "community": community}
 
 
-def solved(graphs: list[Graph], puzzle, fresh: nn.Linear) -> nn.Linear:
+def solved(graphs: list[Graph], puzzle: Callable[[Graph, Tensor], Tensor], fresh: nn.Linear) -> nn.Linear:
     """The weights after solving a puzzle on graphs."""
     model = nn.Linear(len(HOPS), 1, bias=False)
     model.load_state_dict(fresh.state_dict())
