@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from envs.minigrid.render import atlas
 from rlpre import Encoder, FrameStore, InputSpec
-from rlpre.data.store import new_store
+from rlpre.data.store import COLUMNS, new_store
 from rlpre.objectives import Objective, make_reader
 from rlpre.objectives.base import head
 from rlpre.objectives.batches import FrameViews
@@ -59,6 +59,15 @@ def stored(codes: np.ndarray, out: Path, size: int = 8) -> FrameStore:
     columns = {"action": -1, "reward": 0.0, "terminated": False, "truncated": False, "episode_start": True, "task": 0}
     with new_store(out, space=space, action_space=None, spec={}, atlas=atlas(size)) as writer:
         writer.append(codes, **columns)
+    return FrameStore.open(out)
+
+
+def copied(frames: FrameStore, out: Path, codes: np.ndarray | None = None) -> FrameStore:
+    """A copy of a store without its labels, which pretraining would probe; with other ``codes`` if they are given."""
+    kind = {"space": frames.space, "action_space": frames.action_space, "atlas": frames.atlas, "palette": frames.palette}
+    columns = {name: frames.column(name) for name in ("action", *COLUMNS) if name != "mission"}
+    with new_store(out, spec={}, tasks=frames.tasks, **kind) as writer:
+        writer.append(frames.codes(np.arange(len(frames))) if codes is None else codes, **columns)
     return FrameStore.open(out)
 
 

@@ -20,6 +20,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor, VecTransposeImage, is_vecenv_wrapped
 from torch import nn
@@ -322,19 +323,23 @@ def make_model(spec: Training, venv: VecEnv, encoder: AnyEncoder, device: torch.
     return spec.algorithm(policy, venv, **{**settings, **common, "device": device})
 
 
-def film(model: BaseAlgorithm, venv: VecEnv, path: Path) -> None:
-    """Plays a few episodes with sampled actions and writes them as GIF, if the environment renders RGB arrays.
+def film(
+    model: BaseAlgorithm | BasePolicy, venv: VecEnv, path: Path, episodes: int = EPISODES, deterministic: bool = False
+) -> None:
+    """Plays episodes and writes them as GIF, if the environment renders RGB arrays.
 
     Args:
         model: acts.
         venv: one environment.
         path: of the GIF.
+        episodes: how many, each cut after a number of steps.
+        deterministic: whether actions are the most likely ones instead of sampled.
     """
     if venv.render_mode != "rgb_array":
         return
     pictures: list[Image.Image] = []
     durations: list[int] = []
-    for _ in range(EPISODES):
+    for _ in range(episodes):
         observations, memory, starts = venv.reset(), None, np.ones(1, bool)
         shots: list[Image.Image] = []
         done = False
@@ -342,7 +347,7 @@ def film(model: BaseAlgorithm, venv: VecEnv, path: Path) -> None:
             picture = Image.fromarray(np.asarray(venv.get_images()[0]))
             picture.thumbnail((SIDE, SIDE))
             shots.append(picture)
-            actions, memory = model.predict(observations, memory, starts, deterministic=False)  # type: ignore[arg-type]
+            actions, memory = model.predict(observations, memory, starts, deterministic)  # type: ignore[arg-type]
             observations, _, (done,), _ = venv.step(actions)
             starts = np.zeros(1, bool)
         pictures += shots
