@@ -6,6 +6,7 @@ learns the return from the levels played so far, and those of the largest expect
 [0] Jones, Schonlau and Welch 1998, "Efficient Global Optimization of Expensive Black-Box Functions".
 """
 
+import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from scipy.stats import norm
 from sklearn.decomposition import PCA
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import ConstantKernel, Matern, WhiteKernel
 from stable_baselines3.common.policies import ActorCriticPolicy
@@ -27,7 +29,7 @@ from rlpre.errors import RlpreError
 
 Floats = np.ndarray
 DIMENSIONS = 16  # principal components of the map that the Gaussian process reads
-FIRST, TOGETHER = 16, 8  # levels that are drawn at random to begin with, and levels of a round after that
+FIRST, TOGETHER = 16, 16  # levels that are drawn at random to begin with, and levels of a round after that
 WORST = 10  # levels that are sought: an improvement is a return below that of the tenth worst
 
 
@@ -81,7 +83,9 @@ def expected_improvement(points: Floats, played: np.ndarray, returns: Floats, se
     """How far each of ``points`` (n, d) is expected to lie below the `WORST`-th lowest of the returns so far [0]."""
     kernel = ConstantKernel() * Matern(length_scale=points.shape[1] ** 0.5, nu=2.5) + WhiteKernel(0.1)
     process = GaussianProcessRegressor(kernel, normalize_y=True, random_state=seed)
-    mean, spread = process.fit(points[played], returns).predict(points, return_std=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # equal returns leave the kernel's scales at their bounds
+        mean, spread = process.fit(points[played], returns).predict(points, return_std=True)
     target = np.sort(returns)[min(WORST, len(returns)) - 1]
     z = (target - mean) / (spread := np.maximum(spread, 1e-9))
     return np.asarray((target - mean) * norm.cdf(z) + spread * norm.pdf(z))

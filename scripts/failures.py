@@ -38,7 +38,9 @@ def main(
     make_env = envs.find(env, **look)
     space = make_venv(make_env, 1, 0).observation_space
     if space != agent.observation_space:
-        raise RlpreError(f"{policy} acts on {agent.observation_space}, {env} gives {space}: give its view and tile size")
+        raise RlpreError(
+            f"{policy} acts on {agent.observation_space}, {env} gives {space}: give its view and tile size"
+        )
     places = own_features(agent, first_frames(make_env, range(levels)))
     found = search(places, lambda chosen: play(agent, make_env, chosen.tolist()), levels, budget, seed)
     print(f"{env}: mean return {found.returns[:16].mean():.2f} of levels at random; the worst of {budget} played:")

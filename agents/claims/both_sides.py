@@ -1,4 +1,4 @@
-"""Claim 18: masked modelling, which sees both sides, fills in better than autoregressive modelling, which sees the past.
+"""Claim 18: masked modelling sees both sides and fills in better than autoregressive modelling, which sees the past.
 
 The same transformer is pretrained by either objective, with as many updates on as many frames. Both are asked for the
 middle frame of windows of another collection.

@@ -1,7 +1,7 @@
 """Masked cells: what do the hidden cells of a frame show, given the others?
 
-A pretext task for encoders of frames of grid worlds, as `rlpre.objectives.masked` is for sequence encoders; two claims use
-it.
+A pretext task for encoders of frames of grid worlds, as `rlpre.objectives.masked` is for sequence encoders. Two claims
+use it.
 """
 
 from collections.abc import Iterable
@@ -37,7 +37,10 @@ class MaskedCells(Objective):
         """See ``Objective.forward``."""
         nll, right, symbols = self.guess(views, views.batch.codes)
         objects = foreground(symbols)
-        return balanced(nll, objects), {"nll": mean_where(nll.detach(), objects), "accuracy": mean_where(right, objects)}
+        return balanced(nll, objects), {
+            "nll": mean_where(nll.detach(), objects),
+            "accuracy": mean_where(right, objects),
+        }
 
     def guess(self, views: FrameViews, codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Of the hidden cells (n,): `symbol_loss`'s loss and whether it is right, and their symbols (n, 3)."""
@@ -64,7 +67,12 @@ def stored(codes: np.ndarray, out: Path, size: int = 8) -> FrameStore:
 
 def copied(frames: FrameStore, out: Path, codes: np.ndarray | None = None) -> FrameStore:
     """A copy of a store without its labels, which pretraining would probe; with other ``codes`` if they are given."""
-    kind = {"space": frames.space, "action_space": frames.action_space, "atlas": frames.atlas, "palette": frames.palette}
+    kind = {
+        "space": frames.space,
+        "action_space": frames.action_space,
+        "atlas": frames.atlas,
+        "palette": frames.palette,
+    }
     columns = {name: frames.column(name) for name in ("action", *COLUMNS) if name != "mission"}
     with new_store(out, spec={}, tasks=frames.tasks, **kind) as writer:
         writer.append(frames.codes(np.arange(len(frames))) if codes is None else codes, **columns)

@@ -1,7 +1,7 @@
 """Claim 26: the gain of a contaminated pretraining is inflated, and a linear estimate finds the pure gain.
 
-The corpus holds a share of the test's frames with their answers. The gain over a model of few labels is measured at three
-shares, and `pure_gain` continues the line to a share of 0. Here the pure gain is known: it is measured on a clean corpus.
+The corpus holds a share of the test's frames with their answers. The gain over a model of few labels is measured at
+three shares, and `pure_gain` continues the line to a share of 0. Here the pure gain is known, from a clean corpus.
 """
 
 from pathlib import Path

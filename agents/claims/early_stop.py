@@ -1,7 +1,7 @@
 """Claim 25: pretraining on the wrong source harms, and stopping it early limits the harm.
 
-The source shows other rooms at night and with shuffled actions; the task is by day. Encoders are kept on the way. The one
-that scores best on validation layouts of the task is compared with the last one, on test layouts.
+The source shows other rooms, by night and with shuffled actions; the task is by day. Encoders are kept on the way. The
+one that scores best on validation layouts of the task is compared with the last one, on test layouts.
 """
 
 from pathlib import Path
@@ -31,20 +31,23 @@ def measure(directory: Path, seeds: int, checkpoints: tuple[int, ...] = CHECKPOI
     collected = envs.collect(SOURCES, directory / "collected", FRAMES, 0, BEHAVIOUR, palette="night")
     frames = copied(shuffle_actions(collected, directory / "shuffled", 0), directory / "source")
     record_labels(TASK, directory, FEW, {})
-    chosen, tests, scratch = [], [], []
+    chosen, stops, tests, scratch = [], [], [], []
     for seed in range(seeds):
         validation, test = (scores(frames, directory, part, seed, checkpoints) for part in (VALIDATION, TEST))
-        chosen.append(test[int(np.argmax(validation))])
+        best = int(np.argmax(validation))
+        chosen.append(test[best])
+        stops.append(checkpoints[best])
         tests.append(test)
         own = score_labels(fresh_encoder(frames, seed), MODES["scratch"], load_task(TASK, directory), TEST, FEW, seed)
         scratch.append(own)
     last = [each[-1] for each in tests]
     transfer, control = (mean_interval(np.subtract(last, each)) for each in (scratch, [each[0] for each in tests]))
     measured = (
-        "gain in balanced accuracy by stopping where validation is best; the last encoder's gain over scratch is "
-        f"{show_interval(transfer)}, over fresh weights, as frozen, {show_interval(control)}"
+        f"gain in balanced accuracy by stopping where validation is best (after {stops} updates); the gain of the last "
+        f"encoder over scratch is {show_interval(transfer)}, over fresh weights, as frozen, {show_interval(control)}"
     )
-    picture = draw_curves(checkpoints, {"frozen": tests, "scratch": [[each] * len(checkpoints) for each in scratch]}, "updates", "accuracy")
+    curves = {"frozen": tests, "scratch": [[each] * len(checkpoints) for each in scratch]}
+    picture = draw_curves(checkpoints, curves, "updates", "accuracy")
     return judge(chosen, last, 0.02, measured, "last encoder", picture)
 
 

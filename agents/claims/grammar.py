@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from agents.claims.cells import SHARE, MaskedCells, fresh_encoder, score, solve, stored
+from agents.claims.cells import MaskedCells, fresh_encoder, score, solve, stored
 from agents.claims.claim import Claim, Verdict, judge
 from envs.minigrid.worlds import make_vec
 from rlpre.evaluation.page import show_interval
@@ -33,8 +33,8 @@ def measure(directory: Path, seeds: int, shuffled: bool = False) -> Verdict:
         without.append(-learnt(*mixed, directory / f"{seed}-exchanged", seed)[0])
         places.append(frequency_loss(codes, new))
     measured = (
-        "fall of the loss (nats) on hidden cells with an object, by what the rest of the frame says about them; accuracy "
-        f"{show_interval(mean_interval(accuracy))}, and by place alone {show_interval(mean_interval(places))} nats"
+        "fall of the loss (nats) on hidden cells with an object, by what the rest of the frame says about them; "
+        f"accuracy {show_interval(mean_interval(accuracy))}, and by place alone {show_interval(mean_interval(places))} nats"
     )
     return judge(with_grammar, without, 0.2, measured, "cells exchanged between frames, -nats")
 

@@ -1,8 +1,8 @@
 """Claim 21: puzzles on graphs teach what a node is part of.
 
-The graph of a layout of FourRooms has a node for each free cell and an edge between neighbours; its rooms are communities
-that no puzzle is told about. A node's features are random numbers that spread along the edges, split by the distance of
-the spreading. The weights of these distances are learned on some layouts and used on others.
+The graph of a layout of FourRooms has a node for each free cell and an edge between neighbours. No puzzle is told about
+its rooms. A node's features are random numbers that spread along the edges, split by the distance of the spreading. The
+weights of these distances are learned on some layouts and used on others.
 
 Puzzles: "neighbours", find the end of a short walk from each node among the ends of others (InfoNCE [1]); "community",
 make the features of linked nodes more alike than those of others with as many links (modularity [0]).
@@ -71,19 +71,15 @@ def measure(directory: Path, seeds: int, rewired: bool = False) -> Verdict:
 
 
 def layout(seed: int, rng: np.random.Generator) -> Graph:
-    """The graph of one layout; cells in the gap of a wall belong to the room above or to the left."""
+    """The graph of one layout, with random features that spread along its links; half of them stay at each step."""
     world = make(WORLD)
     world.reset(seed=seed)
     grid = world.grid_env.grid
     walls = grid.encode()[..., 0] == OBJECT_TO_IDX["wall"]
     at = np.argwhere(~walls)  # (x, y)
     links = torch.tensor(np.abs(at[:, None] - at).sum(-1) == 1, dtype=torch.float32)
+    # a cell in the gap of a wall belongs to the room above or to the left
     room = 2 * (at[:, 0] > grid.width // 2) + (at[:, 1] > grid.height // 2)
-    return spread(links, room, rng)
-
-
-def spread(links: Tensor, room: np.ndarray, rng: np.random.Generator) -> Graph:
-    """Draws random features and spreads them along the links; half of them stay at each step."""
     walk = (torch.eye(len(links)) + links / links.sum(1, keepdim=True).clamp_min(1)) / 2
     features, found = torch.tensor(rng.standard_normal((len(links), WIDTH)), dtype=torch.float32), []
     for steps in np.diff(HOPS):

@@ -1,7 +1,7 @@
 """Claim 6: a puzzle that can be cheated teaches nothing.
 
-The puzzle is to fill in hidden cells of a frame. If the frame before is shown, most answers can be copied from it; if that
-is hidden too, they must be inferred. What a puzzle taught its encoder is measured on the second one, with a new head.
+The puzzle is to fill in hidden cells of a frame. If the frame before is shown, answers can be copied from it; if that is
+hidden too, they must be inferred. What a puzzle taught its encoder is measured on the second one, with a new head.
 """
 
 from pathlib import Path

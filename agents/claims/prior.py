@@ -1,8 +1,8 @@
 """Claim 16: pretraining is an informative prior, which trades bias for variance and pays with few labels.
 
-Theory: with n rows (X'X = n I) of noise variance t^2, d true weights at squared distance D from the prior, and a prior of
-strength l, the squared error of the weights is (l^2 D + n t^2 d) / (n + l)^2: bias and variance. The prior helps if and
-only if D < t^2 d (2 / l + 1 / n), and the best strength is t^2 d / D for any n.
+Theory: with n rows (X'X = n I) of noise variance t^2, d true weights at squared distance D from the prior, and a prior
+of strength l, the squared error of the weights is (l^2 D + n t^2 d) / (n + l)^2: bias and variance. The prior helps if
+and only if D < t^2 d (2 / l + 1 / n), and the best strength is t^2 d / D for any n.
 """
 
 from pathlib import Path

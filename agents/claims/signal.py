@@ -48,7 +48,9 @@ def measure(directory: Path, seeds: int, permuted: bool = False) -> Verdict:
         f"rank correlation of d' and accuracy after {LABELS} labels, over {labels} labels of real frames; in the "
         f"theory's example a = 1 gives {strong} and a = .6 {weak}"
     )
-    return judge(own, others, 0.3, measured, "d' of another label", draw_curves(COUNTS, curves, "labels", "accuracy", "x"))
+    return judge(
+        own, others, 0.3, measured, "d' of another label", draw_curves(COUNTS, curves, "labels", "accuracy", "x")
+    )
 
 
 def signals_and_scores(frames: FrameStore, seed: int) -> tuple[list[float], list[float]]:

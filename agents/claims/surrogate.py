@@ -1,7 +1,7 @@
 """Claim 11: a surrogate that was pretrained on a simple system needs fewer points of a complex one.
 
-Heat transfer: from a smooth tube (Gnielinski [0]) to one with ribs (Webb, Eckert and Goldstein [1]). Worlds: the expected
-return of a random walk from a pose of a level, from small empty rooms to a large one. A surrogate is a small network.
+Heat transfer: from a smooth tube (Gnielinski [0]) to one with ribs (Webb, Eckert and Goldstein [1]). Worlds: the
+expected return of a random walk, by pose and room, from small empty rooms to a large one.
 
 [0] Gnielinski 1976, "New equations for heat and mass transfer in turbulent pipe and channel flow".
 [1] Webb, Eckert and Goldstein 1971, "Heat transfer and friction in tubes with repeated-rib roughness". It holds for
@@ -9,7 +9,7 @@ return of a random walk from a pose of a level, from small empty rooms to a larg
 """
 
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -27,14 +27,16 @@ System = Callable[[int, np.random.Generator], Points]
 COUNTS, LABELS = (4, 8, 16, 32), 8  # points of the complex system, and at which number the figure is measured
 DRAWS = 3  # of these points for each seed
 MANY, STEPS, WIDTH, RATE = 500, 300, 32, 1e-2
-SMALL, LARGE = (5, 6, 7), 16  # sides of the rooms, with their walls
+SMALL, LARGE = (5, 6, 7), (16,)  # sides of the rooms, with their walls
 ACTIONS = 7  # of which two turn, one goes forward, and the others do nothing in an empty room
 
 
 def measure(directory: Path, seeds: int, shuffled: bool = False) -> Verdict:
     """The fall of the error (log10 RMSE) by pretraining; ``shuffled`` permutes the targets of pretraining."""
     heat = -np.log10([errors(smooth_tube, ribbed_tube, COUNTS, seed, shuffled) for seed in range(seeds)])
-    worlds = -np.log10([errors(small_rooms, large_room, (LABELS,), seed, shuffled) for seed in range(seeds)])[:, :, 0]
+    worlds = -np.log10(
+        [errors(partial(rooms, SMALL), partial(rooms, LARGE), (LABELS,), seed, shuffled) for seed in range(seeds)]
+    )[:, :, 0]
     scratch, permuted, pretrained = heat[:, :, COUNTS.index(LABELS)].T
     over = mean_interval(worlds[:, 2] - worlds[:, 1])
     measured = (
@@ -55,6 +57,7 @@ def errors(simple: System, other: System, counts: tuple[int, ...], seed: int, sh
     torch.manual_seed(seed)
     fresh = network(x.shape[1])
     starts = fresh, tuned(fresh, x, rng.permutation(y)), tuned(fresh, x, rng.permutation(y) if shuffled else y)
+
     def mean_error(start: nn.Sequential, n: int) -> float:
         parts = [slice(draw * n, (draw + 1) * n) for draw in range(DRAWS)]
         return float(np.mean([error(tuned(start, pool[0][part], pool[1][part]), test) for part in parts]))
@@ -64,9 +67,7 @@ def errors(simple: System, other: System, counts: tuple[int, ...], seed: int, sh
 
 def network(inputs: int) -> nn.Sequential:
     """A surrogate with fresh weights."""
-    return nn.Sequential(
-        nn.Linear(inputs, WIDTH), nn.Tanh(), nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, 1)
-    )
+    return nn.Sequential(nn.Linear(inputs, WIDTH), nn.Tanh(), nn.Linear(WIDTH, WIDTH), nn.Tanh(), nn.Linear(WIDTH, 1))
 
 
 def tuned(start: nn.Sequential, x: np.ndarray, y: np.ndarray) -> nn.Sequential:
@@ -90,44 +91,28 @@ def error(model: nn.Sequential, points: Points) -> float:
     return float((model(x)[:, 0] - y).square().mean().sqrt())
 
 
-def flow(n: int, rng: np.random.Generator) -> np.ndarray:
-    """Inputs (n, 4) in [-1, 1]: ln Re from 2e4 to 1e5, ln Pr from 0.71 to 20, rib height, rib pitch."""
-    return rng.uniform(-1, 1, (n, 4))
-
-
-def reynolds_and_prandtl(x: np.ndarray) -> np.ndarray:
-    """Re and Pr, (2, n), of inputs (n, 4)."""
+def flow(n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Inputs (n, 4) in [-1, 1], for ln Re, ln Pr, rib height and rib pitch; Re in [2e4, 1e5] and Pr in [0.71, 20]."""
+    x = rng.uniform(-1, 1, (n, 4))
     low, high = np.log([[2e4, 0.71], [1e5, 20]])
-    return np.exp(low + (x[:, :2] + 1) / 2 * (high - low)).T
+    return x, *np.exp(low + (x[:, :2] + 1) / 2 * (high - low)).T
 
 
 def smooth_tube(n: int, rng: np.random.Generator) -> Points:
-    """ln Nu by Gnielinski [0]; there are no ribs, and their inputs are 0."""
-    x = flow(n, rng) * [1, 1, 0, 0]
-    re, pr = reynolds_and_prandtl(x)
+    """Inputs and ln Nu by Gnielinski [0]; there are no ribs, and their inputs are 0."""
+    x, re, pr = flow(n, rng)
     f = (0.79 * np.log(re) - 1.64) ** -2 / 8
-    return x, np.log(f * (re - 1000) * pr / (1 + 12.7 * f**0.5 * (pr ** (2 / 3) - 1)))
+    return x * [1, 1, 0, 0], np.log(f * (re - 1000) * pr / (1 + 12.7 * f**0.5 * (pr ** (2 / 3) - 1)))
 
 
 def ribbed_tube(n: int, rng: np.random.Generator) -> Points:
-    """ln Nu by Webb, Eckert and Goldstein [1]; ribs are .02 to .04 diameters high, 10 to 40 heights apart."""
-    x = flow(n, rng)
-    re, pr = reynolds_and_prandtl(x)
+    """Inputs and ln Nu by Webb et al. [1]; ribs are .02 to .04 diameters high, 10 to 40 heights apart."""
+    x, re, pr = flow(n, rng)
     height, pitch = 0.03 + 0.01 * x[:, 2], 25 + 15 * x[:, 3]
     rough = 0.95 * pitch**0.53
     f = (rough - 2.5 * np.log(2 * height) - 3.75) ** -2  # half of Fanning's friction factor
     stanton = f / (1 + f**0.5 * (4.5 * (height * re * f**0.5) ** 0.28 * pr**0.57 - rough))
     return x, np.log(stanton * re * pr)
-
-
-def small_rooms(n: int, rng: np.random.Generator) -> Points:
-    """Expected returns in rooms of all `SMALL` sides."""
-    return rooms(SMALL, n, rng)
-
-
-def large_room(n: int, rng: np.random.Generator) -> Points:
-    """Expected returns in a room of the `LARGE` side."""
-    return rooms((LARGE,), n, rng)
 
 
 def rooms(sides: tuple[int, ...], n: int, rng: np.random.Generator) -> Points:
@@ -136,7 +121,7 @@ def rooms(sides: tuple[int, ...], n: int, rng: np.random.Generator) -> Points:
     for side in rng.choice(sides, n).tolist():
         y, x = divmod(int(rng.integers((side - 2) ** 2 - 1)), side - 2)  # the goal is in the last cell
         heading = rng.integers(4)
-        inputs = [2 * x / (side - 3) - 1, 2 * y / (side - 3) - 1, *np.eye(4)[heading], np.log(side / LARGE)]
+        inputs = [2 * x / (side - 3) - 1, 2 * y / (side - 3) - 1, *np.eye(4)[heading], np.log(side / max(LARGE))]
         drawn.append((inputs, random_walk(side)[heading, y, x]))
     inputs, targets = zip(*drawn, strict=True)
     return np.array(inputs), np.array(targets)
