@@ -34,7 +34,7 @@ def measure(directory: Path, seeds: int, shuffled: bool = False) -> Verdict:
         places.append(frequency_loss(codes, new))
     measured = (
         "fall of the loss (nats) on hidden cells with an object, by what the rest of the frame says about them; "
-        f"accuracy {show_interval(mean_interval(accuracy))}, and by place alone {show_interval(mean_interval(places))} nats"
+        f"accuracy {show_interval(mean_interval(accuracy))}, by place alone {show_interval(mean_interval(places))}"
     )
     return judge(with_grammar, without, 0.2, measured, "cells exchanged between frames, -nats")
 

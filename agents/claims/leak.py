@@ -1,6 +1,6 @@
 """Claim 6: a puzzle that can be cheated teaches nothing.
 
-The puzzle is to fill in hidden cells of a frame. If the frame before is shown, answers can be copied from it; if that is
+The puzzle is to fill in hidden cells of a frame. If the frame before is shown, answers can be copied from it; if it is
 hidden too, they must be inferred. What a puzzle taught its encoder is measured on the second one, with a new head.
 """
 

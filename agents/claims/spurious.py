@@ -1,7 +1,7 @@
 """Claim 27: with few labels a cue that means nothing misleads a model from scratch; pretraining protects.
 
-The question is whether the expert goes forward. In training the colour of the floor nearly tells it; in the test it does
-so as often, or is drawn at random: the drop is the difference. In the frames without labels it is drawn at random too.
+The question is whether the expert goes forward. In training the colour of the floor mostly tells it; in the test it
+does so as often, or is drawn at random: the drop is the difference. Without labels it is drawn at random too.
 """
 
 from pathlib import Path

@@ -25,7 +25,7 @@ Points = tuple[np.ndarray, np.ndarray]  # inputs (n, d) in [-1, 1], targets (n,)
 System = Callable[[int, np.random.Generator], Points]
 
 COUNTS, LABELS = (4, 8, 16, 32), 8  # points of the complex system, and at which number the figure is measured
-DRAWS = 3  # of these points for each seed
+DRAWS = 6  # of these points for each seed
 MANY, STEPS, WIDTH, RATE = 500, 300, 32, 1e-2
 SMALL, LARGE = (5, 6, 7), (16,)  # sides of the rooms, with their walls
 ACTIONS = 7  # of which two turn, one goes forward, and the others do nothing in an empty room
@@ -34,9 +34,8 @@ ACTIONS = 7  # of which two turn, one goes forward, and the others do nothing in
 def measure(directory: Path, seeds: int, shuffled: bool = False) -> Verdict:
     """The fall of the error (log10 RMSE) by pretraining; ``shuffled`` permutes the targets of pretraining."""
     heat = -np.log10([errors(smooth_tube, ribbed_tube, COUNTS, seed, shuffled) for seed in range(seeds)])
-    worlds = -np.log10(
-        [errors(partial(rooms, SMALL), partial(rooms, LARGE), (LABELS,), seed, shuffled) for seed in range(seeds)]
-    )[:, :, 0]
+    sides = partial(rooms, SMALL), partial(rooms, LARGE)
+    worlds = -np.log10([errors(*sides, (LABELS,), seed, shuffled) for seed in range(seeds)])[:, :, 0]
     scratch, permuted, pretrained = heat[:, :, COUNTS.index(LABELS)].T
     over = mean_interval(worlds[:, 2] - worlds[:, 1])
     measured = (
