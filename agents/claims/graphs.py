@@ -11,6 +11,7 @@ make the features of linked nodes more alike than those of others with as many l
 [1] Perozzi et al. 2014, "DeepWalk: Online Learning of Social Representations".
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,8 +120,7 @@ PUZZLES = {"neighbours": neighbours, "community": community}
 
 def solved(graphs: list[Graph], puzzle: Callable[[Graph, Tensor], Tensor], fresh: nn.Linear) -> nn.Linear:
     """The weights after solving a puzzle on graphs."""
-    model = nn.Linear(len(HOPS), 1, bias=False)
-    model.load_state_dict(fresh.state_dict())
+    model = copy.deepcopy(fresh)
     optimizer = torch.optim.Adam(model.parameters(), RATE)
     for step in range(STEPS):
         graph = graphs[step % len(graphs)]

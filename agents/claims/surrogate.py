@@ -8,6 +8,7 @@ expected return of a random walk, by pose and room, from small empty rooms to a 
     roughness Reynolds numbers above 35, pitches of 10 to 40 rib heights, and Prandtl numbers of 0.71 to 37.6.
 """
 
+import copy
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -71,8 +72,7 @@ def network(inputs: int) -> nn.Sequential:
 
 def tuned(start: nn.Sequential, x: np.ndarray, y: np.ndarray) -> nn.Sequential:
     """A copy of a surrogate, fitted to points."""
-    model = network(x.shape[1])
-    model.load_state_dict(start.state_dict())
+    model = copy.deepcopy(start)
     optimizer = torch.optim.Adam(model.parameters(), RATE)
     inputs, targets = (torch.tensor(values, dtype=torch.float32) for values in (x, y))
     for _ in range(STEPS):
