@@ -61,6 +61,7 @@ class Habits:
 
     part: Part = "labels"  # how many labels; who demonstrates, and what is asked; or which features (clones alone)
     environments: tuple[str, ...] = tuple(BUDGETS)  # may be run one by one, with the same --out
+    only: tuple[str, ...] = ()  # arms to run now; default all
     steps: int | None = None  # environment steps of a run; default those of each environment
     seeds: int = 5  # runs of every arm
     first_seed: int = 0  # settings were chosen on seeds from 100 on
@@ -94,6 +95,7 @@ class Habits:
             seeds=self.seeds,
             first_seed=self.first_seed,
             demonstrator=NOISY,
+            only=self.only,
             pretrain=self.pretrain,
             train=self.train,
         )

@@ -178,6 +178,7 @@ class Preset:
     first_seed: int = 0  # settings were chosen on seeds from 100 on
     threshold: float = 0.8  # return to reach
     demonstrator: str = ""  # name of frames; instead 90 % of the mean return of whoever played them
+    only: tuple[str, ...] = ()  # arms to run now; default all
     each_seed: bool = False  # whether every seed pretrains encoders of its own, or all runs share one
     probe: int = 0  # transitions to collect in every environment to measure frozen encoders on; 0: do not measure
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
@@ -217,6 +218,7 @@ class Preset:
             eval_episodes=self.train.eval_episodes,
             measure=measure if self.probe else None,
             sections=partial(causes.sections, environments),
+            only=self.only,
             executor=executor,
             workers=workers,
         )

@@ -11,6 +11,7 @@ from rlpre.encoders import Encoder, InputSpec, SequenceEncoder, Vocabulary, regi
 from rlpre.errors import RlpreError
 from rlpre.features import whiten
 from rlpre.hub import push_to_hub
+from rlpre.objectives.align import align
 from rlpre.pretrain import PretrainConfig, PretrainResult, pretrain
 from rlpre.sb3 import (
     CloneConfig,
@@ -41,6 +42,7 @@ __all__ = [
     "SequenceEncoder",
     "StateVecEnv",
     "Vocabulary",
+    "align",
     "as_vec_env",
     "clone",
     "collect",

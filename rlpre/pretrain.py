@@ -22,9 +22,10 @@ from rlpre.encoders import AnyEncoder, Encoder, InputSpec
 from rlpre.encoders.encoder import CONFIG, WEIGHTS
 from rlpre.errors import RlpreError, at_least, lookup
 from rlpre.evaluation.probes import fresh, linear_probe
-from rlpre.objectives import make_objective, make_reader
+from rlpre.objectives import make_objective, make_reader, parse_objective
 from rlpre.objectives.base import WeightedSum
 from rlpre.objectives.batches import AnyBatch
+from rlpre.objectives.losses import AUGMENTATIONS
 from rlpre.utils import provenance, read_json, resolve_device, write_bytes, write_json
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class PretrainConfig:
     steps: int = 2000  # updates
     batch: int = 256  # pairs of frames (or windows) per update, over all devices; SimCLR's smallest
     gap: int = 5  # k: largest number of steps between the frames of a pair, or that cpc predicts ahead
+    augment: str = "shift"  # of frames, by up to 3 pixels; or "none": actions and cells are easier to see
     lr: float = 1e-3  # peak learning rate of AdamW
     weight_decay: float = 1e-4  # of AdamW
     warmup: float = 0.05  # share of the steps in which the learning rate rises; then it follows a cosine to 0
@@ -135,15 +137,15 @@ def pretrain(
 
 
 class Pretext(nn.Module):
-    """Encoder and objective as one module with one forward pass, as DDP needs; see `Views` for ``world``."""
+    """Encoder and objective as one module with one forward pass, as DDP needs; see `Views` for the other arguments."""
 
-    def __init__(self, encoder: AnyEncoder, objective: WeightedSum, world: int = 1) -> None:
+    def __init__(self, encoder: AnyEncoder, objective: WeightedSum, world: int = 1, augment: str = "shift") -> None:
         super().__init__()
-        self.encoder, self.objective, self.world = encoder, objective, world
+        self.encoder, self.objective, self.world, self.augment = encoder, objective, world, augment
 
     def forward(self, batch: Any) -> Any:
         """Returns the loss and the metrics of a batch."""
-        return self.objective(batch.views(self.encoder, self.world))
+        return self.objective(batch.views(self.encoder, self.world, self.augment))
 
 
 class Pretraining:
@@ -169,7 +171,7 @@ class Pretraining:
         objective = make_objective(config.objective, encoder, frames)
         single = all(part.needs == "frames" for part in objective.objectives.values())
         self.reader: Any = make_reader(frames, encoder, None if single else config.gap, fabric.device)
-        self.pretext = Pretext(encoder, objective, fabric.world_size)
+        self.pretext = Pretext(encoder, objective, fabric.world_size, config.augment)
         trained = [parameter for parameter in self.pretext.parameters() if parameter.requires_grad]
         optimizer = torch.optim.AdamW(trained, lr=config.lr, weight_decay=config.weight_decay)
         self.model, self.optimizer = fabric.setup(self.pretext, optimizer)
@@ -395,6 +397,9 @@ def _check(config: PretrainConfig) -> None:
     for name in ("lr", "clip"):
         if not 0 < getattr(config, name) < math.inf:
             raise RlpreError(f"{name} is {getattr(config, name)}: it must be a number above 0, or nothing is trained")
+    lookup("augmentation", config.augment, AUGMENTATIONS)
+    if config.augment == "none" and "contrastive" in parse_objective(config.objective):
+        raise RlpreError("objective 'contrastive' compares two shifted views of a frame: leave out augment='none'")
     lookup("reaction to a collapse", config.collapse, dict.fromkeys(get_args(Reaction)))
     if config.batch % config.devices:
         raise RlpreError(f"a batch of {config.batch} cannot be shared by {config.devices} devices: use a multiple")

@@ -96,6 +96,28 @@ def policy(store: FrameStore, path: Path) -> Leak:
     return Leak(scores[0][0], *scores[1])
 
 
+def usual_change(store: FrameStore, path: Path) -> Leak:
+    """Most pixels of the next frame are those of the present one, but not where it changes; an action says little."""
+    rows = np.random.default_rng(0).permutation(np.flatnonzero(store.acted))
+    copied = float((store.frames(rows[:1000]) == store.frames(rows[:1000] + 1)).mean())
+    rows = rows[store.ids[rows] != store.ids[rows + 1]][:1000]
+    first = np.unique(store.ids, return_index=True)[1]
+    now, later = (store.frames(at).astype(float) for at in (rows, rows + 1))
+    action, half = store.column("action")[rows], len(rows) // 2
+    keys = list(zip(store.ids[rows].tolist(), action.tolist(), strict=True))
+    found = usual(keys, store.ids[rows + 1].tolist())
+
+    def explained(of: np.ndarray, guess: np.ndarray) -> float:
+        return 1 - float(((of - guess) ** 2).mean() / of.var(0).mean())
+
+    seen = np.array([answer is not None for answer in found])
+    change, asked = later - now, np.flatnonzero(seen) + half
+    means = {each: change[:half][action[:half] == each].mean(0) for each in np.unique(action[:half])}
+    by_action = np.stack([means[each] for each in action[half:]])
+    known = store.frames(first[[answer for answer in found if answer is not None]]) - now[asked]
+    return Leak(copied, explained(change[half:], by_action), explained(change[asked], known))
+
+
 def usual_cell(store: FrameStore, path: Path) -> Leak:
     """What a cell usually shows is right for most cells, but not for those with an object."""
     codes = store.codes(store.sample(4000, np.random.default_rng(0))).astype(int)
@@ -173,6 +195,7 @@ def edges(store: FrameStore, path: Path) -> Leak:
 
 LEAKS: dict[str, list[Callable[[FrameStore, Path], Leak]]] = {
     "autoregressive": [last_frame],
+    "change": [usual_change],
     "contrastive": [same_pixels],
     "cpc": [present_frame_of_a_window],
     "forward": [present_frame],

@@ -19,6 +19,7 @@ from rlpre.objectives.batches import Batch, FrameReader, FrameViews
 from rlpre.objectives.forward import Forward, decorrelation
 from rlpre.objectives.jigsaw import Jigsaw, assemble, ordered_permutations
 from rlpre.objectives.losses import info_nce, random_shift
+from rlpre.objectives.symbols import BACKGROUND, CLASSES, LOGITS
 from rlpre.pretrain import Pretext
 
 
@@ -118,7 +119,8 @@ def test_jigsaw_accepts_every_order_that_looks_right(doorkey, encoder, batch) ->
 @pytest.mark.parametrize("name", [name for name, objective in OBJECTIVES.items() if objective.kind == "vision"])
 def test_each_objective_can_be_learned(name: str, doorkey: FrameStore, encoder: Encoder, batch: Batch) -> None:
     _, metrics = train(name, encoder, doorkey, [batch] * 60, rate=1e-3)
-    assert all(0 <= each[f"{name}/accuracy"] <= 1 for each in metrics)
+    share = f"{name}/accuracy"
+    assert all(0 <= each[share] <= 1 for each in metrics if share in each)
     losses = [each[f"{name}/loss"] for each in metrics]
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:2])
 
@@ -129,6 +131,15 @@ def test_combinations_are_weighted_sums_on_views_encoded_once(doorkey, encoder, 
     loss, metrics = make_objective("temporal:2+inverse:0.5", encoder, doorkey)(FrameViews(encoder, batch))
     assert len(calls) == 2  # anchor and later, shared
     assert float(loss.detach()) == pytest.approx(2 * metrics["temporal/loss"] + 0.5 * metrics["inverse/loss"])
+
+
+def test_views_shift_frames_unless_they_are_asked_not_to(doorkey, encoder, batch) -> None:
+    shifted, plain = batch.views(encoder), batch.views(encoder, augment="none")
+    assert not torch.equal(shifted.anchor, shifted.plain)
+    assert torch.equal(plain.anchor, plain.plain)
+    assert torch.equal(plain.later, encoder(batch.later))
+    pretext = Pretext(encoder, make_objective("inverse", encoder, doorkey), augment="none")
+    assert float(pretext(batch)[0].detach()) == float(pretext(batch)[0].detach())
 
 
 def test_forward_learns_where_actions_lead_and_does_not_collapse(tmp_path: Path) -> None:
@@ -155,6 +166,48 @@ def test_forward_stops_at_the_gap(doorkey: FrameStore, encoder: Encoder, batch: 
     expected = latent + forward.change(F.relu(forward.hidden(latent) * forward.gate(code)))
     torch.testing.assert_close(ahead[first], expected[first])
     assert 0 < first.sum() < 64
+
+
+def test_change_learns_what_each_action_moves(tmp_path: Path) -> None:
+    frames = dot_world(tmp_path / "frames", "moves")
+    encoder, change, batch = learn("change", frames, 110, gap=2)
+    with torch.no_grad():
+        _, own = change(batch.views(encoder))
+        _, shuffled = change(dataclasses.replace(batch, actions=batch.actions.roll(1, 0)).views(encoder))
+        assert own["r2"] > 0.8
+        assert shuffled["r2"] < 0.4
+        assert change.picture(encoder, batch).shape[0] == 3
+        change.output.weight.zero_()
+        change.output.bias.zero_()
+        assert float(change(batch.views(encoder))[0]) == pytest.approx(1)  # that nothing changes
+
+
+def test_change_is_that_of_the_frames_and_stops_at_the_gap(doorkey, encoder, batch) -> None:
+    change = OBJECTIVES["change"](encoder, doorkey)
+    expected = F.avg_pool2d((batch.later.float() - batch.anchor.float()) / 255, 4)
+    torch.testing.assert_close(change.change(batch), expected)
+    features = torch.randn(64, 64)
+    ahead = change.predict(features, batch.actions, batch.gap)
+    padded = torch.where(batch.actions < 0, 1, batch.actions)  # what is beyond the gap does not matter
+    torch.testing.assert_close(change.predict(features, padded, batch.gap), ahead)
+    still = dataclasses.replace(batch, later=torch.cat([batch.later[:32], batch.anchor[32:]]))
+    moving = change.predict(encoder(batch.anchor[:32]), batch.actions[:32], batch.gap[:32])
+    loss = F.mse_loss(moving, expected[:32]) / expected[:32].square().mean()
+    torch.testing.assert_close(change(still.views(encoder))[0], loss)  # the half that does not change is left out
+
+
+def test_supervised_weighs_objects_as_much_as_all_other_cells(doorkey, encoder, batch) -> None:
+    supervised = OBJECTIVES["supervised"](encoder, doorkey)
+    first, last = supervised.head[-1], torch.zeros(supervised.cells, LOGITS)
+    last[:, 1] = 50.0  # whatever is seen, the answer is "empty, of colour 0, without flags"
+    last[:, [CLASSES[0], sum(CLASSES[:2])]] = 50.0
+    torch.nn.init.zeros_(first.weight)
+    first.bias.data = last.flatten()
+    symbols = batch.codes.flatten(1, 2).long()
+    wrong = (symbols != torch.tensor([1, 0, 0])).sum(-1).float()
+    objects = symbols[..., 0] >= BACKGROUND
+    expected = 50 * (wrong[objects].mean() + wrong[~objects].mean()) / 2
+    assert float(supervised(batch.views(encoder))[0].detach()) == pytest.approx(float(expected), rel=1e-4)
 
 
 def test_decorrelation_by_hand() -> None:

@@ -82,6 +82,8 @@ def test_nan_stops_names_the_objective_and_saves_nothing_broken(doorkey: FrameSt
         ({"stepz": 9}, "no setting 'stepz'"),
         ({"encoder": "cn"}, "did you mean 'cnn'"),
         ({"features": 0}, "features is 0: it must be at least 1"),
+        ({"augment": "shft"}, "unknown augmentation 'shft': did you mean 'shift'"),
+        ({"augment": "none", "objective": "contrastive"}, "compares two shifted views of a frame: leave out augment"),
         ({"lr": 0}, "lr is 0: it must be a number above 0, or nothing is trained"),
         ({"clip": float("nan")}, "clip is nan: it must be a number above 0, or nothing is trained"),
         ({"devices": 3}, "a batch of 16 cannot be shared by 3 devices"),

@@ -152,6 +152,7 @@ def compare(
     deterministic: bool = False,
     measure: Measure | None = None,
     sections: Callable[[Path], Sequence[Any]] | None = None,
+    only: Collection[str] = (),
     executor: Executor | None = None,
     workers: int | None = None,
 ) -> ComparisonResult:
@@ -190,6 +191,7 @@ def compare(
         measure: called at the start of each run as ``measure(run, training)``; adds measurements to the rows. Worker
             processes must be able to import it.
         sections: called as ``sections(out)`` after the runs; returns further sections of the page.
+        only: names of the arms to run now; a later call runs the others. Default: all.
         executor: where runs are executed, such as `rlpre.compare.executors.cluster`; default processes of this
             machine. Workers on other machines must see ``out`` under the same path.
         workers: runs at a time on one machine; default one per core.
@@ -226,7 +228,7 @@ def compare(
     resolve_device(pretrain.device)
     asked = {"answer": answer or next(iter(arms), ""), "baseline": baseline}
     arms = {**(_controls(tasks, arms, pretrain) if controls else {}), **arms}
-    for name in asked.values():
+    for name in (*asked.values(), *only):
         lookup("arm", name, arms)
     oracles = [name for name, arm in arms.items() if arm.mode == ORACLE]
     donor = _donor(arms, baseline)
@@ -251,7 +253,8 @@ def compare(
     }
     arms = {name: _saved(arm, out / GIVEN / name) for name, arm in arms.items()}
     stages = _Stage(), _Stage()  # transplants wait for the agents whose encoders they take
-    for task, name, seed in product(tasks, _longest_first(arms), seeds):
+    running = [name for name in _longest_first(arms) if name in only or not only]
+    for task, name, seed in product(tasks, running, seeds):
         arm, start = arms[name], _directory(arms[name])
         transplant = arm.mode == TRANSPLANT
         preparations, trainings = stages[transplant].preparations, stages[transplant].trainings

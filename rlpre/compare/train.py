@@ -21,6 +21,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalC
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor, VecTransposeImage, is_vecenv_wrapped
 from torch import nn
@@ -399,27 +400,30 @@ def make_model(
     return spec.algorithm(policy, venv, **{**settings, **common, "device": device})
 
 
-def film(model: BaseAlgorithm, venv: VecEnv, path: Path) -> None:
-    """Plays a few episodes with sampled actions and writes them as GIF, if the environment renders RGB arrays.
+def film(
+    model: BaseAlgorithm | BasePolicy, venv: VecEnv, path: Path, episodes: int = EPISODES, deterministic: bool = False
+) -> None:
+    """Plays episodes and writes them as GIF, if the environment renders RGB arrays.
 
     Args:
         model: acts.
         venv: one environment.
         path: of the GIF.
+        episodes: how many, each cut after a number of steps.
+        deterministic: whether actions are the most likely ones instead of sampled.
     """
     if venv.render_mode != "rgb_array":
         return
     pictures: list[Image.Image] = []
     durations: list[int] = []
-    venv.reset()
     ends = _render_ends(venv)
-    for _ in range(EPISODES):
+    for _ in range(episodes):
         observations, memory, starts = venv.reset(), None, np.ones(1, bool)
         shots: list[Any] = []
         done = False
         while not done and len(shots) < EPISODE_STEPS:
             shots.append(venv.get_images()[0])
-            actions, memory = model.predict(observations, memory, starts, deterministic=False)  # type: ignore[arg-type]
+            actions, memory = model.predict(observations, memory, starts, deterministic)  # type: ignore[arg-type]
             observations, _, (done,), _ = venv.step(actions)
             starts = np.zeros(1, bool)
         shots += ends[-1:] if done else []
@@ -438,11 +442,14 @@ def _render_ends(venv: VecEnv) -> list[Any]:
     A ``VecEnv`` resets in the step that ends an episode, so the picture exists only until the environment's own reset.
     """
     ends: list[Any] = []
+    begun = set()
     for env in getattr(venv.unwrapped, "envs", ()):
         reset = env.unwrapped.reset
 
         def render_and_reset(*, env: Any = env, reset: Any = reset, **arguments: Any) -> Any:
-            ends.append(env.render())
+            if env in begun:  # before the first reset there is nothing to see
+                ends.append(env.render())
+            begun.add(env)
             return reset(**arguments)
 
         env.unwrapped.reset = render_and_reset

@@ -9,6 +9,7 @@ from rlpre.errors import RlpreError, lookup
 from rlpre.objectives.autoregressive import Autoregressive
 from rlpre.objectives.base import Needs, Objective, WeightedSum
 from rlpre.objectives.batches import make_reader
+from rlpre.objectives.change import Change
 from rlpre.objectives.contrastive import Contrastive
 from rlpre.objectives.cpc import Cpc
 from rlpre.objectives.forward import Forward
@@ -22,6 +23,7 @@ __all__ = ["OBJECTIVES", "Objective", "make_objective", "make_reader", "parse_ob
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "autoregressive": Autoregressive,
+    "change": Change,
     "contrastive": Contrastive,
     "cpc": Cpc,
     "forward": Forward,

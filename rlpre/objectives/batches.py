@@ -18,7 +18,7 @@ from rlpre.data.windows import CHUNK, PADDING, Trajectories, Windows, previous_a
 from rlpre.encoders import AnyEncoder, Encoder, SequenceEncoder
 from rlpre.errors import RlpreError
 from rlpre.features import encode, encode_windows
-from rlpre.objectives.losses import random_shift
+from rlpre.objectives.losses import AUGMENTATIONS
 from rlpre.utils import to_device
 
 UNSEEN = 0  # all three symbols of a cell that shows nothing
@@ -32,20 +32,23 @@ class Views:
     features of the others. So each has the heads, batch statistics, negatives and loss of a single process, and the
     gradient of that loss with respect to its own features. DDP averages gradients over processes: that is right for
     the heads, whose gradients are equal, but the encoder's are parts of a sum and multiplied by ``world`` first.
+
+    ``augment`` is a name in `AUGMENTATIONS`.
     """
 
-    def __init__(self, encoder: Any, batch: Any, world: int = 1) -> None:
+    def __init__(self, encoder: Any, batch: Any, world: int = 1, augment: str = "shift") -> None:
         self.encoder, self.batch, self.world = encoder, batch, world
+        self.augment = AUGMENTATIONS[augment]
 
     @cached_property
     def anchor(self) -> Tensor:
-        """Features of the anchors, (batch, num_features), under random shifts of the frames."""
-        return self._shifted()
+        """Features of the anchors, (batch, num_features), under random shifts of the frames, if there are any."""
+        return self._augmented()
 
     @cached_property
     def second_view(self) -> Tensor:
         """The same under other, independent shifts."""
-        return self._shifted()
+        return self._augmented()
 
     def share(self, work: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
         """Computes ``work(*inputs)``; the rows of the inputs and of the result are the items of the batch."""
@@ -60,7 +63,7 @@ class Views:
         parts[rank] = own
         return torch.cat(parts)
 
-    def _shifted(self) -> Tensor:
+    def _augmented(self) -> Tensor:
         raise NotImplementedError
 
 
@@ -74,15 +77,15 @@ class FrameViews(Views):
 
     @cached_property
     def later(self) -> Tensor:
-        """Features of the shifted later frames, (batch, num_features)."""
-        return self.encode(random_shift(self.batch.later))
+        """Features of the later frames, shifted as the anchors are, (batch, num_features)."""
+        return self.encode(self.augment(self.batch.later))
 
     def encode(self, frames: Tensor, encoder: nn.Module | None = None) -> Tensor:
         """Features (batch, num_features) of one frame for each item of the batch, (batch, C, H, W)."""
         return self.share(encoder or self.encoder, frames)
 
-    def _shifted(self) -> Tensor:
-        return self.encode(random_shift(self.batch.anchor))
+    def _augmented(self) -> Tensor:
+        return self.encode(self.augment(self.batch.anchor))
 
 
 class WindowViews(Views):
@@ -122,10 +125,10 @@ class WindowViews(Views):
     def _encode(self, features: Tensor) -> Tensor:
         return self.share(self.encoder, features, self.batch.actions, self.batch.mission, self.batch.present)
 
-    def _shifted(self) -> Tensor:
+    def _augmented(self) -> Tensor:
         rows, features = self.batch.rows, torch.zeros_like(self.batch.features)
         parts = np.array_split(rows[rows != PADDING], -(-rows.size // CHUNK))
-        shifted = [self.encoder.encode_frames(random_shift(self.batch.frames(part))) for part in parts if len(part)]
+        shifted = [self.encoder.encode_frames(self.augment(self.batch.frames(part))) for part in parts if len(part)]
         features[self.batch.present] = torch.cat(shifted).to(features.dtype)
         return self._encode(features)[:, -1]
 
@@ -145,9 +148,9 @@ class Batch:
     later_id: Tensor  # the same for the later frames, in one numbering with ``anchor_id``
     codes: Tensor | None  # the anchors' symbols, (batch, rows, columns, 3) uint8; None for plain pixels
 
-    def views(self, encoder: Encoder, world: int = 1) -> FrameViews:
+    def views(self, encoder: Encoder, world: int = 1, augment: str = "shift") -> FrameViews:
         """The encoder's features of the batch."""
-        return FrameViews(encoder, self, world)
+        return FrameViews(encoder, self, world, augment)
 
 
 @dataclass(frozen=True)
@@ -183,9 +186,9 @@ class WindowBatch:
         """Frames (n, C, H, W) uint8 of ``rows`` (n,) of the store."""
         return self.store.decode(to_device(self.store.read(rows), self.features.device))
 
-    def views(self, encoder: SequenceEncoder, world: int = 1) -> WindowViews:
+    def views(self, encoder: SequenceEncoder, world: int = 1, augment: str = "shift") -> WindowViews:
         """The encoder's features of the batch."""
-        return WindowViews(encoder, self, world)
+        return WindowViews(encoder, self, world, augment)
 
 
 class FrameReader:

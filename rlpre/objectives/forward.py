@@ -14,7 +14,7 @@ from rlpre.data.store import FrameStore
 from rlpre.encoders import Encoder
 from rlpre.objectives.base import PROJECTION, Objective, TargetNetworks, head
 from rlpre.objectives.batches import FrameViews
-from rlpre.objectives.losses import ActionCode, info_nce, random_shift
+from rlpre.objectives.losses import ActionCode, info_nce
 
 HIDDEN = 256  # units of the transition model
 DECORRELATION = 0.02  # weight of `decorrelation`; VICReg's ratio to its invariance term on latents of variance 1
@@ -46,7 +46,7 @@ class Forward(Objective):
         predicted = self.unroll(now, batch.actions, batch.gap)
         with torch.no_grad():
             encoder, projector = self.targets.copies
-            later = projector(views.encode(random_shift(batch.later), encoder))
+            later = projector(views.encode(views.augment(batch.later), encoder))
         error = 1 - F.cosine_similarity(predicted, later).mean()
         correlation = decorrelation(now)
         _, found = info_nce(predicted.detach(), later, batch.anchor_id, batch.later_id)

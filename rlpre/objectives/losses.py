@@ -62,6 +62,14 @@ def random_shift(frames: Tensor, pad: int = 3) -> Tensor:
     return frames.flatten(2).gather(2, source.expand(-1, channels, -1)).view_as(frames)
 
 
+def unchanged(frames: Tensor) -> Tensor:
+    """The frames themselves."""
+    return frames
+
+
+AUGMENTATIONS = {"shift": random_shift, "none": unchanged}
+
+
 class ActionCode(nn.Module):
     """Turns actions into vectors (..., size) float32: one-hot for ``Discrete``, standardised by the store for ``Box``.
 

@@ -50,7 +50,8 @@ class SymbolObjective(Objective):
 class Supervised(Objective):
     """Every cell's symbols from the features. Not a pretext task, but the upper bound in a comparison.
 
-    The loss is the mean of `symbol_loss` over the cells; "accuracy" is the share of cells with all symbols right.
+    The loss is `symbol_loss`, `balanced` over the cells. "accuracy" is the share of cells with all symbols right. The
+    frames are not shifted: that would move the cells out of their places.
     """
 
     def __init__(self, encoder: Encoder, frames: FrameStore) -> None:
@@ -61,9 +62,9 @@ class Supervised(Objective):
     def forward(self, views: FrameViews) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``Objective.forward``."""
         symbols = views.batch.codes.flatten(1, 2).long()  # (batch, cells, 3)
-        logits = self.head(views.anchor).float().view(len(symbols), self.cells, LOGITS)
+        logits = self.head(views.plain).float().view(len(symbols), self.cells, LOGITS)
         loss, right = symbol_loss(logits, symbols)
-        return loss.mean(), {"accuracy": right.float().mean()}
+        return balanced(loss, foreground(symbols)), {"accuracy": right.float().mean()}
 
 
 def count_cells(objective: Objective, frames: FrameStore) -> int:

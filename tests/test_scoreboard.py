@@ -1,0 +1,111 @@
+"""The scoreboard: what is probed, the gap closed by hand, a study that is resumed, bad input."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from agents.scoreboard import DISCOUNT, Scoreboard, factors, returns, scoreboard, scores
+from agents.scoreboard_report import FEW, FRESH, GROUPS, NUMBERS, SCORE, SUPERVISED, standings
+from rlpre import FrameStore, PretrainConfig, RlpreError
+from rlpre.compare.runner import Row
+from rlpre.utils import read_json
+
+WORLD = "MiniGrid-DoorKey-5x5-v0"
+TINY = Scoreboard(
+    worlds=(WORLD,),
+    objectives=("inverse@none",),
+    frames=400,
+    probes=800,
+    rows=100,
+    seeds=1,
+    pretrain=PretrainConfig(features=16, steps=2, batch=16),
+)
+
+
+def planted(scores_of: dict[str, tuple[list[float], list[float]]]) -> list[Row]:
+    """Scores of (output, map) by arm and seed."""
+    return [
+        Row("scoreboard", WORLD, arm, seed, f"{readout}/{SCORE}", value)
+        for arm, both in scores_of.items()
+        for readout, values in zip(("output", "map"), both, strict=True)
+        for seed, value in enumerate(values)
+    ]
+
+
+def test_the_gap_closed_by_hand() -> None:
+    scores_of = {
+        FRESH: ([0.1, 0.1, 0.1], [0.4, 0.5, 0.6]),
+        SUPERVISED: ([0.9, 1.0, 1.1], [0.2, 0.2, 0.2]),
+        "half": ([0.0, 0.0, 0.0], [0.65, 0.75, 0.85]),
+        "worse": ([0.3, 0.4, 0.5], [0.2, 0.2, 0.2]),
+    }
+    found = {one.arm: one for one in standings(planted(scores_of), WORLD, list(scores_of))}
+    assert list(found) == [SUPERVISED, "half", FRESH, "worse"]
+    assert [one.readout for one in found.values()] == ["output", "map", "map", "output"]
+    assert [one.gap.value for one in found.values()] == pytest.approx([1, 0.5, 0, -0.2])
+    assert (found["half"].gap.low, found["half"].gap.n) == (pytest.approx(0.5), 3), "paired by seed: no spread is left"
+    scores_of[SUPERVISED] = ([0.3, 0.5, 0.9], [0.0, 0.0, 0.0])
+    assert all(one.gap is None for one in standings(planted(scores_of), WORLD, list(scores_of))), "no gap is known"
+
+
+def test_what_is_probed_is_found_in_the_symbols_and_not_in_noise(doorkey: FrameStore) -> None:
+    rows = np.unique(doorkey.ids, return_index=True)[1]
+    asked = factors(doorkey, rows)
+    assert set(GROUPS) - set(asked) == set()
+    assert {factor.name for factor in asked["place"]} >= {"door", "key"}
+    assert len(asked["cells"]) > 10
+    cells = doorkey.codes(rows).reshape(len(rows), -1, 3) @ (1, 0, 64)  # kinds and flags
+    known = np.stack([column == value for column in cells.T for value in np.unique(column)[1:]], axis=1)
+    noise = np.random.default_rng(0).normal(size=(len(rows), 32))
+    of_symbols, of_noise = scores(known.astype(float), asked), scores(noise, asked)
+    for name in ("cells", "place", "carried", "door"):
+        assert of_symbols[name] > 0.9, name
+        assert of_noise[name] < 0.2, name
+    assert of_symbols[FEW] > of_noise[FEW] + 0.4
+    assert of_symbols[SCORE] > of_noise[SCORE] + 0.4
+    assert of_symbols[NUMBERS] < known.shape[1] / 2
+    assert of_noise[NUMBERS] == noise.shape[1]
+
+
+def test_returns_are_discounted_within_an_episode(doorkey: FrameStore) -> None:
+    found, reward, end = returns(doorkey), doorkey.column("reward"), np.flatnonzero(doorkey.column("terminated"))
+    last = end[reward[end] > 0][0]
+    assert found[last] == reward[last]
+    assert found[last - 3] == pytest.approx(DISCOUNT**3 * reward[last])
+    assert found[last + 1] == 0, "no action is taken there"
+    assert (found <= 1).all()
+
+
+def test_a_scoreboard_is_reported_and_resumed(tmp_path: Path) -> None:
+    executor = ThreadPoolExecutor(1)
+    text = scoreboard(TINY, tmp_path, executor=executor)
+    assert [name for name in (*GROUPS, FEW, NUMBERS) if name not in text] == []
+    records = read_json(tmp_path / "runs/summary.json")["records"]
+    assert {one["arm"] for one in records} == {FRESH, SUPERVISED, "inverse@none"}
+    done = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("done.json")}
+    assert scoreboard(TINY, tmp_path, executor=executor) == text
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+    with pytest.raises(RlpreError, match="rows is 100 there and 101 here"):
+        scoreboard(replace(TINY, rows=101), tmp_path, executor=executor)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"objectives": ("invers",)}, "did you mean 'inverse'"),
+        ({"objectives": ("cpc",)}, "pretrains a sequence encoder"),
+        ({"objectives": ("supervised",)}, "are the controls of every scoreboard: leave them out"),
+        ({"objectives": ("inverse@shft",)}, "unknown augmentation 'shft'"),
+        ({"objectives": ()}, "no objective to score: name at least one"),
+        ({"worlds": ()}, "no world to score objectives on: name at least one"),
+        ({"seeds": 0}, "seeds is 0"),
+        ({"pretrain": PretrainConfig(seed=3)}, "the scoreboard decides pretrain.objective, pretrain.aug"),
+    ],
+)
+def test_bad_input_is_refused_at_once(changes: dict[str, object], sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(RlpreError, match=sentence):
+        scoreboard(replace(TINY, **changes), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
