@@ -68,6 +68,7 @@ class Habits:
     labels: tuple[int, ...] = (300, 1_000, 3_000, 10_000)  # that a clone learns from
     compared: int = 3_000  # labels where something else is compared
     demonstrations: int = 40_000  # steps of each demonstrator, from which labels are drawn
+    clone: CloneConfig = field(default_factory=CloneConfig)
     pretrain: PretrainConfig = field(default_factory=lambda: PretrainConfig(steps=1000, checkpoint_every=1000))
     train: AgentConfig = field(default_factory=lambda: AgentConfig(eval_every=4096, eval_episodes=32))
 
@@ -118,7 +119,7 @@ class Habits:
         frames = envs.collect(env, path.parent / "frames", self.demonstrations, seed, NOISE[NOISY], **look)
         torch.manual_seed(seed)
         encoder = whiten(Encoder("cnn", InputSpec(frames.space.shape)), frames, seed, features="map")
-        policy = clone(frames, encoder, out=path.with_suffix(""), limit=labels, seed=seed)
+        policy = clone(frames, encoder, out=path.with_suffix(""), config=self.clone, limit=labels, seed=seed)
         model = PPO("MlpPolicy", EncodedVecEnv(self.train.make_env(env)(1, seed), encoder), seed=seed)
         start_from(model, policy, value_first=0, kl=0)
         with atomic(path) as temporary:
@@ -128,8 +129,8 @@ class Habits:
         """Clones of ever more labels, alone and with PPO; PPO alone."""
         arms = {"scratch": Arm("scratch"), "fresh-map": Arm("random", whiten="map")}
         for labels in self.labels:
-            arms |= _alone_and_tuned(f"cloned-{labels}", CloneConfig(limit=labels), NOISY)
-        config = CloneConfig(limit=self.compared)
+            arms |= _alone_and_tuned(f"cloned-{labels}", replace(self.clone, limit=labels), NOISY)
+        config = replace(self.clone, limit=self.compared)
         arms["cloned+frozen, no KL"] = Arm("random", whiten="map", clone=Clone(config, start={"kl": 0}))
         arms["cloned+finetuned"] = Arm("finetuned", BEST, whiten="map", clone=Clone(config))
         return {**arms, "cloned+frozen": arms.pop(f"cloned-{self.compared}+frozen")}
@@ -137,7 +138,7 @@ class Habits:
     def player_arms(self) -> dict[str, Arm]:
         """Clones of several demonstrators, of an expert's advice to one of them, and of advice to a clone (DAgger)."""
         arms = {"fresh-map": Arm("random", whiten="map")}
-        config = CloneConfig(limit=self.compared)
+        config = replace(self.clone, limit=self.compared)
         for player in (*NOISE, MEDIOCRE):
             arms |= _alone_and_tuned(player, config, player)
         arms |= _alone_and_tuned("noise-60-weighted", replace(config, weights="return"), "noise-60")
@@ -148,7 +149,7 @@ class Habits:
     def feature_arms(self) -> dict[str, Arm]:
         """Clones alone, by what the policy reads and the number of labels."""
         return {
-            f"{name}-{labels}": replace(arm, clone=Clone(CloneConfig(limit=labels), NOISY, tuned=False))
+            f"{name}-{labels}": replace(arm, clone=Clone(replace(self.clone, limit=labels), NOISY, tuned=False))
             for name, arm in READOUTS.items()
             for labels in sorted(self.labels)
         }

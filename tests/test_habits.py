@@ -8,7 +8,7 @@ import pytest
 
 from agents.habits import READOUTS, Habits
 from agents.presets import AgentConfig, PPOConfig
-from rlpre import FrameStore, PretrainConfig
+from rlpre import CloneConfig, FrameStore, PretrainConfig
 from rlpre.utils import read_json
 
 EMPTY, RANDOM = "MiniGrid-Empty-5x5-v0", "MiniGrid-Empty-Random-5x5-v0"
@@ -20,6 +20,7 @@ TINY = Habits(
     labels=(40, 80),
     compared=80,
     demonstrations=320,
+    clone=CloneConfig(steps=4, check_every=2, device="cpu"),
     pretrain=PretrainConfig(steps=2, batch=8, features=8, checkpoint_every=2, device="cpu"),
     train=AgentConfig(eval_every=32, eval_episodes=2, device="cpu", ppo=PPO),
 )
