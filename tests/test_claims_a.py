@@ -111,7 +111,7 @@ def test_anchors(tmp_path: Path) -> None:
 
 
 def test_grammar(tmp_path: Path) -> None:
-    found = verdicts(grammar.measure, tmp_path, {}, {"grammar": False}, kinds=("protein",), steps=120)
+    found = verdicts(grammar.measure, tmp_path, {}, {"grammar": False}, kinds=("protein",), steps=100)
     assert found == ("supported", "not supported")
 
 

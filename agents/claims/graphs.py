@@ -74,8 +74,7 @@ def layout(seed: int, rng: np.random.Generator) -> Graph:
     """The graph of one layout, with random features that spread along its links; half of them stay at each step."""
     world = make(WORLD)
     world.reset(seed=seed)
-    kinds = world.grid_env.grid.encode()[..., 0]
-    at = np.argwhere(kinds != OBJECT_TO_IDX["wall"])  # (x, y)
+    at = np.argwhere((kinds := world.grid_env.grid.encode()[..., 0]) != OBJECT_TO_IDX["wall"])  # (x, y)
     links = torch.tensor(np.abs(at[:, None] - at).sum(-1) == 1, dtype=torch.float32)
     # a cell in the gap of a wall belongs to the room above or to the left
     room = 2 * (at[:, 0] > len(kinds) // 2) + (at[:, 1] > len(kinds) // 2)

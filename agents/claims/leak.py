@@ -1,4 +1,4 @@
-"""Claim 6: a puzzle that can be cheated teaches nothing.
+"""Claim 6: a puzzle that can be cheated teaches less; the stronger claim, that it teaches nothing, is measured beside.
 
 The puzzle is to fill in hidden cells of a frame. If the frame before is shown, answers can be copied from it; if it is
 hidden too, they must be inferred. What a puzzle taught its encoder is measured on the second one, with a new head.
@@ -49,10 +49,11 @@ def measure(directory: Path, seeds: int, cheated: bool = False) -> Verdict:
         [-loss_after(kind, *stores, seed) for seed in range(seeds)] for kind in (honest, ShownBefore, None)
     )
     copy, majority = leak(stores[1])
+    still = mean_interval(np.subtract(copied, fresh))
     measured = (
         "fall of the loss (nats) on hidden cells with an object by a puzzle without a leak, over one with; copying the "
         f"frame before is right in {copy:.2f} of these cells, the most frequent answer in {majority:.2f}: a leak of "
-        f"{copy - majority:.2f}; fresh weights {show_interval(mean_interval(fresh))}"
+        f"{copy - majority:.2f}; the puzzle with the leak still gains {show_interval(still)} nats over fresh weights"
     )
     return judge(taught, copied, 0.05, measured, "puzzle with the leak, -nats")
 
@@ -84,7 +85,7 @@ def leak(frames: FrameStore) -> tuple[float, float]:
 
 CLAIM = Claim(
     6,
-    "A puzzle that can be cheated teaches nothing.",
+    "A puzzle that can be cheated teaches less than the same puzzle without the leak.",
     measure,
     "the same puzzle with the leak: the frame before is shown",
 )

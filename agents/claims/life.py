@@ -1,9 +1,8 @@
 """Sequences with a planted grammar, for the claims about the language of life.
 
 DNA: a promoter is the motif TTGACA, a gap of 16 to 18 letters, and TATAAT, each letter mutated with probability .1; it
-stands anywhere in a random sequence. A decoy has both motifs too, in the other order or with another gap: letters and
-motifs alone do not tell them apart, a pair at a distance does. Proteins: helices repeat hydrophobic letters every 3 or
-4 positions, strands every 2, loops at random.
+stands anywhere in a random sequence. A decoy holds one of the two motifs. Proteins: helices repeat hydrophobic letters
+every 3 or 4 positions, strands every 2, loops at random.
 """
 
 import numpy as np
@@ -29,12 +28,12 @@ def dna(count: int, rng: np.random.Generator) -> tuple[Tensor, np.ndarray, np.nd
     numbers, promoter = rng.integers(1, 5, (count, LENGTH)), rng.random(count) < 0.5
     motif = np.zeros((count, LENGTH), np.int64)
     for row, real, inside in zip(numbers, promoter, motif, strict=True):
-        gap = rng.integers(16, 19) if real else rng.choice([4, 5, 6, 7, 8, 26, 27, 28, 29, 30])
-        boxes = BOXES if real or rng.random() < 0.5 else BOXES[::-1]
-        first = rng.integers(LENGTH - gap - 11)
-        for at, box in zip((first, first + 6 + gap), boxes, strict=True):
-            row[at : at + 6] = np.where(rng.random(6) < MUTATED, rng.integers(1, 5, 6), box)
-            inside[at : at + 6] = 1
+        gap = rng.integers(16, 19)
+        first, alone = rng.integers(LENGTH - gap - 11), rng.integers(2)
+        for number, (at, box) in enumerate(zip((first, first + 6 + gap), BOXES, strict=True)):
+            if real or number == alone:
+                row[at : at + 6] = np.where(rng.random(6) < MUTATED, rng.integers(1, 5, 6), box)
+                inside[at : at + 6] = 1
     return torch.from_numpy(numbers), promoter, motif
 
 

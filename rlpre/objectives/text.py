@@ -57,7 +57,7 @@ def mixed_symbols(encoder: SequenceEncoder, numbers: Tensor, present: Tensor) ->
 
 
 def masked_text(
-    encoder: SequenceEncoder, numbers: Tensor, *, steps: int = 500, batch: int = 64, lr: float = 3e-3, seed: int = 0
+    encoder: SequenceEncoder, numbers: Tensor, *, steps: int = 500, batch: int = 64, lr: float = 1e-2, seed: int = 0
 ) -> SequenceEncoder:
     """Trains a copy of an encoder to fill in hidden symbols from both sides [0, 1].
 
