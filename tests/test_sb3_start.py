@@ -12,12 +12,13 @@ from stable_baselines3 import A2C, DQN, PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecNormalize
+from test_sb3_clone import quadrants
 
 from rlpre import EncodedVecEnv, FrameStore, HistoryVecEnv, clone, collect, fuse, policy_kwargs, start_from
 from rlpre.sb3 import kl_penalty
 
 ROLLOUT = 16  # environment steps, for PPO in TINY
-SETTINGS = {"steps": 30, "check_every": 10, "lr": 1e-2, "net_arch": (8,), "device": "cpu"}
+SETTINGS = {"steps": 60, "check_every": 20, "lr": 1e-2, "label_smoothing": 0.2, "net_arch": (8,), "device": "cpu"}
 NET = {"net_arch": [8]}
 
 
@@ -28,7 +29,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def frames(home: Path) -> FrameStore:
-    return collect(worlds(8), home / "frames", 80)
+    return collect(worlds(8), home / "frames", 80, quadrants)
 
 
 @pytest.fixture(scope="module")
