@@ -4,7 +4,7 @@ INSTALLED := .venv/.installed
 
 .PHONY: study test lint format bench docs tensorboard browser qt
 
-study: $(INSTALLED) qt
+study: $(INSTALLED)
 	$(BIN)/python scripts/compare.py --out runs/quick quick
 
 test: lint browser qt

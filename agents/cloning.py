@@ -9,7 +9,7 @@ References:
 import copy
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Self
 
@@ -19,15 +19,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.tensorboard import SummaryWriter
 
 from envs.minigrid.trials import EpisodeRandom
 from rlpre import FrameStore, RlpreError, SequenceEncoder
 from rlpre.data.windows import Trajectories
 from rlpre.encoders.encoder import check_tensors
 from rlpre.encoders.mixers import State
-from rlpre.errors import at_least
-from rlpre.pretrain import quiet, rate_factor
+from rlpre.pretrain import quiet
+from rlpre.sb3.clone import Fitted, Schedule, fit
 from rlpre.utils import provenance, resolve_device, to_device, write_bytes, write_json
 
 HEAD = "head.safetensors"
@@ -36,7 +35,6 @@ HELD_OUT = 0.1  # share of the layouts that decide when training stops
 LAYOUTS = 2**15  # number of values that the hash of a layout can take
 POOL = 16  # batches that are drawn together and sorted by length, so that episodes need little padding
 STEEPNESS = math.log(99)  # scheduled sampling lowers the share of the expert's tokens from .99 to .01
-WARMUP = 0.05  # share of the gradient steps
 
 Report = Callable[[int], None]  # receives the number of steps so far
 
@@ -222,40 +220,20 @@ class Episodes:
                     yield self.batch(pool[first : first + size])
 
 
-@dataclass(frozen=True)
-class CloneConfig:
+@dataclass(frozen=True, kw_only=True)
+class CloneConfig(Schedule):
     """Everything that decides a clone, together with the demonstrations and the encoder."""
 
-    steps: int = 1500  # gradient steps at most
+    steps: int = 1500
     batch: int = 32  # episodes per gradient step
-    lr: float = 1e-3  # peak learning rate of AdamW; it rises at first, then follows a cosine to 0
-    weight_decay: float = 1e-2  # AdamW's default
-    clip: float = 1.0  # largest gradient norm
-    label_smoothing: float = 0.05  # of the cross-entropy
-    check_every: int = 50  # gradient steps between evaluations on the held-out layouts
-    patience: int | None = 8  # evaluations without a lower loss before training stops; None: all steps
     history_dropout: float = 0.0  # probability that an action token is hidden [0]
     scheduled_sampling: bool = False  # replaces the expert's action tokens more and more by the policy's own [1, 2]
-    seed: int = 0  # of the head's weights and the batches
-    device: str = "auto"  # "cpu", "cuda", ...
 
     def check(self) -> None:
         """Refuses numbers out of range and a missing device."""
-        at_least(self, steps=1, batch=1, check_every=1, patience=1, seed=0)
-        for name in ("history_dropout", "label_smoothing"):
-            if not 0 <= getattr(self, name) < 1:
-                raise RlpreError(f"{name} is {getattr(self, name)}: it is a share, at least 0 and below 1")
-        resolve_device(self.device)
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """The cost of a fit, and the weights that it kept: those with the lowest held-out loss."""
-
-    gradient_steps: int  # taken
-    kept_step: int  # the step of the kept weights; 0: the weights that training started from
-    held_out_loss: float  # of the kept weights, cross-entropy per step in nats
-    held_out_agreement: float  # of the kept weights, share of steps at which the expert's action is the likeliest
+        super().check()
+        if not 0 <= self.history_dropout < 1:
+            raise RlpreError(f"history_dropout is {self.history_dropout}: it is a share, at least 0 and below 1")
 
 
 def clone(
@@ -285,7 +263,7 @@ def clone(
         torch.manual_seed(config.seed)
         policy = SequencePolicy(copy.deepcopy(start)).to(resolve_device(config.device))
     episodes = Episodes.read(store, policy.encoder)
-    fitted = fit(policy, episodes, out, config, report)
+    fitted = fit_episodes(policy, episodes, out, config, report)
     write_run(out, config, {"labels": episodes.labels, "demonstrations": [store.hash], **asdict(fitted)})
     policy.save(out)
     return policy
@@ -296,7 +274,9 @@ def write_run(out: Path, config: CloneConfig, result: dict[str, object]) -> None
     write_json(out / "run.json", {"configuration": asdict(config), **result, **provenance()})
 
 
-def fit(policy: SequencePolicy, episodes: Episodes, out: Path, config: CloneConfig, report: Report = quiet) -> Fitted:
+def fit_episodes(
+    policy: SequencePolicy, episodes: Episodes, out: Path, config: CloneConfig, report: Report = quiet
+) -> Fitted:
     """Trains a policy in place and leaves it with the weights of the lowest held-out loss.
 
     The held-out episodes see the same history dropout, and scheduled sampling with all tokens the policy's own, so that
@@ -304,44 +284,15 @@ def fit(policy: SequencePolicy, episodes: Episodes, out: Path, config: CloneConf
     """
     train, rest = episodes.split()
     held_out, batches = episodes.batch(rest), episodes.batches(train, config.batch, np.random.default_rng(config.seed))
-    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=config.lr, weight_decay=config.weight_decay)
     generator = torch.Generator(policy.encoder.device).manual_seed(config.seed)
-    best, weights = Fitted(0, 0, math.inf, 0.0), policy.state_dict()
-    with SummaryWriter(str(out)) as board:
-        for step in range(config.steps + 1):
-            if checked := step % config.check_every == 0 or step == config.steps:
-                same = torch.Generator(policy.encoder.device).manual_seed(0)  # the same tokens in every check
-                with torch.no_grad():
-                    scores = loss_and_agreement(policy.eval(), held_out, config, 1.0, same)
-                loss, agreement = (score.item() for score in scores)
-                if not math.isfinite(loss):
-                    raise RlpreError(f"the loss of the clone is not finite at step {step}: lower lr={config.lr:g}")
-                _log(board, "held_out", loss, agreement, step)
-                if loss < best.held_out_loss:
-                    best, weights = Fitted(step, step, loss, agreement), copy.deepcopy(policy.state_dict())
-                patience = math.inf if config.patience is None else config.patience * config.check_every
-                if step == config.steps or step - best.kept_step >= patience:
-                    break
-            for group in optimizer.param_groups:
-                group["lr"] = config.lr * rate_factor(step, config.steps, WARMUP)
-            batch, progress = next(batches), step / config.steps
-            train_loss, train_agreement = loss_and_agreement(policy.train(), batch, config, progress, generator)
-            optimizer.zero_grad(set_to_none=True)
-            train_loss.backward()
-            nn.utils.clip_grad_norm_(trained, config.clip)
-            optimizer.step()
-            if checked:
-                _log(board, "clone", train_loss.item(), train_agreement.item(), step)
-            report(step + 1)
-    policy.load_state_dict(weights)
-    policy.eval()
-    return replace(best, gradient_steps=step)
 
+    def score(step: int | None) -> tuple[Tensor, Tensor]:
+        if step is None:
+            same = torch.Generator(policy.encoder.device).manual_seed(0)  # the same tokens in every check
+            return loss_and_agreement(policy, held_out, config, 1.0, same)
+        return loss_and_agreement(policy, next(batches), config, step / config.steps, generator)
 
-def _log(board: SummaryWriter, name: str, loss: float, agreement: float, step: int) -> None:
-    board.add_scalar(f"{name}/loss", loss, step)
-    board.add_scalar(f"{name}/agreement", agreement, step)
+    return fit(policy, score, config, out, report)
 
 
 def loss_and_agreement(

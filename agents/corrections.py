@@ -14,6 +14,7 @@ References:
 """
 
 import copy
+import math
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.vec_env import VecEnv
 
 import envs
-from agents.cloning import CloneConfig, Episodes, Report, SequencePolicy, fit, write_run
+from agents.cloning import CloneConfig, Episodes, Report, SequencePolicy, fit_episodes, write_run
 from agents.presets import PPOConfig
 from envs.minigrid.demos import stored
 from envs.minigrid.trials import Actor, ExpertActor, NoisyActor, Trial, is_test, layout, layout_seeds, play
@@ -106,7 +107,9 @@ def correct(
             trials = label(level, actor, _share(labels, number, rounds), longest, first)
             episodes += Episodes.read(stored(trials, level, out / f"labels-{number}"), policy.encoder)
         settings = replace(config, steps=_share(config.steps, number, rounds))
-        fitted = fit(policy, episodes, out / f"round-{number}", settings, lambda step, done=done: report(done + step))
+        fitted = fit_episodes(
+            policy, episodes, out / f"round-{number}", settings, lambda step, done=done: report(done + step)
+        )
         cost["rounds"].append(asdict(fitted))
         done += fitted.gradient_steps
     write_run(out, config, {"correction": name, "labels": episodes.labels - known, "gradient_steps": done, **cost})
@@ -169,9 +172,10 @@ class Tuning:
             raise RlpreError("tuning has no recipe to take learning_rate and n_epochs from: give both")
         at_least(self, beta=0)
         at_least(self.ppo, n_envs=1, n_steps=2, batch_size=2, n_epochs=1, hidden=1)
-        for name in ("value_first", "beta_left"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise RlpreError(f"{name} is {getattr(self, name)}: it is a share, from 0 to 1")
+        if not 0 <= self.value_first <= 1:
+            raise RlpreError(f"value_first is {self.value_first}: it is a share, from 0 to 1")
+        if not 0 < self.beta_left < 1:
+            raise RlpreError(f"beta_left is {self.beta_left}: it is a share, above 0 and below 1")
 
 
 def tune(
@@ -230,10 +234,9 @@ def to_ppo(
     if MODES[tuning.mode].pretrained:
         model.policy.action_net.load_state_dict(policy.head.state_dict())
     if tuning.beta:
-        rollouts = tuning.ppo.updates(steps) / tuning.ppo.updates(1)
-        start = model.policy.state_dict()
-        decay = tuning.beta_left ** (1 / rollouts)
-        penalty = kl_penalty(model.policy, tuning.beta, decay, tuning.ppo.advantage_floor)
+        start, rollout = model.policy.state_dict(), tuning.ppo.n_steps * tuning.ppo.n_envs
+        half_life = -(-steps // rollout) * rollout / -math.log2(tuning.beta_left)
+        penalty = kl_penalty(model.policy, tuning.beta, half_life, floor=tuning.ppo.advantage_floor)
         model = PPO(**(arguments | penalty))
         model.policy.load_state_dict(start)
     value_first(model.policy, round(tuning.value_first * tuning.ppo.updates(steps)))

@@ -14,7 +14,7 @@ from agents.distinct import take_distinct
 from envs.minigrid.worlds import NARROW_MEMORY
 from rlpre import FrameStore, PretrainConfig, RlpreError
 from rlpre.compare.arms import ARM_MODES, ORACLE, Arm, Backbone, check_arm, fresh_config, fresh_encoder
-from rlpre.compare.compare import ComparisonResult, compare
+from rlpre.compare.compare import ComparisonResult, Demonstrator, compare
 from rlpre.compare.train import EVALUATION_SEED, MakeEnv, Training, make_venv
 from rlpre.errors import at_least, lookup
 from rlpre.sb3 import floored_advantages
@@ -45,12 +45,8 @@ class PPOConfig:
     n_envs: int = 16  # environments stepped together
     n_steps: int = 64  # steps per environment and rollout
     batch_size: int = 256  # transitions per gradient step
-    n_epochs: int | None = (
-        None  # passes over a rollout; default 8 if an encoder learns afresh, or for an oracle, else 4
-    )
-    learning_rate: float | None = (
-        None  # of Adam; default 5e-4 if an encoder learns afresh, 1e-3 for an oracle, else 2e-3
-    )
+    n_epochs: int | None = None  # passes over a rollout; default 8 from scratch and for an oracle, else 4
+    learning_rate: float | None = None  # of Adam; default 5e-4 from scratch, 1e-3 for an oracle, else 2e-3
     gamma: float = 0.99  # discount; rl-starter-files
     gae_lambda: float = 0.95  # advantage estimation; rl-starter-files
     ent_coef: float = 0.01  # entropy bonus; rl-starter-files
@@ -181,6 +177,8 @@ class Preset:
     seeds: int = 3  # runs of every arm in every environment
     first_seed: int = 0  # settings were chosen on seeds from 100 on
     threshold: float = 0.8  # return to reach
+    demonstrator: str = ""  # name of frames; instead 90 % of the mean return of whoever played them
+    only: tuple[str, ...] = ()  # arms to run now; default all
     each_seed: bool = False  # whether every seed pretrains encoders of its own, or all runs share one
     probe: int = 0  # transitions to collect in every environment to measure frozen encoders on; 0: do not measure
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)
@@ -215,11 +213,12 @@ class Preset:
             controls=False,
             answer=self.answer,
             baseline=self.baseline,
-            threshold=self.threshold,
+            threshold=Demonstrator(data=self.demonstrator) if self.demonstrator else self.threshold,
             eval_every=self.train.eval_every,
             eval_episodes=self.train.eval_episodes,
             measure=measure if self.probe else None,
             sections=partial(causes.sections, environments),
+            only=self.only,
             executor=executor,
             workers=workers,
         )
@@ -284,10 +283,10 @@ def _arms(best: str) -> dict[str, Arm]:
 
 
 PRESETS = {
-    # How many steps could any encoder save? The oracle learns from the symbols in view.
+    # How many steps could any encoder save? The oracle learns from the symbols in view; "full" has one too.
     "headroom": Preset(
-        environments=tuple(TASKS | MANY),
-        steps=tuple((TASKS | MANY).values()),
+        environments=tuple(MANY),
+        steps=tuple(MANY.values()),
         data={},
         arms={"scratch": Arm("scratch"), ORACLE: Arm(ORACLE)},
         answer=ORACLE,
@@ -306,7 +305,7 @@ PRESETS = {
         environments=tuple(TASKS),
         steps=tuple(TASKS.values()),
         data={"mixed": Data(SOURCES, 60_000)},
-        arms=_arms(BEST),
+        arms={**_arms(BEST), ORACLE: Arm(ORACLE)},
         answer=f"{BEST}-frozen",
         seeds=5,
         **LONG,

@@ -15,11 +15,15 @@ WORLDS: dict[str, tuple[str, dict[str, Any]]] = {
     "MiniGrid\npartial view": ("MiniGrid-DoorKey-8x8-v0", {"engine": "envpool"}),
     "MiniGrid\nat night": ("MiniGrid-DoorKey-8x8-v0", {"engine": "envpool", "palette": "night"}),
     "MiniGrid\nfull view": ("MiniGrid-DoorKey-8x8-v0", {"view": "full"}),
+    "MiniGrid\ndistracting": ("MiniGrid-DoorKey-8x8-v0", {"view": "distract", "strength": 0.5}),
     "BabyAI": ("BabyAI-BossLevel-v0", {"engine": "envpool"}),
     "Procgen\nCoinrun": ("CoinrunEasy-v0", {}),
     "Procgen\nHeist": ("HeistEasy-v0", {}),
     "Atari\nPong": ("Pong-v5", {}),
     "Atari\nMsPacman": ("MsPacman-v5", {}),
+    "ViZDoom\nBasic": ("VizdoomBasic-v1", {"shape": (120, 160)}),
+    "ViZDoom\nMyWayHome": ("VizdoomMyWayHome-v1", {"shape": (120, 160)}),
+    "ViZDoom\nHealth": ("VizdoomHealthGathering-v1", {"shape": (120, 160)}),
 }
 FRAMES, EVERY = 8, 6  # frames in a row, and the least number of steps between two
 

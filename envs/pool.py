@@ -22,6 +22,9 @@ REFUSED = {  # start of ids -> how EnvPool 1.2.5 differs from MiniGrid 3.2, of a
     "MiniGrid-ObstructedMaze-1Q": "its boxes are blue instead of grey",
     "MiniGrid-ObstructedMaze-2Q": "its boxes are blue instead of grey",
     "MiniGrid-ObstructedMaze-Full": "its boxes are blue instead of grey",
+    "BabyAI-ActionObjDoor-": "some of its doors are locked",
+    "BabyAI-GoToImpUnlock-": "it holds two objects fewer",
+    "BabyAI-Unlock-": "it holds three objects fewer",
     "MiniGrid-WFC-": "the installed MiniGrid cannot build it, so the two were not compared",
 }
 

@@ -1,7 +1,7 @@
 """Pretrained encoders for Stable-Baselines3: pretrain on offline frames, plug into any policy, measure the gain."""
 
-from rlpre.compare.arms import Arm, Backbone
-from rlpre.compare.compare import ComparisonResult, compare
+from rlpre.compare.arms import Arm, Backbone, Clone
+from rlpre.compare.compare import ComparisonResult, Demonstrator, compare
 from rlpre.data.adapters import as_vec_env
 from rlpre.data.collect import collect
 from rlpre.data.files import from_arrays, from_images
@@ -11,13 +11,26 @@ from rlpre.encoders import Encoder, InputSpec, SequenceEncoder, Vocabulary, regi
 from rlpre.errors import RlpreError
 from rlpre.features import whiten
 from rlpre.hub import push_to_hub
+from rlpre.objectives.align import align
 from rlpre.pretrain import PretrainConfig, PretrainResult, pretrain
-from rlpre.sb3 import EncodedVecEnv, HistoryVecEnv, StateVecEnv, fuse, policy_kwargs
+from rlpre.sb3 import (
+    CloneConfig,
+    EncodedVecEnv,
+    HistoryVecEnv,
+    StateVecEnv,
+    clone,
+    fuse,
+    policy_kwargs,
+    start_from,
+)
 
 __all__ = [
     "Arm",
     "Backbone",
+    "Clone",
+    "CloneConfig",
     "ComparisonResult",
+    "Demonstrator",
     "EncodedVecEnv",
     "Encoder",
     "FrameStore",
@@ -29,7 +42,9 @@ __all__ = [
     "SequenceEncoder",
     "StateVecEnv",
     "Vocabulary",
+    "align",
     "as_vec_env",
+    "clone",
     "collect",
     "compare",
     "from_arrays",
@@ -40,6 +55,7 @@ __all__ = [
     "pretrain",
     "push_to_hub",
     "register_encoder",
+    "start_from",
     "to_minari",
     "whiten",
 ]

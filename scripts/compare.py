@@ -10,6 +10,7 @@ import tyro
 
 import envs
 import rlpre
+from agents.habits import Habits
 from agents.presets import PRESETS
 from cli import Where, run
 from rlpre import PretrainConfig, RlpreError
@@ -71,7 +72,7 @@ def _json(text: str) -> dict[str, Any]:
         raise RlpreError(f"--algo-kwargs is no JSON object ({error}): write '{{\"n_steps\": 128}}'") from error
 
 
-Comparison = tyro.extras.subcommand_type_from_defaults({**PRESETS, "own": Own()})
+Comparison = tyro.extras.subcommand_type_from_defaults({**PRESETS, "habits": Habits(), "own": Own()})
 
 
 def main(

@@ -60,7 +60,7 @@ def table(results: Results) -> Table:
         records += [results.record(task, arm, metric.baseline) for arm in others]
         ratios = [show_ratio(record.ratio) if record and record.ratio else "-" for record in records[1:]]
         rows.append([name, *map(_steps, records), *ratios])
-    head = [f"{arm}, steps to {metric.threshold:g}" for arm in (metric.baseline, *others)]
+    head = [f"{arm}, steps to {metric.goal()}" for arm in (metric.baseline, *others)]
     return Table(["task", *head, *(f"{metric.baseline} / {arm}" for arm in others)], rows)
 
 

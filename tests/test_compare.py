@@ -12,7 +12,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from pixel_world import FRAME, Quadrant, worlds
+from pixel_world import FRAME, Quadrant, refuse, worlds
 from stable_baselines3 import DQN
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
@@ -300,3 +300,14 @@ def test_what_is_handed_over_by_mistake(make_env: Any, arms: Any, sentence: str,
     with pytest.raises(RlpreError, match=sentence):
         rlpre.compare(make_env, arms, 64, out=tmp_path / "new")
     assert not (tmp_path / "new").exists()
+
+
+def test_some_arms_run_now_and_the_others_later(tmp_path: Path) -> None:
+    arms = {"one": Arm("random"), "two": Arm("random", whiten=True)}
+    first = compare(tmp_path, arms, only=["one"])
+    assert {row["arm"] for row in first.rows} == {"one"}
+    assert "two" in first.text
+    before = (tmp_path / "comparison/one/seed-0/done.json").stat().st_mtime_ns
+    assert {"scratch", "one", "two"} <= {row["arm"] for row in compare(tmp_path, arms).rows}
+    assert (tmp_path / "comparison/one/seed-0/done.json").stat().st_mtime_ns == before
+    refuse("unknown arm 'three'", lambda: compare(tmp_path, arms, only=["three"]))

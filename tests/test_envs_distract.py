@@ -59,6 +59,15 @@ def test_strength_0_is_the_plain_view() -> None:
     assert all(np.array_equal(frame, plain_ends[key]) for key, frame in ends.items())
 
 
+def test_the_true_state_is_that_of_the_plain_view() -> None:
+    venvs = [envs.make_vec(DOORKEY, 4, 0, view=view, state=True) for view in ("partial", "distract")]
+    for venv in venvs:
+        venv.reset()
+    for actions in ACTIONS:
+        plain, shown = ([info["state"] for info in venv.step(actions)[3]] for venv in venvs)
+        assert np.array_equal(plain, shown)
+
+
 def test_strength_1_shows_no_cell() -> None:
     """Two levels with different objects give the same frames."""
     worlds = [envs.make(name, "distract", strength=1) for name in (DOORKEY, "MiniGrid-LavaGapS5-v0")]

@@ -16,6 +16,7 @@ from stable_baselines3.common.vec_env import VecEnv
 
 import envs
 import rlpre
+from agents.presets import TrainConfig
 from envs import pool
 from envs.minigrid.render import one_hot
 from rlpre.errors import RlpreError
@@ -221,6 +222,11 @@ def test_the_state_is_told() -> None:
     for info in [*infos, *pong.unwrapped.reset_infos]:
         assert (info["state"].shape, info["state"].dtype) == ((128,), np.float32)
         assert same(info["state"], info["ram"].astype(np.float32) / 255)
+
+
+def test_an_agent_is_trained_on_either_engine() -> None:
+    assert isinstance(TrainConfig(engine="envpool").make_env(DOORKEY)(2, 0).unwrapped, pool.GridPool)
+    assert not isinstance(TrainConfig().make_env(DOORKEY)(2, 0).unwrapped, pool.GridPool)
 
 
 def test_one_hot_by_hand() -> None:

@@ -9,8 +9,8 @@ ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 
-def test_there_are_five_short_examples() -> None:
-    assert len(EXAMPLES) == 5
+def test_there_are_six_short_examples() -> None:
+    assert len(EXAMPLES) == 6
     assert {path.name: lines for path in EXAMPLES if (lines := len(path.read_text().splitlines())) > 60} == {}
 
 

@@ -124,7 +124,7 @@ def play(buffer: Any, policy: ActorCriticPolicy, actions: list[int], rewards: li
 
 def test_rewards_and_advantages_by_hand() -> None:
     """The policy takes action 1 three times in four, its reference every second time."""
-    arguments = kl_penalty(coin(0.5), beta=0.2, decay=0.5, floor=1e-6)
+    arguments = kl_penalty(coin(0.5), beta=0.2, half_life=3, floor=1e-6)
     model = PPO("MlpPolicy", DummyVecEnv([Constant]), n_steps=3, batch_size=3, gamma=0.5, gae_lambda=1.0, **arguments)
     buffer = model.rollout_buffer
     play(buffer, coin(0.75), [1, 0, 1], [0.0, 1.0, 2.0])
@@ -180,7 +180,7 @@ def test_the_penalty_keeps_the_policy_near() -> None:
         venv = EncodedVecEnv(worlds(8), odd_encoder())
         settings = {"n_steps": 16, "batch_size": 128, "n_epochs": 4, "learning_rate": 0.01, "gamma": 0.0, "seed": 0}
         start = PPO("MlpPolicy", venv, device="cpu", **settings)
-        model = PPO("MlpPolicy", venv, device="cpu", **settings, **kl_penalty(start.policy, beta, decay=1.0))
+        model = PPO("MlpPolicy", venv, device="cpu", **settings, **kl_penalty(start.policy, beta, half_life=math.inf))
         return float(model.learn(1024).rollout_buffer.kl.mean())
 
     assert divergence(1.0) < divergence(0.0) / 5
@@ -188,7 +188,7 @@ def test_the_penalty_keeps_the_policy_near() -> None:
 
 def test_the_reference_stays_is_saved_and_loaded(features: VecEnv, tmp_path: Path) -> None:
     start = PPO("MlpPolicy", features, seed=3, device="cpu")
-    arguments = kl_penalty(start.policy, beta=0.2, decay=0.5)
+    arguments = kl_penalty(start.policy, beta=0.2, half_life=16)
     reference = arguments["rollout_buffer_kwargs"]["penalty"].policy
     before = copy.deepcopy(reference)
     assert reference.optimizer is None
@@ -264,7 +264,8 @@ def test_the_longer_wait_counts(features: VecEnv) -> None:
     [
         (lambda: floored_advantages(0), "floor is 0: it must be a positive number"),
         (lambda: kl_penalty(coin(0.5), beta=-1), "beta is -1: give the cost of a nat"),
-        (lambda: kl_penalty(coin(0.5), decay=1.5), "decay is 1.5: give the factor"),
+        (lambda: kl_penalty(coin(0.5), half_life=0), "half_life is 0: give environment steps"),
+        (lambda: kl_penalty(coin(0.5), least=0.3), "least is 0.3: beta starts at 0.2"),
         (lambda: kl_penalty(coin(0.5), floor=0), "floor is 0"),
         (lambda: PPO("MlpPolicy", worlds(), **kl_penalty(coin(0.5))), "the reference policy is for Box"),
         (lambda: value_first(coin(0.5), 3), "optimizer 'Adam' cannot let parameters wait"),

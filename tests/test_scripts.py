@@ -246,7 +246,7 @@ BAD = [
     ("train --device abacus --out {new}", "device 'abacus' cannot be used here"),
     ("train --steps 100 --out {new}", "steps=100 end before the first evaluation"),
     ("headroom MiniGrid-Emty-5x5-v0 --out {new}", "did you mean 'MiniGrid-Empty-5x5-v0'"),
-    ("headroom {world} --out {new}", "arm 'oracle': environment 0 does not tell its true state"),
+    ("headroom pixel_world:worlds --out {new}", "arm 'oracle': environment 0 does not tell its true state"),
     ("compare --out {new} own --env {world} --arm a=oracle --steps 9", "does not tell its true state"),
     ("compare --out {new} quick --answer scrach", "unknown arm 'scrach': did you mean 'scratch'"),
     ("compare --out {new} quick --baseline scrach", "unknown arm 'scrach': did you mean 'scratch'"),

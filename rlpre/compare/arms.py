@@ -17,7 +17,7 @@ from rlpre.errors import RlpreError, lookup
 from rlpre.features import map_stage
 from rlpre.objectives import parse_objective
 from rlpre.pretrain import PretrainConfig, step_directory
-from rlpre.sb3 import MODES, KeepLearning, StateVecEnv, policy_kwargs
+from rlpre.sb3 import MODES, CloneConfig, KeepLearning, StateVecEnv, policy_kwargs
 from rlpre.sb3.policy import Mode
 from rlpre.sb3.vecenv import check_actions, find_image
 
@@ -61,6 +61,23 @@ class Backbone:
 
 
 @dataclass(frozen=True)
+class Clone:
+    """The policy that an arm's agents start from, or are: cloned anew in each run, from frames with actions.
+
+    Attributes:
+        config: settings of `rlpre.clone`; the seed is the run's, and ``net_arch`` that of the agents.
+        data: name of the frames to clone; default the arm's.
+        tuned: whether the agents then learn; if not, they remain the clone, and its return stands at every step.
+        start: arguments of `rlpre.start_from`, such as ``{"kl": 0.1}``.
+    """
+
+    config: CloneConfig = field(default_factory=CloneConfig)
+    data: str = ""
+    tuned: bool = True
+    start: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Arm:
     """One way to use an encoder; everything else is the same for all arms of a comparison.
 
@@ -80,6 +97,7 @@ class Arm:
             encoder.
         memory_objective: objective by which the sequence encoder is pretrained, unless ``mode`` starts from fresh
             weights.
+        clone: the cloned policy that the agents start from; of a frozen or pretrained encoder, with PPO or A2C.
         policy_kwargs: further arguments of `rlpre.policy_kwargs`, such as ``{"stages": 2}`` for "partial",
             ``{"augment": True}``, or ``{"warmup_updates": 200}`` for LP-FT.
         algorithm_kwargs: replaces arguments in the comparison's ``algorithm_kwargs``, such as the learning rate.
@@ -94,6 +112,7 @@ class Arm:
     step: int | None = None
     memory: Backbone | None = None
     memory_objective: str = ""
+    clone: Clone | None = None
     policy_kwargs: Mapping[str, Any] = field(default_factory=dict)
     algorithm_kwargs: Mapping[str, Any] = field(default_factory=dict)
     auxiliary: Mapping[str, Any] = field(default_factory=dict)
@@ -222,6 +241,9 @@ def check_arm(name: str, arm: Arm, data: Collection[str], steps: int, venv: VecE
             arm.mode == TRANSPLANT and (arm.encoder is not None or arm.memory)
         ),
         f"{starts}: leave out encoder {arm.objective!r}, or use mode 'frozen'": arm.fresh and arm.objective,
+        f"{starts}, which no clone knows: leave out clone, or use mode 'random' or 'frozen'": arm.clone
+        and not pretrained
+        and (not arm.frozen or arm.memory),
         f"whiten is {arm.whiten!r}: give True, False or 'map'": arm.whiten not in (True, False, "map"),
         f"{starts}: leave out whiten, or use mode 'random'": arm.fresh and not arm.frozen and arm.whiten,
         f"there is no pretraining to take step {arm.step} of: give an objective as encoder": (
@@ -241,8 +263,9 @@ def check_arm(name: str, arm: Arm, data: Collection[str], steps: int, venv: VecE
         parse_objective(arm.memory_objective, SequenceEncoder.kind)
     if arm.auxiliary:
         _check_auxiliary(name, arm.auxiliary)
-    if arm.data:
-        lookup("data", arm.data, dict.fromkeys(data))
+    for named in (arm.data, arm.clone.data if arm.clone else ""):
+        if named:
+            lookup("data", named, dict.fromkeys(data))
     if arm.whiten == "map":
         map_stage(given or fresh)
     _check_encoder(arm, venv, given or fresh)

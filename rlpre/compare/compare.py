@@ -9,6 +9,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from stable_baselines3 import PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
@@ -34,6 +35,7 @@ from rlpre.data.store import FrameStore
 from rlpre.encoders import Encoder, SequenceEncoder
 from rlpre.errors import RlpreError, lookup
 from rlpre.pretrain import PretrainConfig
+from rlpre.sb3.clone import episode_returns, labelled
 from rlpre.sb3.state import StatelessVecEnv, has_state, tells_state
 from rlpre.utils import read_json, resolve_device
 
@@ -47,9 +49,39 @@ CONTROLS = {
     "fresh-map": Arm("random", whiten="map"),
     "oracle": Arm(ORACLE),
 }
+THRESHOLD = 0.8  # the return to reach, and the one beside that of a `Demonstrator`
 COLLECTED = 20_000  # transitions in each task, if no frames are given
 SHARED = ("algorithm", "algorithm_kwargs", "n_envs", "eval_every", "eval_episodes", "deterministic")  # by all runs
 MEMORY = PretrainConfig(batch=32, steps=500)
+LATER = ("clone", "auxiliary")  # settings of arms that are younger than published studies
+
+
+@dataclass(frozen=True)
+class Demonstrator:
+    """A threshold for each task: a share of the mean return of whoever played the frames, in complete episodes.
+
+    Attributes:
+        share: of that mean.
+        data: name of the frames; default those that the first arm with a clone learns from.
+    """
+
+    share: float = 0.9
+    data: str = ""
+
+    def of(self, frames: FrameStore) -> float:
+        """The threshold.
+
+        Raises:
+            RlpreError: if no episode is complete, or the mean is not positive, so that it has no share.
+        """
+        complete = np.unique(frames.episode[frames.column("terminated") | frames.column("truncated")])
+        mean = float(episode_returns(frames)[complete].mean()) if len(complete) else 0.0
+        if not mean > 0:
+            raise RlpreError(
+                f"the mean return of the {len(complete)} complete episodes of {frames.path} is {mean:.3g}, of which no "
+                "share can be the threshold: give a number"
+            )
+        return self.share * mean
 
 
 @dataclass(frozen=True)
@@ -114,12 +146,13 @@ def compare(
     controls: bool = True,
     answer: str | None = None,
     baseline: str = "scratch",
-    threshold: float = 0.8,
+    threshold: float | Demonstrator = THRESHOLD,
     eval_every: int | None = None,
     eval_episodes: int = 16,
     deterministic: bool = False,
     measure: Measure | None = None,
     sections: Callable[[Path], Sequence[Any]] | None = None,
+    only: Collection[str] = (),
     executor: Executor | None = None,
     workers: int | None = None,
 ) -> ComparisonResult:
@@ -150,13 +183,15 @@ def compare(
             is hidden from all other arms.
         answer: the arm that the headline is about; default the first.
         baseline: the arm that all others are compared with.
-        threshold: the return to reach.
-        eval_every: environment steps between evaluations; default a twentieth of the shortest run.
+        threshold: the return to reach; or `Demonstrator`, then 0.8 is reported beside it.
+        eval_every: environment steps between evaluations; default a twentieth of the shortest run. If an arm has a
+            clone, all agents are also evaluated before their first step.
         eval_episodes: episodes of an evaluation.
         deterministic: whether evaluations take the most likely action instead of sampling one.
         measure: called at the start of each run as ``measure(run, training)``; adds measurements to the rows. Worker
             processes must be able to import it.
         sections: called as ``sections(out)`` after the runs; returns further sections of the page.
+        only: names of the arms to run now; a later call runs the others. Default: all.
         executor: where runs are executed, such as `rlpre.compare.executors.cluster`; default processes of this
             machine. Workers on other machines must see ``out`` under the same path.
         workers: runs at a time on one machine; default one per core.
@@ -187,27 +222,30 @@ def compare(
         eval_every=max(n_envs, shortest // 20) if eval_every is None else eval_every,
         eval_episodes=eval_episodes,
         deterministic=deterministic,
+        eval_start=any(arm.clone for arm in arms.values()),
     )
     shared.check()
     resolve_device(pretrain.device)
     asked = {"answer": answer or next(iter(arms), ""), "baseline": baseline}
     arms = {**(_controls(tasks, arms, pretrain) if controls else {}), **arms}
-    for name in asked.values():
+    for name in (*asked.values(), *only):
         lookup("arm", name, arms)
     oracles = [name for name, arm in arms.items() if arm.mode == ORACLE]
     donor = _donor(arms, baseline)
     names = tasks if isinstance(frames, int) else _named(frames, FRAMES)
     fresh = {task: _check_arms(tasks[task], arms, names, pretrain) for task in tasks}
     _check_importable(executor, tasks, algorithm_kwargs, measure)
-    stores = _open(frames, tasks, out / FRAMES, pretrain.seed) if any(arm.uses_frames for arm in arms.values()) else {}
+    reading = isinstance(threshold, Demonstrator) or any(arm.uses_frames or arm.clone for arm in arms.values())
+    stores = _open(frames, tasks, out / FRAMES, pretrain.seed) if reading else {}
     offline = {name: len(stores[_data(arm, tasks, stores)]) if arm.uses_frames else 0 for name, arm in arms.items()}
-    untrained = [name for name, arm in arms.items() if (arm.fresh or arm.step == 0) and name != baseline]
-    metric = {"arms": offline, "controls": untrained, **asked, "threshold": threshold}
+    untrained = [name for name, arm in arms.items() if (arm.fresh or arm.step == 0) and not arm.clone]
+    metric = {"arms": offline, "controls": [name for name in untrained if name != baseline], **asked}
+    metric |= {**_goal(threshold, arms, tasks, stores), **_labels(arms, tasks, stores)}
     metric |= {ORACLE: oracles[0]} if oracles else {}
     configuration = {
         "study": "comparison",
         "tasks": {task: {"make_env": described(tasks[task]), "steps": budgets[task]} for task in tasks},
-        "arms": {name: described(replace(arm, encoder=arm.given or arm.encoder)) for name, arm in arms.items()},
+        "arms": {name: _described(arm) for name, arm in arms.items()},
         "frames": {name: store.hash for name, store in stores.items()},
         "pretrain": {**asdict(pretrain), "memory": asdict(pretrain_memory), "each_seed": pretrain_each_seed},
         "train": {name: described(getattr(shared, name)) for name in SHARED},
@@ -215,7 +253,8 @@ def compare(
     }
     arms = {name: _saved(arm, out / GIVEN / name) for name, arm in arms.items()}
     stages = _Stage(), _Stage()  # transplants wait for the agents whose encoders they take
-    for task, name, seed in product(tasks, _longest_first(arms), seeds):
+    running = [name for name in _longest_first(arms) if name in only or not only]
+    for task, name, seed in product(tasks, running, seeds):
         arm, start = arms[name], _directory(arms[name])
         transplant = arm.mode == TRANSPLANT
         preparations, trainings = stages[transplant].preparations, stages[transplant].trainings
@@ -235,6 +274,7 @@ def compare(
                 arms={**(preparations[source].arms if source in preparations else {}), name: arm},
             )
             start = variant(out / source.path, arm)
+            stages[transplant].sources[Run(task, name, seed)] = source
         trainings[Run(task, name, seed)] = replace(
             shared,
             make_env=partial(_without_state, tasks[task]) if oracles and arm.mode != ORACLE else tasks[task],
@@ -244,6 +284,8 @@ def compare(
             encoder=start,
             fresh=fresh[task][name],
             memory=None if arm.memory_objective else arm.memory,
+            clone=arm.clone,
+            demonstrations=stores[_cloned(arm, task, stores)].path.resolve() if arm.clone else None,
             policy_kwargs=arm.policy_kwargs,
             algorithm_kwargs={**shared.algorithm_kwargs, **arm.algorithm_kwargs},
             auxiliary=arm.auxiliary and {**arm.auxiliary, "frames": stores[_data(arm, [task], stores)].path.resolve()},
@@ -252,12 +294,12 @@ def compare(
     remembers = any(arm.memory_objective for arm in arms.values())
     lengths = {**budgets, ENCODERS: pretrain.steps + remembers * pretrain_memory.steps}
     study = partial(run_study, out, configuration=configuration, steps=lengths, executor=executor, workers=workers)
-    results = [stages[0].run(study, measure)]
+    results = [stages[0].run(out, study, measure)]
     if stages[1].trainings and not results[0].failed:
         for run in stages[1].trainings:
             if not (out / run.path / DONE).exists():
                 trained_encoder(out / replace(run, arm=donor).path, shared.algorithm).save(_transplanted(out, run))
-        results.append(stages[1].run(study, measure))
+        results.append(stages[1].run(out, study, measure))
     text = report(out, sections(out) if sections else ()) if results[0].done else ""
     succeed(*results)
     return ComparisonResult(out, text)
@@ -269,10 +311,13 @@ class _Stage:
 
     preparations: dict[Run, Preparation] = field(default_factory=dict)
     trainings: dict[Run, Training] = field(default_factory=dict)
+    sources: dict[Run, Run] = field(default_factory=dict)  # training -> preparation
 
-    def run(self, study: Callable[..., StudyResult], measure: Measure | None) -> StudyResult:
-        if self.preparations:
-            succeed(study(list(self.preparations), partial(prepare, self.preparations), keep=True))
+    def run(self, out: Path, study: Callable[..., StudyResult], measure: Measure | None) -> StudyResult:
+        todo = {source for run, source in self.sources.items() if not (out / run.path / DONE).exists()}
+        if todo:
+            runs = [run for run in self.preparations if run in todo]
+            succeed(study(runs, partial(prepare, self.preparations), keep=True))
         return study(list(self.trainings), partial(_run, self.trainings, measure))
 
 
@@ -363,6 +408,44 @@ def _data(arm: Arm, tasks: Iterable[str], stores: Mapping[str, FrameStore]) -> s
     """The name of an arm's frames: those of the first task, if they were collected there."""
     task = next(iter(tasks))
     return arm.data or (task if task in stores else next(iter(stores)))
+
+
+def _cloned(arm: Arm, task: str, stores: Mapping[str, FrameStore]) -> str:
+    """The name of the frames that an arm's clones learn from."""
+    assert arm.clone
+    return arm.clone.data or _data(arm, [task], stores)
+
+
+def _described(arm: Arm) -> dict[str, Any]:
+    """An arm as JSON; without the settings added later, unless they are used."""
+    found: dict[str, Any] = described(replace(arm, encoder=arm.given or arm.encoder))
+    return {name: value for name, value in found.items() if name not in LATER or value}
+
+
+def _labels(arms: Mapping[str, Arm], tasks: Iterable[str], stores: Mapping[str, FrameStore]) -> dict[str, Any]:
+    """The number of labels that clones learn from, the largest of all tasks, as part of the metric."""
+    numbers = {
+        name: max(len(labelled(stores[_cloned(arm, task, stores)], arm.clone.config)) for task in tasks)
+        for name, arm in arms.items()
+        if arm.clone
+    }
+    return {"labels": numbers} if numbers else {}
+
+
+def _goal(
+    threshold: float | Demonstrator, arms: Mapping[str, Arm], tasks: Iterable[str], stores: Mapping[str, FrameStore]
+) -> dict[str, Any]:
+    """The threshold as part of the metric."""
+    if not isinstance(threshold, Demonstrator):
+        return {"threshold": threshold}
+    first = next((arm for arm in arms.values() if arm.clone), None)
+    thresholds = {}
+    for task in tasks:
+        data = threshold.data or (_cloned(first, task, stores) if first else "")
+        if not data:
+            raise RlpreError("Demonstrator() is the player of the frames that an arm clones: name them, data=...")
+        thresholds[task] = threshold.of(lookup("data", data, stores))
+    return {"threshold": THRESHOLD, "thresholds": thresholds}
 
 
 def _longest_first(arms: Mapping[str, Arm]) -> list[str]:

@@ -21,7 +21,18 @@ from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from rlpre.compare.runner import DONE, FAILED, ROWS, STUDY, Row, Run, finished_runs, flat
-from rlpre.compare.summary import ALL, Curves, Metric, Record, Results, Tasks, curves, read_results, save_rows
+from rlpre.compare.summary import (
+    ALL,
+    Curves,
+    Metric,
+    Record,
+    Results,
+    Tasks,
+    curves,
+    read_results,
+    save_rows,
+    summarise,
+)
 from rlpre.data.store import MANIFEST, FrameStore
 from rlpre.errors import RlpreError
 from rlpre.evaluation import page
@@ -39,12 +50,13 @@ MOST_BYTES = 500_000  # of a film
 
 READING = """\
 Curves, areas and final returns are interquartile means over runs; brackets are 95 % intervals. The area is the mean \
-height of the learning curve. Steps are the mean to the first evaluation of at least {0.threshold:g}; a run that never \
-gets there counts as its budget, so that its ratio is only a bound (>=, <=), or holds within the budget only (?). \
-{0.baseline} / arm is how many times the arm's steps {0.baseline} needs: above 1 the arm saves steps. Over several \
-tasks it is the geometric mean. P(better) is the probability that a run of the arm has a larger area than one of \
-{0.baseline}. Frames are the offline ones. Minutes are the wall-clock of a run. Fewer than 3 runs have no interval, \
-nor has a ratio of runs that are all equal. Of several controls, a task's table shows the ratio over the best."""
+height of the learning curve. Steps are the mean to the first evaluation of at least {1}; a run that never gets there \
+counts as its budget, so that its ratio is only a bound (>=, <=), or holds within the budget only (?); one that is \
+there before its first step counts the steps between two evaluations. {0.baseline} / arm is how many times the arm's \
+steps {0.baseline} needs: above 1 the arm saves steps. Over several tasks it is the geometric mean. P(better) is the \
+probability that a run of the arm has a larger area than one of {0.baseline}. Frames are the offline ones, labels the \
+actions that a clone learned from. Minutes are the wall-clock of a run. Fewer than 3 runs have no interval, nor has a \
+ratio of runs that are all equal. Of several controls, a task's table shows the ratio over the best."""
 
 
 def report(directory: Path, sections: Sequence[Section] = ()) -> str:
@@ -77,7 +89,7 @@ def report(directory: Path, sections: Sequence[Section] = ()) -> str:
             *(_task(results, task, by_task, _films(directory, task)) for task in tasks),
             *sections,
             *_background(directory),
-            Section("Reading the numbers", [READING.format(metric)]),
+            Section("Reading the numbers", [READING.format(metric, metric.goal())]),
         ],
     )
     summary = [record.flat() for record in results.records]
@@ -162,13 +174,13 @@ def headroom(results: Results, task: str) -> str:
     ratio, scratch, most = record.ratio, metric.baseline, "no encoder can save more than that here"
     if not ratio.known:
         return (
-            f"No run of {scratch} or the oracle reached {metric.threshold:g}: more steps would tell what can be saved."
+            f"No run of {scratch} or the oracle reached {metric.goal(task)}: more steps would tell what can be saved."
         )
     least, end = {
         "": ("", most),
         "<=": ("at most ", most),
-        ">=": ("at least ", f"not every run of {scratch} reached {metric.threshold:g}, so that more can be saved here"),
-        "?": ("", f"only within the budget, for some runs of both never reached {metric.threshold:g}"),
+        ">=": ("at least ", f"not every run of {scratch} reached {metric.goal(task)}, so that more can be saved here"),
+        "?": ("", f"only within the budget, for some runs of both never reached {metric.goal(task)}"),
     }[ratio.bound]
     times = page.show_ratio(replace(ratio, bound=ratio.bound.strip("?"))).lstrip("<>=")
     return page.sentence(f"{scratch} needs {least}{times} times the steps of the oracle: {end}.")
@@ -190,16 +202,18 @@ def _answer(results: Results, task: str) -> Answer:
     budget = thousands(arms[metric.answer].steps[-1])
     if not treated.ratio.known:
         both = f"no run of {metric.baseline} or {metric.answer}"
-        claim = f"no answer, {both} reached {metric.threshold:g} in {budget} steps"
+        claim = f"no answer, {both} reached {metric.goal(task)} in {budget} steps"
         return Answer(NONE, claim, _what_is_known(results, baseline, treated))
     slow, fast = (record.steps.value for record in (baseline, treated) if record.steps)
     facts = (
-        f"to reach {metric.threshold:g}, {metric.baseline} needs {page.show_ratio(treated.ratio)} times the steps of "
+        f"to reach {metric.goal(task)}, {metric.baseline} needs {page.show_ratio(treated.ratio)} times the steps of "
         f"{metric.answer} ({thousands(slow)} and {thousands(fast)}; {_reached(baseline)} and {_reached(treated)} runs "
         f"reach it in {budget})"
     )
     paid = metric.arms[metric.answer] - metric.arms[metric.baseline]
     facts += f", after {thousands(paid)} offline frames" if paid > 0 else ""
+    labels = metric.labels.get(metric.answer, 0)
+    facts += f"; the clone learned from {thousands(labels)} labels" if labels else ""
     outcome = verdict(treated.ratio)
     least = "at least " if treated.ratio.bound in (">=", "<=") else ""
     claim = f"{metric.cause} {outcome} {least}{thousands(abs(slow - fast))} environment steps"
@@ -242,7 +256,7 @@ def _overall_answer(results: Results, by_task: Mapping[str, Answer]) -> Answer:
     if ratio and ratio.known:
         times = page.show_ratio(replace(ratio, bound=ratio.bound.strip("?")))
         within = ", within the budgets," if ratio.bound == "?" else ""
-        facts += f"; to reach {metric.threshold:g} on all tasks, {metric.baseline} needs {times} times the steps"
+        facts += f"; to reach {metric.goal()} on all tasks, {metric.baseline} needs {times} times the steps"
         facts += f"{within} of {metric.answer}"
     if len(where[NONE]) == len(by_task):
         return Answer(NONE, f"no answer on any of {len(by_task)} tasks", facts)
@@ -267,7 +281,7 @@ def _all_tasks(results: Results, answers: Mapping[str, Answer]) -> Section:
     won = [f"{each.count(SAVED)} won, {each.count(COST)} lost of {len(each)}" for each in verdicts.values()]
     rows.append(["all", *won, "", ""])
     head = ["task", *(f"{over} / {metric.answer}" for over in overs), "reached", "answer"]
-    note = f"{metric.answer}, to a return of {metric.threshold:g}. Won and lost: the interval excludes 1."
+    note = f"{metric.answer}, to a return of {metric.goal()}. Won and lost: the interval excludes 1."
     everywhere = {record.arm for record in results.arms(ALL)}
     partial = [arm for arm in metric.arms if arm not in everywhere]
     text = [f"Not on every task yet: {', '.join(partial)}."] if partial else []
@@ -281,18 +295,22 @@ def _task(results: Results, task: str, answers: Mapping[str, Answer], films: Map
     if len(answers) > 1:
         text += filter(None, [headroom(results, task), page.sentence(str(answers[task]))])
     overview = matplotlib.figure.Figure(figsize=HALF, layout="constrained")
-    _draw_overview(panel := overview.subplots(), arms, metric)
+    _draw_overview(panel := overview.subplots(), arms, metric, task)
     panel.legend(frameon=False, fontsize="small", ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.2))
     against = []
     for arm in arms:
         if arm != metric.baseline:
             figure = matplotlib.figure.Figure(figsize=THIRD, layout="constrained")
-            _draw_against_baseline(figure.subplots(), arm, arms, metric)
+            _draw_against_baseline(figure.subplots(), arm, arms, metric, task)
             against.append(Figure(arm, figure))
     pair = [Figure("Learning curves: IQM over runs", overview)]
     if ratios := draw_ratios(results, task):
         pair.append(Figure(f"Steps of {metric.baseline} / steps of the arm: above 1 it saves steps", ratios))
     blocks: list[Table | Figure | Gallery] = [Gallery(pair), _arms_table(results, task)]
+    if metric.thresholds:
+        beside = replace(metric, thresholds={})
+        others = Results(beside, results.rows, results.tasks, summarise(results.tasks, beside))
+        blocks.append(replace(_arms_table(others, task), title=f"To a return of {metric.threshold:g} instead"))
     if against:
         note = "Thick: IQM over runs; thin: runs; band: 95 % interval; dotted: threshold."
         blocks.append(Gallery(against, f"Each arm against {metric.baseline}", note))
@@ -309,7 +327,7 @@ def _arms_table(results: Results, task: str) -> Table:
     }
     for over in filter(None, (metric.baseline, results.best_control(task))):
         columns[f"{over} / arm"] = [_ratio(results.record(task, record.arm, over)) for record in records]
-    columns[f"steps to {metric.threshold:g}"] = [
+    columns[f"steps to {metric.goal(task)}"] = [
         page.show_interval(record.steps, thousands, ">=" * (record.reached < record.n)) if record.steps else "-"
         for record in records
     ]
@@ -322,8 +340,10 @@ def _arms_table(results: Results, task: str) -> Table:
         for record in records
     ]
     columns["area"] = [page.show_interval(record.area) for record in records]
+    columns["start return"] = [page.show_interval(record.start) if record.start else "-" for record in records]
     columns["final return"] = [page.show_interval(record.final) for record in records]
     columns["frames"] = [thousands(metric.arms[record.arm]) if metric.arms[record.arm] else "-" for record in records]
+    columns["labels"] = [thousands(each) if (each := metric.labels.get(record.arm)) else "-" for record in records]
     columns["minutes"] = [results.minutes(task, record.arm) for record in records]
     filled = {name: cells for name, cells in columns.items() if any(cell != "-" for cell in cells)}
     rows = list(zip(*filled.values(), strict=True))
@@ -364,10 +384,10 @@ def draw_curves(tasks: Tasks, metric: Metric) -> matplotlib.figure.Figure:
     figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.1)
     panels = list(figure.subplots(rows, columns, squeeze=False).flat)
     for task, arms in tasks.items():
-        _draw_overview(panel := panels.pop(0), arms, metric)
+        _draw_overview(panel := panels.pop(0), arms, metric, task)
         panel.set_title(names[task], fontweight="bold")
     for arm in each:
-        _draw_against_baseline(panel := panels.pop(0), arm, only, metric)
+        _draw_against_baseline(panel := panels.pop(0), arm, only, metric, next(iter(tasks)))
         panel.set_title(arm, color=style(arm, metric)[0])
     for empty in panels:
         empty.remove()
@@ -420,18 +440,18 @@ def style(arm: str, metric: Metric) -> tuple[str, str]:
     return page.COLOURS[place % len(page.COLOURS)], page.DASHES[place // len(page.COLOURS) % len(page.DASHES)]
 
 
-def _draw_overview(panel: Axes, arms: Mapping[str, Curves], metric: Metric) -> None:
+def _draw_overview(panel: Axes, arms: Mapping[str, Curves], metric: Metric, task: str) -> None:
     """The IQM of every arm on one task."""
-    _frame(panel, arms, metric)
+    _frame(panel, arms, metric.aim(task))
     for arm, curve in arms.items():
         colour, dashes = style(arm, metric)
         values = [point.value for point in curve.points]
         panel.plot(curve.steps, values, color=colour, linestyle=dashes, linewidth=2, label=arm)
 
 
-def _draw_against_baseline(panel: Axes, arm: str, arms: Mapping[str, Curves], metric: Metric) -> None:
+def _draw_against_baseline(panel: Axes, arm: str, arms: Mapping[str, Curves], metric: Metric, task: str) -> None:
     """One arm and the baseline on one task, with every run and the bands."""
-    _frame(panel, arms, metric)
+    _frame(panel, arms, metric.aim(task))
     for name in (metric.baseline, arm):
         if name in arms:
             colour, dashes = style(name, metric)
@@ -439,13 +459,13 @@ def _draw_against_baseline(panel: Axes, arm: str, arms: Mapping[str, Curves], me
             page.draw_curve(panel, arms[name].steps, arms[name].points, colour, linestyle=dashes, linewidth=2)
 
 
-def _frame(panel: Axes, arms: Mapping[str, Curves], metric: Metric) -> None:
+def _frame(panel: Axes, arms: Mapping[str, Curves], aim: float) -> None:
     values = np.concatenate([curve.values.ravel() for curve in arms.values()])
-    low, high = min(values.min(), metric.threshold), max(values.max(), metric.threshold)
+    low, high = min(values.min(), aim), max(values.max(), aim)
     margin = 0.05 * (high - low) or 1.0
     panel.set_ylim(low - margin, high + margin)  # of the runs, not of the bands, which are wide with few runs
     panel.set_xlim(0, max(curve.steps[-1] for curve in arms.values()))
-    panel.axhline(metric.threshold, color="#404040", linewidth=0.8, linestyle=(0, (1, 2)))
+    panel.axhline(aim, color="#404040", linewidth=0.8, linestyle=(0, (1, 2)))
     panel.xaxis.set_major_formatter(EngFormatter(sep=""))
     panel.set(xlabel="environment steps", ylabel="evaluation return")
     page.plain_axes(panel)

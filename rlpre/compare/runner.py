@@ -35,7 +35,8 @@ STUDY, LOCK = "study.json", "lock"
 DONE, FAILED, TRACEBACK, PROGRESS, ROWS = "done.json", "failed.json", "traceback.txt", "progress", "rows.json"
 FORMAT = 2  # of a study directory; format 1 had no tidy rows and was never released
 ABSENT = "absent"
-GROWING = ("tasks", "arms", "frames", "metric.arms")  # parts of a configuration that describe runs; others may be added
+# Parts of a configuration that describe tasks and arms, to which others may be added.
+GROWING = ("tasks", "arms", "frames", "metric.arms", "metric.labels", "metric.thresholds")
 POLL_SECONDS = 1.0
 LINE_SECONDS = 60.0  # between two lines where no terminal shows a bar
 # Errors of executors, by the names of their classes, because the package of some need not be installed.

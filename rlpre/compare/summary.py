@@ -7,7 +7,7 @@ what ``summary.json`` lists.
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,8 @@ class Metric:
     threshold: float = 0.8  # the return to reach
     controls: Sequence[str] = ()  # further arms that the others are compared with, such as frozen fresh weights
     oracle: str = ""  # the arm that learns from the true state; empty: none
+    labels: Mapping[str, int] = field(default_factory=dict)  # of arms with a clone: the actions that it learns from
+    thresholds: Mapping[str, float] = field(default_factory=dict)  # by task, instead of the one, which stands beside
 
     def __post_init__(self) -> None:
         for arm in (self.answer, self.baseline, *self.controls, *([self.oracle] if self.oracle else [])):
@@ -43,8 +45,16 @@ class Metric:
     @property
     def cause(self) -> str:
         """What saved steps, or did not, as the subject of a sentence."""
-        pretraining = self.baseline == "scratch" and self.arms[self.answer] > 0
+        pretraining = self.baseline == "scratch" and self.arms[self.answer] > 0 and self.answer not in self.labels
         return "pretraining" if pretraining else f"the arm '{self.answer}'"
+
+    def aim(self, task: str = ALL) -> float:
+        """The return to reach on a task."""
+        return self.thresholds.get(task, self.threshold)
+
+    def goal(self, task: str = ALL) -> str:
+        """The same in words; over all tasks they may differ."""
+        return "each task's threshold" if task == ALL and self.thresholds else f"{self.aim(task):.3g}"
 
     def compared_with(self, arm: str) -> list[str]:
         """The arms that an arm is compared with; controls are compared with the baseline only."""
@@ -76,8 +86,13 @@ class Curves:
         return replace(self, seeds=tuple(seeds), values=self.values[[self.seeds.index(seed) for seed in seeds]])
 
     def times(self, threshold: float) -> Times:
-        """Steps to the threshold of each run, and whether it reached it."""
-        return stats.steps_to_threshold(self.steps, self.values, threshold)
+        """Steps to the threshold of each run, and whether it reached it.
+
+        A run that is there before its first step counts the steps to the first evaluation after it, the resolution of
+        the measure: so every ratio is finite, and rather too small.
+        """
+        steps, reached = stats.steps_to_threshold(self.steps, self.values, threshold)
+        return np.maximum(steps, self.steps[self.steps > 0][0]), reached
 
 
 Tasks = dict[str, dict[str, Curves]]  # task -> arm
@@ -93,6 +108,7 @@ class Record:
     n: int  # runs; over all tasks the seeds that have finished all of them
     reached: int  # runs that reached the threshold
     steps: Interval | None  # mean steps to it; runs that never reached it count as the budget. None over all tasks
+    start: Interval | None  # IQM of the return before the first step; None if it was not evaluated
     final: Interval  # IQM of the last evaluation's return
     area: Interval  # IQM of the mean height of the learning curve
     ratio: StepsRatio | None  # steps of `over` / steps of `arm`; over all tasks the geometric mean of the tasks' ratios
@@ -113,7 +129,13 @@ class Record:
             "reached": self.reached,
             "n": self.n,
         }
-        others = {"steps_to_threshold": self.steps, "final": self.final, "area": self.area, "p_better": self.better}
+        others = {
+            "steps_to_threshold": self.steps,
+            "final": self.final,
+            "area": self.area,
+            "p_better": self.better,
+        }
+        others |= {"start": self.start} if self.start else {}  # studies without clones do not measure it
         for name, found in others.items():
             ends = (found.value, found.low, found.high) if found else (None, None, None)
             numbers |= zip((name, f"{name}_low", f"{name}_high"), ends, strict=True)
@@ -259,22 +281,24 @@ def summarise(tasks: Tasks, metric: Metric) -> list[Record]:
     """
     records = []
     for task, arms in tasks.items():
-        records += _compare(task, {arm: [curve] for arm, curve in arms.items()}, metric)
+        records += _compare([task], {arm: [curve] for arm, curve in arms.items()}, metric)
     if len(tasks) > 1:
         everywhere = [arm for arm in metric.arms if all(arm in arms for arms in tasks.values())]
-        records += _compare(ALL, {arm: [arms[arm] for arms in tasks.values()] for arm in everywhere}, metric)
+        records += _compare(list(tasks), {arm: [arms[arm] for arms in tasks.values()] for arm in everywhere}, metric)
     return records
 
 
-def _compare(task: str, arms: dict[str, list[Curves]], metric: Metric) -> list[Record]:
+def _compare(tasks: list[str], arms: dict[str, list[Curves]], metric: Metric) -> list[Record]:
     """The records of arms, each with its curves on one or more tasks; scores are those of seeds that ran on all."""
     seeds = {arm: sorted(set.intersection(*(set(curve.seeds) for curve in every))) for arm, every in arms.items()}
     common = {arm: [curve.only(seeds[arm]) for curve in every] for arm, every in arms.items() if seeds[arm]}
     areas = {arm: np.stack([curve.areas for curve in every], axis=1) for arm, every in common.items()}
-    times = {arm: [curve.times(metric.threshold) for curve in arms[arm]] for arm in common}
+    task, aims = tasks[0] if len(tasks) == 1 else ALL, [metric.aim(task) for task in tasks]
+    times = {arm: [curve.times(aim) for curve, aim in zip(arms[arm], aims, strict=True)] for arm in common}
     records = []
     for arm, every in common.items():
-        final = stats.iqm_interval(np.stack([curve.values[:, -1] for curve in every], axis=1))
+        ends = [stats.iqm_interval(np.stack([curve.values[:, end] for curve in every], axis=1)) for end in (0, -1)]
+        start, final = ends[0] if all(curve.steps[0] == 0 for curve in every) else None, ends[1]
         area = stats.iqm_interval(areas[arm])
         steps = None if task == ALL else stats.mean_interval(np.maximum(times[arm][0][0], 1), logarithmic=True)
         reached = int(sum(reached.sum() for _, reached in times[arm]))
@@ -285,5 +309,5 @@ def _compare(task: str, arms: dict[str, list[Curves]], metric: Metric) -> list[R
                 budgets = [float(curve.steps[-1]) for curve in every]
                 ratio = stats.steps_ratio(list(zip(times[over], times[arm], budgets, strict=True)))
                 better = stats.probability_of_improvement(areas[arm], areas[over])
-            records.append(Record(task, arm, over, len(seeds[arm]), reached, steps, final, area, ratio, better))
+            records.append(Record(task, arm, over, len(seeds[arm]), reached, steps, start, final, area, ratio, better))
     return records

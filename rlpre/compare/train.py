@@ -15,16 +15,18 @@ import stable_baselines3
 import torch
 from gymnasium import spaces
 from PIL import Image
-from stable_baselines3 import PPO
+from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalCallback
 from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 from stable_baselines3.common.vec_env import VecEnv, VecMonitor, VecTransposeImage, is_vecenv_wrapped
 from torch import nn
 
-from rlpre.compare.arms import ORACLE, Arm, Backbone, fresh_encoder, in_front, variant
+from rlpre.compare.arms import ORACLE, Arm, Backbone, Clone, fresh_encoder, in_front, variant
 from rlpre.compare.runner import Measurements, Run
 from rlpre.data.adapters import as_vec_env
 from rlpre.data.store import FrameStore
@@ -32,14 +34,25 @@ from rlpre.encoders import AnyEncoder, Encoder, SequenceEncoder, load_encoder
 from rlpre.errors import RlpreError, at_least, lookup
 from rlpre.features import whiten
 from rlpre.pretrain import PretrainConfig, pretrain
-from rlpre.sb3 import EncodedVecEnv, HistoryVecEnv, KeepLearning, StateVecEnv, fuse, policy_kwargs
+from rlpre.sb3 import (
+    EncodedVecEnv,
+    HistoryVecEnv,
+    KeepLearning,
+    StateVecEnv,
+    clone,
+    fuse,
+    policy_kwargs,
+    start_from,
+)
 from rlpre.sb3.vecenv import FeaturesVecEnv
 from rlpre.utils import atomic, provenance, resolve_device, write_json
 
 MakeEnv = Callable[[int, int], VecEnv]  # (number of environments, seed) -> seeded environments
 Report = Callable[[int], None]  # called with the number of steps so far
+Curve = list[tuple[int, float]]  # environment steps, and the mean return there
 
-RUN, EVALUATIONS, FILM, LAST_MODEL = "run.json", "evaluations.npz", "policy.gif", "last_model.zip"
+RUN, EVALUATIONS, FILM = "run.json", "evaluations.npz", "policy.gif"
+BEST_MODEL, LAST_MODEL = "best_model.zip", "last_model.zip"
 EVALUATION_SEED = 1_000_000  # evaluation shares no seed with training
 FILM_SEED = 2_000_000
 EPISODES, EPISODE_STEPS = 3, 50  # of a film
@@ -82,6 +95,8 @@ class Training:
         encoder: checkpoint directory; None: fresh weights.
         fresh: configuration of an encoder with fresh weights, see `rlpre.Encoder.config`.
         memory: a fresh sequence encoder to put on ``encoder``.
+        clone: the policy to start from.
+        demonstrations: directory of the frames that are cloned.
         policy_kwargs: further arguments of `rlpre.policy_kwargs`.
         algorithm: of SB3 or sb3-contrib.
         algorithm_kwargs: its arguments.
@@ -90,6 +105,7 @@ class Training:
         eval_every: environment steps between evaluations.
         eval_episodes: episodes of an evaluation, in environments with seeds of their own.
         deterministic: whether evaluations take the most likely actions instead of sampling.
+        eval_start: whether the agent is also evaluated before its first step.
         film: whether to film the final policy, if the environment renders.
     """
 
@@ -100,6 +116,8 @@ class Training:
     encoder: Path | None = None
     fresh: Mapping[str, Any] = field(default_factory=dict)
     memory: Backbone | None = None
+    clone: Clone | None = None
+    demonstrations: Path | None = None
     policy_kwargs: Mapping[str, Any] = field(default_factory=dict)
     algorithm: type[BaseAlgorithm] = PPO
     algorithm_kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -108,6 +126,7 @@ class Training:
     eval_every: int = 2048
     eval_episodes: int = 16
     deterministic: bool = False
+    eval_start: bool = False
     film: bool = False
 
     def check(self) -> None:
@@ -119,6 +138,8 @@ class Training:
         at_least(self, seed=0, steps=1, n_envs=1, eval_every=1, eval_episodes=1)
         if self.steps < self.eval_every:
             raise RlpreError(f"steps={self.steps} end before the first evaluation: lower eval_every={self.eval_every}")
+        if self.eval_start and not issubclass(self.algorithm, PPO | A2C):
+            raise RlpreError(f"a clone starts PPO or A2C, not {self.algorithm.__name__}: choose one, or no clone")
         resolve_device(self.algorithm_kwargs.get("device", "auto"))
 
 
@@ -163,7 +184,8 @@ def train(spec: Training, out: Path, report: Report = lambda steps: None) -> Mea
         spec: the settings.
         out: receives ``run.json``, ``evaluations.npz`` (of SB3's ``EvalCallback``), TensorBoard events, the SB3 models
             ``best_model.zip`` and ``last_model.zip``, their policies on pixels ``best_policy.zip`` and
-            ``last_policy.zip``, and the film ``policy.gif``. An oracle leaves no policies on pixels.
+            ``last_policy.zip``, and the film ``policy.gif``. An oracle leaves no policies on pixels. A clone is in
+            ``clone/``; where it is not tuned, there are no evaluations.npz and no events.
         report: called with the number of environment steps so far.
 
     Returns:
@@ -179,19 +201,11 @@ def train(spec: Training, out: Path, report: Report = lambda steps: None) -> Mea
     model = make_model(spec, venv, encoder, device, out)
     config = encoder.config if encoder else None
     write_json(out / RUN, {"configuration": described(spec), **provenance(), "encoder": config})
-    evaluate = _evaluation(spec.algorithm)(
-        evaluation,
-        n_eval_episodes=spec.eval_episodes,
-        eval_freq=max(1, spec.eval_every // spec.n_envs),
-        log_path=str(out),
-        best_model_save_path=str(out),
-        deterministic=spec.deterministic,
-        verbose=0,
-    )
-    callbacks = [evaluate, ReportSteps(report), *([KeepLearning(**spec.auxiliary)] if spec.auxiliary else [])]
-    model.learn(spec.steps, callback=CallbackList(callbacks), tb_log_name="tensorboard")
+    if spec.clone:
+        _clone(spec, model, cast(AnyEncoder, encoder), out / "clone")
+    curve = _learn(spec, model, evaluation, out, report)
     model.save(str(out / LAST_MODEL))
-    best = spec.algorithm.load(out / "best_model", device=device)
+    best = spec.algorithm.load(out / BEST_MODEL, device=device)
     if encoder is not None:
         for name, trained in (("best", best), ("last", model)):
             policy = fuse(trained, encoder) if isinstance(venv, FeaturesVecEnv) else trained.policy
@@ -203,9 +217,45 @@ def train(spec: Training, out: Path, report: Report = lambda steps: None) -> Mea
         stage.close()
     for each in (venv, evaluation):
         each.close()
+    return {"return": curve}
+
+
+def _clone(spec: Training, model: BaseAlgorithm, encoder: AnyEncoder, out: Path) -> None:
+    """Makes the clone, and a model that starts from it, or is it."""
+    assert spec.clone is not None
+    assert spec.demonstrations is not None
+    config = replace(spec.clone.config, seed=spec.seed, device=str(model.device))
+    if isinstance(layers := model.policy.net_arch, list):
+        config = replace(config, net_arch=tuple(layers))
+    policy = clone(FrameStore.open(spec.demonstrations), encoder, out=out, config=config)
+    start_from(model, policy, **(spec.clone.start if spec.clone.tuned else {"value_first": 0, "kl": 0}))
+
+
+def _learn(spec: Training, model: BaseAlgorithm, evaluation: VecEnv, out: Path, report: Report) -> Curve:
+    """Lets a model learn, and returns its evaluations; a clone that is not tuned is evaluated once."""
+    evaluate = _evaluation(spec.algorithm)(
+        evaluation,
+        n_eval_episodes=spec.eval_episodes,
+        eval_freq=max(1, spec.eval_every // spec.n_envs),
+        log_path=str(out),
+        best_model_save_path=str(out),
+        deterministic=spec.deterministic,
+        verbose=0,
+    )
+    curve: Curve = []
+    if spec.eval_start:
+        found, _ = evaluate_policy(model, evaluation, spec.eval_episodes, spec.deterministic)
+        evaluate.best_mean_reward = float(cast(float, found))
+        curve = [(0, evaluate.best_mean_reward)]
+        model.save(str(out / BEST_MODEL))
+    if spec.clone and not spec.clone.tuned:
+        assert isinstance(model, PPO | A2C)
+        rollout, every = model.n_steps * spec.n_envs, evaluate.eval_freq * spec.n_envs
+        return [(step, curve[0][1]) for step in range(0, -(-spec.steps // rollout) * rollout + 1, every)]
+    callbacks = [evaluate, ReportSteps(report), *([KeepLearning(**spec.auxiliary)] if spec.auxiliary else [])]
+    model.learn(spec.steps, callback=CallbackList(callbacks), tb_log_name="tensorboard")
     with np.load(out / EVALUATIONS) as file:
-        curve = zip(file["timesteps"].tolist(), file["results"].mean(axis=1).tolist(), strict=True)
-        return {"return": list(curve)}
+        return curve + list(zip(file["timesteps"].tolist(), file["results"].mean(axis=1).tolist(), strict=True))
 
 
 def _evaluation(algorithm: type[BaseAlgorithm]) -> type[EvalCallback]:
@@ -350,27 +400,30 @@ def make_model(
     return spec.algorithm(policy, venv, **{**settings, **common, "device": device})
 
 
-def film(model: BaseAlgorithm, venv: VecEnv, path: Path) -> None:
-    """Plays a few episodes with sampled actions and writes them as GIF, if the environment renders RGB arrays.
+def film(
+    model: BaseAlgorithm | BasePolicy, venv: VecEnv, path: Path, episodes: int = EPISODES, deterministic: bool = False
+) -> None:
+    """Plays episodes and writes them as GIF, if the environment renders RGB arrays.
 
     Args:
         model: acts.
         venv: one environment.
         path: of the GIF.
+        episodes: how many, each cut after a number of steps.
+        deterministic: whether actions are the most likely ones instead of sampled.
     """
     if venv.render_mode != "rgb_array":
         return
     pictures: list[Image.Image] = []
     durations: list[int] = []
-    venv.reset()
     ends = _render_ends(venv)
-    for _ in range(EPISODES):
+    for _ in range(episodes):
         observations, memory, starts = venv.reset(), None, np.ones(1, bool)
         shots: list[Any] = []
         done = False
         while not done and len(shots) < EPISODE_STEPS:
             shots.append(venv.get_images()[0])
-            actions, memory = model.predict(observations, memory, starts, deterministic=False)  # type: ignore[arg-type]
+            actions, memory = model.predict(observations, memory, starts, deterministic)  # type: ignore[arg-type]
             observations, _, (done,), _ = venv.step(actions)
             starts = np.zeros(1, bool)
         shots += ends[-1:] if done else []
@@ -389,11 +442,14 @@ def _render_ends(venv: VecEnv) -> list[Any]:
     A ``VecEnv`` resets in the step that ends an episode, so the picture exists only until the environment's own reset.
     """
     ends: list[Any] = []
+    begun = set()
     for env in getattr(venv.unwrapped, "envs", ()):
         reset = env.unwrapped.reset
 
         def render_and_reset(*, env: Any = env, reset: Any = reset, **arguments: Any) -> Any:
-            ends.append(env.render())
+            if env in begun:  # before the first reset there is nothing to see
+                ends.append(env.render())
+            begun.add(env)
             return reset(**arguments)
 
         env.unwrapped.reset = render_and_reset

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from rlpre import hub
-from rlpre.encoders.networks import Architecture, cnn, flattened_map, impala, output, vit, whitened
+from rlpre.encoders.networks import Architecture, cnn, flattened_map, impala, output, symbols, vit, whitened
 from rlpre.encoders.published import Published, PublishedNetwork, TimmNetwork, TorchvisionNetwork
 from rlpre.errors import RlpreError, lookup
 from rlpre.utils import read_json, write_bytes, write_json
@@ -33,7 +33,7 @@ HUB = "hub:"  # prefix of names on the Hugging Face Hub, wherever an encoder is 
 MAP = "map:"  # prefix of the names of architectures whose features are a feature map, behind a linear map
 
 KINDS: dict[str, type["BaseEncoder"]] = {}  # the class of each kind of checkpoint
-ARCHITECTURES: dict[str, Architecture] = {"cnn": cnn, "impala": impala, "vit": vit}
+ARCHITECTURES: dict[str, Architecture] = {"cnn": cnn, "impala": impala, "symbols": symbols, "vit": vit}
 FAMILIES: dict[str, Callable[[str], Architecture]] = {
     "torchvision": TorchvisionNetwork,
     "timm": TimmNetwork,

@@ -63,6 +63,23 @@ def impala(
     return orthogonal([*stages, head])
 
 
+def symbols(channels: int, height: int, width: int, count: int) -> nn.Module:
+    """No pixels but a symbol: frames of one number, 0 to ``count``, become its one-hot vector of ``count`` + 1."""
+    if (channels, height, width) != (1, 1, 1):
+        raise RlpreError(f"frames are {channels} x {height} x {width}: symbols are frames of 1 x 1 x 1")
+    return _OneHot(count)
+
+
+class _OneHot(nn.Module):
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
+
+    def forward(self, x: Tensor) -> Tensor:
+        numbers = (x.flatten(1)[:, 0] * self.count).round().long()
+        return nn.functional.one_hot(numbers, self.count + 1).to(x.dtype)
+
+
 class _Residual(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()

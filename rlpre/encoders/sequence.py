@@ -23,11 +23,16 @@ HINT = "demonstrations with another vocabulary or mission grammar need their own
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The words of a mission grammar.
+    """The words of a mission grammar, or the symbols of any other text: DNA, proteins, the lines of a terminal.
 
     Args:
         words: each once; word i becomes the number i + 1, and 0 is padding.
         length: largest number of words in a mission.
+        characters: whether each character is a word. Otherwise words are set apart by spaces or commas, in any case.
+
+    Example:
+        >>> Vocabulary("ACGT", 6, characters=True).encode(["GATT"]).tolist()
+        [[3, 1, 4, 4, 0, 0]]
 
     Raises:
         RlpreError: if there are no words, one comes twice, or the length is not positive.
@@ -35,6 +40,7 @@ class Vocabulary:
 
     words: Sequence[str]
     length: int
+    characters: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "words", tuple(self.words))  # a checkpoint gives a list; tuples compare equal
@@ -47,7 +53,7 @@ class Vocabulary:
     @classmethod
     def from_missions(cls, missions: Iterable[str]) -> Self:
         """Makes the vocabulary of these missions, in alphabetical order."""
-        split = [_words(mission) for mission in missions]
+        split = [_split(mission) for mission in missions]
         return cls(sorted({word for words in split for word in words}), max(map(len, split), default=0))
 
     def encode(self, missions: Sequence[str]) -> np.ndarray:
@@ -59,7 +65,7 @@ class Vocabulary:
         number = {word: index for index, word in enumerate(self.words, start=1)}
         encoded = np.zeros((len(missions), self.length), np.int64)
         for row, mission in zip(encoded, missions, strict=True):
-            words = _words(mission)
+            words = list(mission) if self.characters else _split(mission)
             if unknown := [word for word in words if word not in number]:
                 raise RlpreError(f"the vocabulary lacks {unknown[0]!r} of the mission {mission!r}: {HINT}")
             if len(words) > self.length:
@@ -69,7 +75,7 @@ class Vocabulary:
         return encoded
 
 
-def _words(mission: str) -> list[str]:
+def _split(mission: str) -> list[str]:
     return mission.lower().replace(",", " ").split()
 
 
@@ -159,6 +165,36 @@ class SequenceEncoder(BaseEncoder):
         copied = self.from_config({**self.config, "causal": True})
         copied.load_state_dict(self.state_dict())
         return copied.to(self.device).train(self.training)
+
+    def grown(
+        self, vocabulary: Vocabulary | None = None, actions: int | None = None, layers: int | None = None
+    ) -> Self:
+        """Returns a copy for a larger world: what it knows keeps its weights, what is new starts fresh.
+
+        Args:
+            vocabulary: with new words, or of longer missions; None: as before.
+            actions: number of actions; the known ones come first.
+            layers: of the backbone; new ones come last.
+
+        Raises:
+            RlpreError: if the new encoder would lack a word, an action or a layer of this one.
+        """
+        vocabulary, sizes = vocabulary or self.vocabulary, {"actions": actions, "layers": layers}
+        sizes = {name: getattr(self, name) if size is None else size for name, size in sizes.items()}
+        known, new = (list(each.words) if each else [] for each in (self.vocabulary, vocabulary))
+        lost = [repr(word) for word in known if word not in new]
+        lost += [name for name, size in sizes.items() if size < getattr(self, name)]
+        if self.vocabulary and vocabulary and vocabulary.length < self.vocabulary.length:
+            lost.append(f"places for missions of {self.vocabulary.length} words")
+        if lost:
+            raise RlpreError(f"a grown encoder would lack {lost[0]}: give at least what this one has")
+        words = asdict(vocabulary) if vocabulary else None
+        larger = self.from_config({**self.config, "vocabulary": words, **sizes})
+        tensors, place = larger.state_dict(), torch.tensor([0, *(1 + new.index(word) for word in known)])
+        for name, tensor in self.state_dict().items():
+            known_rows = tuple(map(slice, tensor.shape[:1]))  # () for a single number
+            tensors[name][place if name.endswith("mission.words.weight") else known_rows] = tensor
+        return larger.to(self.device).train(self.training)
 
     def encode_frames(self, frames: Tensor) -> Tensor:
         """Encodes ``frames`` (n, C, H, W) as `Encoder` does, to (n, frames.num_features), without gradients."""

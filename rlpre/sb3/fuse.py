@@ -40,7 +40,9 @@ Statistics = tuple[str | None, np.ndarray, np.ndarray, float]  # key in a Dict, 
 TRAINING_OPTIONS = ("stages", "anchor", "parent", "encoder_lr_scale", "warmup_updates", "augment")  # of policy_kwargs
 
 
-def fuse(model: BaseAlgorithm, encoder: EncoderLike, as_model: bool = False, **options: Any) -> BasePolicy | Any:
+def fuse(
+    model: BaseAlgorithm | BasePolicy, encoder: EncoderLike, as_model: bool = False, **options: Any
+) -> BasePolicy | Any:
     """Builds the pixel policy that acts as ``model`` does behind `EncodedVecEnv` or `HistoryVecEnv`.
 
     Statistics of a ``VecNormalize`` around `EncodedVecEnv`, and the policy's own features extractor, become part of it.
@@ -48,7 +50,8 @@ def fuse(model: BaseAlgorithm, encoder: EncoderLike, as_model: bool = False, **o
 
     Args:
         model: of any algorithm of SB3 or sb3-contrib, trained on ``EncodedVecEnv(venv, encoder)``, or with
-            ``policy_kwargs(encoder, ...)`` on ``HistoryVecEnv(venv, encoder)``; live, loaded or compiled.
+            ``policy_kwargs(encoder, ...)`` on ``HistoryVecEnv(venv, encoder)``; live, loaded or compiled. Or a policy
+            alone, such as that of `rlpre.clone`.
         encoder: the one that computed the features, its directory, or the result of `rlpre.pretrain`.
         as_model: return a model instead, which can ``learn``, ``save`` and ``load`` on pixels. It learns in the
             environment inside the model's `EncodedVecEnv`, if there is one; otherwise call its ``set_env``. It keeps
@@ -67,6 +70,8 @@ def fuse(model: BaseAlgorithm, encoder: EncoderLike, as_model: bool = False, **o
     """
     plan = _Plan(model, as_encoder(encoder))
     if as_model:
+        if plan.model is None:
+            raise RlpreError("a policy alone does not learn: leave out as_model, or give it to a model (start_from)")
         return plan.build_model(**options)
     if options:
         raise RlpreError(f"{next(iter(options))} concerns a model that learns: add as_model=True")
@@ -134,9 +139,11 @@ class _Normalize(nn.Module):
 class _Plan:
     """How pixels take the place of features in a model's policy."""
 
-    def __init__(self, model: BaseAlgorithm, encoder: AnyEncoder) -> None:
-        self.model, self.encoder, self.features = model, encoder, model.observation_space
-        self.trained: BasePolicy = getattr(model.policy, "_orig_mod", model.policy)  # of a compiled one
+    def __init__(self, model: BaseAlgorithm | BasePolicy, encoder: AnyEncoder) -> None:
+        self.encoder, self.features = encoder, model.observation_space
+        policy = model if isinstance(model, BasePolicy) else model.policy
+        self.model = model if isinstance(model, BaseAlgorithm) else None
+        self.trained: BasePolicy = getattr(policy, "_orig_mod", policy)  # of a compiled one
         self.key: str | None = None  # of the features in a Dict
         self.stack = 1
         self.inside = False  # whether the policy holds the encoder already
@@ -150,7 +157,7 @@ class _Plan:
 
     def build_policy(self, trained: BasePolicy) -> BasePolicy:
         """The policy of pixels that acts as ``trained``."""
-        arguments = {**trained._get_constructor_parameters(), **self.model.policy_kwargs}
+        arguments = {**trained._get_constructor_parameters(), **(self.model.policy_kwargs if self.model else {})}
         arguments |= {**self.arguments(trained), "observation_space": self.space}
         fused = type(trained)(**arguments).to(trained.device)
         # `save` writes these; some classes leave out an argument, such as the size of an LSTM
@@ -167,6 +174,7 @@ class _Plan:
         if unknown := sorted(options.keys() - TRAINING_OPTIONS):
             raise RlpreError(f"{unknown[0]} is no option of a fused model: give one of {', '.join(TRAINING_OPTIONS)}")
         model = self.model
+        assert model is not None
         arguments = {**model.policy_kwargs, **self.arguments(self.trained, mode, **options)}
         saved = io.BytesIO()
         model.save(saved)  # SB3 decides what belongs to a model
@@ -280,7 +288,7 @@ class _Plan:
     def _statistics(self) -> list[Statistics]:
         """Those of each ``VecNormalize`` that changed the features, the first applied first."""
         features = self.features[self.key] if isinstance(self.features, spaces.Dict) and self.key else self.features
-        around = normalizers(self.model.get_env())
+        around = normalizers(self.model.get_env() if self.model else None)
         if getattr(features, "normalized", False) and not around:
             raise RlpreError(
                 "the model was trained behind VecNormalize, whose statistics are not in the model's zip: load it with "

@@ -74,8 +74,8 @@ def policy_kwargs(
     - ``"anchored"``: as ``"finetuned"``, but pulled back to the encoder's weights (L2-SP, see `rlpre.sb3.optim`).
 
     Some of SB3's defaults depend on what these arguments replace: heads have two hidden layers (``net_arch``) of 64
-    units, of 256 for SAC, and the optimiser is Adam, also for A2C, which in SB3 has ``torch.optim.RMSprop``. Policies of
-    ARS take none of these arguments (a ``TypeError``): train it on `EncodedVecEnv`.
+    units, of 256 for SAC, and the optimiser is Adam, also for A2C, which in SB3 has ``torch.optim.RMSprop``. ARS takes
+    none of these arguments (its policies raise a ``TypeError``): train it on `EncodedVecEnv`.
 
     Args:
         encoder: an encoder, its directory, or the result of `rlpre.pretrain`; copied now.

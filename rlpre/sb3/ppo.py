@@ -7,15 +7,17 @@ less than a floor, as DreamerV3 does with its return scale [0].
 
 *KL penalty.* As in learning from human feedback [1], each step's reward loses
 ``beta * (log pi(a|s) - log pi_ref(a|s))``; the mean over actions is the Kullback-Leibler divergence from the reference.
-Returns contain this cost, so the policy also avoids states where it cannot act like the reference. ``beta`` decays, so
-in the end only the task counts [2].
+Returns contain this cost, so the policy also avoids states where it cannot act like the reference. ``beta`` halves
+every ``half_life`` environment steps, whatever the size of a rollout, so in the end only the task counts [2]; with
+``least`` some of it stays, against forgetting what the policy meets again only later [3].
 
 *Value head first.* After cloning, the value head is untrained; its wrong advantages would destroy the policy.
 
 References:
     [0] Hafner et al. 2023, "Mastering Diverse Domains through World Models", section on critic and actor learning.
     [1] Ziegler et al. 2019, "Fine-Tuning Language Models from Human Preferences", equation 2.
-    [2] Baker et al. 2022, "Video PreTraining (VPT)", section on RL fine-tuning.
+    [2] Baker et al. 2022, "Video PreTraining (VPT)", section on RL fine-tuning: its weight halves 2.9 times in a run.
+    [3] Wolczyk et al. 2024, "Fine-tuning Reinforcement Learning Models is Secretly a Forgetting Mitigation Problem".
 """
 
 import copy
@@ -36,6 +38,7 @@ from rlpre.errors import RlpreError
 from rlpre.sb3.optim import EncoderOptimizer
 
 FLOOR = 0.05  # in units of return; no other value was compared
+HALF_LIFE = 100_000  # environment steps; a run of 300,000 has VPT's three halvings
 
 
 class FlooredRolloutBuffer(RolloutBuffer):
@@ -76,7 +79,12 @@ class KLPenalty:
 
     policy: ActorCriticPolicy = field(repr=False)  # the reference, on the CPU so that every machine can load it
     beta: float  # of the next rollout
-    decay: float  # factor on beta after each rollout
+    half_life: float  # environment steps after which beta has halved
+    least: float = 0.0  # beta falls no further
+
+    def decay(self, steps: int) -> None:
+        """Lowers beta after a rollout of so many environment steps."""
+        self.beta = max(min(self.least, self.beta), self.beta * 0.5 ** (steps / self.half_life))
 
 
 class KLRolloutBuffer(FlooredRolloutBuffer):
@@ -122,11 +130,15 @@ class KLRolloutBuffer(FlooredRolloutBuffer):
     def compute_returns_and_advantage(self, last_values: Tensor, dones: np.ndarray) -> None:
         """As in `FlooredRolloutBuffer`; then beta decays."""
         super().compute_returns_and_advantage(last_values, dones)
-        self._penalty.beta *= self._penalty.decay
+        self._penalty.decay(self.buffer_size * self.n_envs)
 
 
 def kl_penalty(
-    policy: ActorCriticPolicy, beta: float = 0.2, decay: float = 0.99, floor: float = FLOOR
+    policy: ActorCriticPolicy,
+    beta: float = 0.2,
+    half_life: float = HALF_LIFE,
+    least: float = 0.0,
+    floor: float = FLOOR,
 ) -> dict[str, Any]:
     """Arguments that keep ``PPO`` or ``A2C`` near a reference policy: ``PPO(..., **kl_penalty(clone.policy))``.
 
@@ -137,7 +149,8 @@ def kl_penalty(
     Args:
         policy: the reference, copied now; for the same observations and actions.
         beta: the cost of a nat in the first rollout, in units of reward.
-        decay: factor on beta after each rollout.
+        half_life: environment steps after which beta has halved.
+        least: beta falls no further.
         floor: of the advantages.
 
     Returns:
@@ -148,9 +161,11 @@ def kl_penalty(
     """
     if not 0 <= beta < float("inf"):
         raise RlpreError(f"beta is {beta}: give the cost of a nat in units of reward, 0 or more, such as 0.2")
-    if not 0 <= decay <= 1:
-        raise RlpreError(f"decay is {decay}: give the factor on beta after each rollout, from 0 to 1")
-    penalty = KLPenalty(frozen_copy(policy).cpu(), beta, decay)
+    if not half_life > 0:
+        raise RlpreError(f"half_life is {half_life}: give environment steps, such as {HALF_LIFE:,}, or inf: no decay")
+    if not 0 <= least <= beta:
+        raise RlpreError(f"least is {least}: beta starts at {beta} and falls, give a number from 0 to that")
+    penalty = KLPenalty(frozen_copy(policy).cpu(), beta, half_life, least)
     return {
         **floored_advantages(floor),
         "rollout_buffer_class": partial(_make_buffer, KLRolloutBuffer),

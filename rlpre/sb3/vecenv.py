@@ -261,6 +261,7 @@ class FeaturesVecEnv(VecEnvWrapper):
         freeze(self.encoder)
         self._frames = self.encoder.frames if isinstance(self.encoder, SequenceEncoder) else self.encoder
         self._known: dict[bytes, np.ndarray] = {}  # features by hash of the frame
+        self._hashed: list[tuple[bytes, bytes]] = []  # the last frames, and their hashes
         self._image = find_image(venv.observation_space, self._frames.input, key=image_key)
         black = np.zeros(self._frames.input.shape, self._frames.input.dtype)
         self._vocabulary: Vocabulary | None = None
@@ -370,7 +371,13 @@ class FeaturesVecEnv(VecEnvWrapper):
         if len(self._known) >= MEMORY_FRAMES:
             self._known.clear()
         frames = [np.ascontiguousarray(frame) for frame in frames]
-        keys = [hashlib.sha256(frame.data).digest() for frame in frames]
+        contents = [frame.tobytes() for frame in frames]
+        before = [*self._hashed, *[(b"", b"")] * len(frames)]  # many frames equal the last one of their environment
+        keys = [
+            key if content == last else hashlib.sha256(content).digest()
+            for content, (last, key) in zip(contents, before, strict=False)
+        ]
+        self._hashed = list(zip(contents, keys, strict=True))
         new = {key: frame for key, frame in zip(keys, frames, strict=True) if key not in self._known}
         if new:
             self._known.update(zip(new, self._compute(np.stack(list(new.values()))), strict=True))

@@ -1,0 +1,65 @@
+"""The study of clones: each part runs on tiny levels, one by one, and its figures are of the right kind."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from agents.habits import READOUTS, Habits
+from agents.presets import AgentConfig, PPOConfig
+from rlpre import CloneConfig, FrameStore, PretrainConfig
+from rlpre.utils import read_json
+
+EMPTY, RANDOM = "MiniGrid-Empty-5x5-v0", "MiniGrid-Empty-Random-5x5-v0"
+PPO = PPOConfig(n_envs=2, n_steps=16, batch_size=32, n_epochs=1)
+TINY = Habits(
+    environments=(EMPTY,),
+    steps=64,
+    seeds=1,
+    labels=(40, 80),
+    compared=80,
+    demonstrations=320,
+    clone=CloneConfig(steps=4, check_every=2, device="cpu"),
+    pretrain=PretrainConfig(steps=2, batch=8, features=8, checkpoint_every=2, device="cpu"),
+    train=AgentConfig(eval_every=32, eval_episodes=2, device="cpu", ppo=PPO),
+)
+
+
+def run(habits: Habits, out: Path) -> list[dict[str, object]]:
+    """In this process; the records of the joint report."""
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(1) as here:
+        patch.setenv("OMP_NUM_THREADS", "1")  # a study in this process sets it
+        return habits.run(out, workers=99, executor=here).table()
+
+
+def test_environments_are_run_one_by_one_and_reported_together(tmp_path: Path) -> None:
+    assert {record["task"] for record in run(TINY, tmp_path)} == {EMPTY}
+    records = run(replace(TINY, environments=(RANDOM,)), tmp_path)
+    assert {record["task"] for record in records} == {EMPTY, RANDOM, "all tasks"}
+    metric = read_json(tmp_path / "labels/study.json")["metric"]
+    assert set(metric["thresholds"]) == {EMPTY, RANDOM}
+    assert metric["labels"]["cloned-40+frozen"] == 40
+    assert (metric["answer"], metric["baseline"]) == ("cloned+frozen", "scratch")
+    assert set(metric["arms"]) > {"cloned-40", "cloned-80", "cloned+frozen, no KL", "cloned+finetuned", "fresh-map"}
+
+
+def test_players_are_clones_advice_and_mediocre_agents(tmp_path: Path) -> None:
+    records = run(replace(TINY, part="players"), tmp_path)
+    assert {record["arm"] for record in records} > {
+        "noise-0",
+        "mediocre+frozen",
+        "noise-60-weighted",
+        "dagger",
+        "advice",
+    }
+    frames = tmp_path / "parts/players" / EMPTY / "frames"
+    behaviours = {path.name: FrameStore.open(path).manifest["spec"]["behaviour"] for path in frames.iterdir()}
+    assert behaviours["mediocre"].endswith("300.zip")
+    assert behaviours["dagger"].startswith("0.5*expert:0.3 + 0.5*agent:")
+
+
+def test_features_are_compared_by_the_labels_that_they_need(tmp_path: Path) -> None:
+    records = run(replace(TINY, part="features"), tmp_path)
+    assert {record["arm"] for record in records} == set(READOUTS)
+    assert {record["steps_to_threshold"] for record in records} <= {40, 80}
