@@ -241,7 +241,7 @@ def test_bad_input(world: FrameStore, tmp_path: Path) -> None:
     pixels = memory_world(tmp_path / "pixels", 4, seed=0, codes=False)
     given = {"out": tmp_path / "out", "steps": 2, "batch": 4}
     for store, encoder, objective, sentence in (
-        (world, None, "cpc", "'cpc' pretrains a sequence encoder and was given a vision encoder: .*among contrastive"),
+        (world, None, "cpc", "'cpc' pretrains a sequence encoder and was given a vision encoder: .*among change"),
         (world, causal, "temporal", "'temporal' pretrains a vision encoder and was given a sequence encoder: .*, cpc"),
         (world, both, "autoregressive", "'autoregressive' would be shown its own answers: .*causal=True"),
         (world, causal, "masked", "'masked' fills in what is hidden from both sides: .*causal=False"),
