@@ -15,7 +15,7 @@ from envs.minigrid.trials import EpisodeRandom, layout_seeds, play
 from rlpre import Encoder, FrameStore, InputSpec, pretrain
 from rlpre.evaluation.probes import Factor
 from rlpre.features import encode
-from rlpre.sb3.optim import EncoderAdam, set_anchors
+from rlpre.sb3.optim import EncoderAdam, set_anchors, set_learning_rate
 
 TILE = 6  # pixels of a cell: the smallest frames that "cnn" reads, three times as fast as with 8
 MIXED = "0.5*random + 0.5*expert:0.3"
@@ -99,8 +99,9 @@ def tuned_score(
         torch.manual_seed(seed)
         model = nn.Sequential(copy.deepcopy(encoder), nn.Linear(encoder.num_features, len(factor.classes)))
         model[0].stages[:frozen].requires_grad_(False)
+        set_learning_rate(model[0], 0.1, 0)
         set_anchors(model[0], anchor, {name: weight.detach().clone() for name, weight in encoder.named_parameters()})
-        optimizer = EncoderAdam([weight for weight in model.parameters() if weight.requires_grad], lr=1e-3)
+        optimizer = EncoderAdam([weight for weight in model.parameters() if weight.requires_grad], lr=1e-2)
         for _ in range(TUNING):
             rows = train[torch.randint(len(train), (min(32, labels),))]
             loss = F.cross_entropy(model(frames[rows]), target[rows])
