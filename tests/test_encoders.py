@@ -277,7 +277,9 @@ def test_damaged_or_missing_files_are_refused(file: str, content: bytes | None, 
 def test_what_does_not_fit_is_refused_by_name(name: str, spec: InputSpec, arguments: dict, sentence: str) -> None:
     with pytest.raises(RlpreError, match=sentence):
         Encoder(name, spec, **arguments)
-    with pytest.raises(RlpreError, match="known: cnn, impala, map:NAME, theirs, timm:NAME, torchvision:NAME, vit"):
+    with pytest.raises(
+        RlpreError, match="known: cnn, impala, map:NAME, symbols, theirs, timm:NAME, torchvision:NAME, vit"
+    ):
         find_architecture("nothing like it")
 
 

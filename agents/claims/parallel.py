@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from agents.claims.claim import Claim, Verdict, judge
-from agents.claims.tools import Clone, collect, distinct, fresh_cnn, success
+from agents.claims.tools import Clone, collect, distinct, fresh_cnn, mean_return
 from rlpre import FrameStore, Vocabulary, align
 from rlpre.encoders.sequence import MissionEmbedding
 from rlpre.evaluation.page import show_interval
@@ -32,14 +32,14 @@ def measure(
     steps: int = STEPS,
     frames: int = 8000,
 ) -> Verdict:
-    """The success of a policy on the view that it was not trained on; with ``shuffled`` pairs nothing is parallel."""
+    """The return of a policy on the view that it was not trained on; with ``shuffled`` pairs nothing is parallel."""
     stores = {name: collect(directory / name, LEVEL, frames, **look) for name, look in LOOKS.items()}
     rows = distinct(stores["top-down"])
     found = [_one_seed(stores, rows, seed, shuffled, pairs, steps) for seed in range(seeds)]
     scores = {name: [each[name] for each in found] for name in found[0]}
     recalls = [f"{name[7:]} {np.mean(scores[name]):.2f}" for name in scores if name.startswith("recall ")]
     measured = (
-        "success of a clone of the day view on night and top-down views, above unaligned encoders of them; on its own "
+        "return of a clone of the day view on night and top-down views, above unaligned encoders of them; on its own "
         f"view {show_interval(mean_interval(scores['own']))}; recall@1 of 256 states: {', '.join(recalls)}"
     )
     return judge(scores["swapped"], scores["unaligned"], 0.1, measured, "unaligned")
@@ -48,7 +48,7 @@ def measure(
 def _one_seed(
     stores: dict[str, FrameStore], rows: np.ndarray, seed: int, shuffled: bool, pairs: tuple[str, ...], steps: int
 ) -> dict[str, float]:
-    """Recall by pairs, and the success of clones on their own view, swapped to another, and there without alignment."""
+    """Recall by pairs, and the return of clones on their own view, swapped to another, and there without alignment."""
     views = {name: store.decode(store.read(rows)) for name, store in stores.items()}
     day = stores["day"]
     vocabulary = Vocabulary.from_missions(day.missions)
@@ -70,10 +70,10 @@ def _one_seed(
         scores[f"recall {name}"] = recall(aligned, (here[seen:], there[seen:]), seed=seed)
         if one == "day":
             clone = Clone(aligned.first, day, rows, seed)
-            own.append(success(clone, LEVEL))
+            own.append(mean_return(clone, LEVEL))
             for kept, encoder in ((swapped, aligned.second), (unaligned, second)):
                 clone.encoder = encoder
-                kept.append(success(clone, LEVEL, **LOOKS[other]))
+                kept.append(mean_return(clone, LEVEL, **LOOKS[other]))
     means = {"swapped": swapped, "unaligned": unaligned, "own": own}
     return scores | {name: float(np.mean(values)) for name, values in means.items()}
 

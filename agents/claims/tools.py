@@ -72,10 +72,10 @@ class Clone:
         return float((chances * known).sum(1).mean())
 
 
-def success(clone: Clone, level: str, episodes: int = 48, **look: str) -> float:
-    """The share of episodes in new layouts in which a clone accomplishes its mission."""
-    seeds = layout_seeds(level, "test", episodes)
-    return float(np.mean([trial.success for trial in play(level, seeds, clone, tile_size=TILE, **look)]))
+def mean_return(clone: Clone, level: str, episodes: int = 64, **look: str) -> float:
+    """The mean return of a clone in new layouts."""
+    trials = play(level, layout_seeds(level, "test", episodes), clone, tile_size=TILE, **look)
+    return float(np.mean([trial.reward.sum() for trial in trials]))
 
 
 def tuned_score(
