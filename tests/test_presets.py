@@ -1,5 +1,6 @@
 """Presets of comparisons, and what they say about the causes of their results."""
 
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -100,10 +101,11 @@ def test_frames_are_cut_to_exactly_so_many_different_ones(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_can_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def collect(preset: Preset, name: str, out: Path) -> FrameStore:
+    def stop(*_: object, **__: object) -> None:
         raise RlpreError("everything was checked")
 
-    monkeypatch.setattr(Preset, "collect", collect)
+    monkeypatch.setattr(Preset, "collect", stop)
+    monkeypatch.setattr(sys.modules["rlpre.compare.compare"], "run_study", stop)  # of a preset without frames
     with pytest.raises(RlpreError, match="everything was checked"):
         PRESETS[name].run(tmp_path)
 
