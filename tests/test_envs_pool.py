@@ -232,8 +232,8 @@ def test_an_agent_is_trained_on_either_engine() -> None:
 def test_one_hot_by_hand() -> None:
     codes = np.array([[[[5, 4, 2 | 4 | 4 << 3], [0, 0, 0]]]], np.uint8)  # a yellow thing of state 2 with flags; unseen
     hot = one_hot(codes)
-    assert hot.shape == (1, 40)
-    assert np.flatnonzero(hot[0]).tolist() == [5, 11 + 4, 17 + 2, 20, 20 + 11, 20 + 17]
+    assert hot.shape == (1, 1, 2, 20)
+    assert np.flatnonzero(hot).tolist() == [5, 10, 11 + 4, 17 + 2, 20, 20 + 11, 20 + 17]  # 10: the agent is there
 
 
 def test_frames_are_collected_and_ppo_learns_on_features(tmp_path: Path) -> None:

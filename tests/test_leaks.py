@@ -207,7 +207,7 @@ LEAKS: dict[str, list[Callable[[FrameStore, Path], Leak]]] = {
 }
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("name", [name for name, kind in OBJECTIVES.items() if kind.__module__.startswith("rlpre.")])
 def test_no_shortcut_works(name: str, doorkey: FrameStore, tmp_path: Path) -> None:
     assert LEAKS.get(name), f"add a shortcut for objective {name!r} to LEAKS"
     for shortcut in LEAKS[name]:

@@ -170,7 +170,8 @@ def factors(reader: AnyReader, names: Sequence[str] | None = None, seed: int = 0
     """
     store = reader.frames
     if names is None:
-        names, asked = (), [name for name in store.labels if name not in IDENTIFIERS] or ["reward", "return"]
+        outcomes = ["reward", "return"] if store.acted.any() else []
+        names, asked = (), [name for name in store.labels if name not in IDENTIFIERS] or outcomes
     else:
         asked = list(names)
     for name in asked:
