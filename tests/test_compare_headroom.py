@@ -166,9 +166,14 @@ FAST, SLOW = [2000, 3000, 4000], [8000, 9000, 10_000]
             FAST,
             r"Scratch needs at least 3.11 \[.*, inf\] times .*: not every run of scratch reached 0.8",
         ),
-        (SLOW, [2000, 3000, NEVER], r"Scratch needs at most 1.80 \[0, .*\] times .*: no encoder can save more"),
+        (
+            SLOW,
+            [2000, 3000, NEVER],
+            r"Scratch needs at most 1.80 \[0, .*\] times .*: not every run of the oracle reached",
+        ),
         ([9000, 9000, NEVER], [2000, 3000, NEVER], r"Scratch needs 1.87 \[\d.*\] times .*: only within the budget"),
         ([NEVER] * 3, [NEVER] * 3, r"No run of scratch or the oracle reached 0\.8"),
+        (FAST, SLOW, r"Scratch needs 0\.33 \[.*\] times .*: this oracle learns more slowly than from pixels"),
         (SLOW, [], "^$"),
     ],
 )

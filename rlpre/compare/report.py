@@ -171,16 +171,17 @@ def headroom(results: Results, task: str) -> str:
     record = results.record(task, metric.oracle, metric.baseline) if metric.oracle else None
     if record is None or record.ratio is None:
         return ""
-    ratio, scratch, most = record.ratio, metric.baseline, "no encoder can save more than that here"
+    ratio, scratch, goal = record.ratio, metric.baseline, metric.goal(task)
+    most = "no encoder can save more than that here"
+    if ratio.ratio.value < 1:
+        most = "this oracle learns more slowly than from pixels, so it does not say what an encoder can save"
     if not ratio.known:
-        return (
-            f"No run of {scratch} or the oracle reached {metric.goal(task)}: more steps would tell what can be saved."
-        )
+        return f"No run of {scratch} or the oracle reached {goal}: more steps would tell what can be saved."
     least, end = {
         "": ("", most),
-        "<=": ("at most ", most),
-        ">=": ("at least ", f"not every run of {scratch} reached {metric.goal(task)}, so that more can be saved here"),
-        "?": ("", f"only within the budget, for some runs of both never reached {metric.goal(task)}"),
+        "<=": ("at most ", f"not every run of the oracle reached {goal}, so it does not say what an encoder can save"),
+        ">=": ("at least ", f"not every run of {scratch} reached {goal}, so that more can be saved here"),
+        "?": ("", f"only within the budget, for some runs of both never reached {goal}"),
     }[ratio.bound]
     times = page.show_ratio(replace(ratio, bound=ratio.bound.strip("?"))).lstrip("<>=")
     return page.sentence(f"{scratch} needs {least}{times} times the steps of the oracle: {end}.")
