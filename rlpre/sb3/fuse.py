@@ -50,9 +50,9 @@ def fuse(
 
     Args:
         model: of any algorithm of SB3 or sb3-contrib, trained on ``EncodedVecEnv(venv, encoder)``, or with
-            ``policy_kwargs(encoder, ...)`` on ``HistoryVecEnv(venv, encoder)``; live, loaded or compiled. Statistics of a
-            ``VecNormalize`` are read from its environment, which must still be that of its training. Or a policy alone,
-            such as that of `rlpre.clone`.
+            ``policy_kwargs(encoder, ...)`` on ``HistoryVecEnv(venv, encoder)``; live, loaded or compiled. Statistics of
+            a ``VecNormalize`` are read from its environment, which must still be that of its training. Or a policy
+            alone, such as that of `rlpre.clone`.
         encoder: the one that computed the features, its directory, or the result of `rlpre.pretrain`.
         as_model: return a model instead, which can ``learn``, ``save`` and ``load`` on pixels. It learns in the
             environment inside the model's `EncodedVecEnv`, if there is one; otherwise call its ``set_env``. It keeps
