@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from stable_baselines3 import PPO
@@ -33,6 +33,7 @@ from rlpre.data.adapters import as_vec_env
 from rlpre.data.collect import collect
 from rlpre.data.store import FrameStore
 from rlpre.encoders import Encoder, SequenceEncoder
+from rlpre.encoders.encoder import CONFIG
 from rlpre.errors import RlpreError, lookup
 from rlpre.pretrain import PretrainConfig
 from rlpre.sb3.clone import episode_returns, labelled
@@ -314,7 +315,11 @@ class _Stage:
     sources: dict[Run, Run] = field(default_factory=dict)  # training -> preparation
 
     def run(self, out: Path, study: Callable[..., StudyResult], measure: Measure | None) -> StudyResult:
-        todo = {source for run, source in self.sources.items() if not (out / run.path / DONE).exists()}
+        waiting = [run for run in self.sources if not (out / run.path / DONE).exists()]
+        todo = {self.sources[run] for run in waiting}
+        for run in waiting:  # earlier arms may have needed another variant of the encoder
+            if not (cast(Path, self.trainings[run].encoder) / CONFIG).exists():
+                (out / self.sources[run].path / DONE).unlink(missing_ok=True)
         if todo:
             runs = [run for run in self.preparations if run in todo]
             succeed(study(runs, partial(prepare, self.preparations), keep=True))
