@@ -54,7 +54,7 @@ THRESHOLD = 0.8  # the return to reach, and the one beside that of a `Demonstrat
 COLLECTED = 20_000  # transitions in each task, if no frames are given
 SHARED = ("algorithm", "algorithm_kwargs", "n_envs", "eval_every", "eval_episodes", "deterministic")  # by all runs
 MEMORY = PretrainConfig(batch=32, steps=500)
-LATER = ("clone", "auxiliary")  # settings of arms that are younger than published studies
+LATER = ("clone", "auxiliary", "power")  # settings of arms that are younger than published studies
 
 
 @dataclass(frozen=True)
@@ -424,7 +424,7 @@ def _cloned(arm: Arm, task: str, stores: Mapping[str, FrameStore]) -> str:
 def _described(arm: Arm) -> dict[str, Any]:
     """An arm as JSON; without the settings added later, unless they are used."""
     found: dict[str, Any] = described(replace(arm, encoder=arm.given or arm.encoder))
-    return {name: value for name, value in found.items() if name not in LATER or value}
+    return {name: value for name, value in found.items() if name not in LATER or value not in (None, {})}
 
 
 def _labels(arms: Mapping[str, Arm], tasks: Iterable[str], stores: Mapping[str, FrameStore]) -> dict[str, Any]:
