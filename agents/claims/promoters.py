@@ -85,4 +85,5 @@ CLAIM = Claim(
     "Pretrained on raw DNA, a network finds promoters from a few hundred labels.",
     measure,
     "the same network from scratch",
+    needs="raw sequences and updates enough for the motifs, and fewer labels than teach them directly",
 )

@@ -1,5 +1,6 @@
 """Measures claims and reports them: a table, a page with pictures, and the table of ``docs/claims.md``."""
 
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from agents.claims import CLAIMS
+from agents.claims.claim import Claim
 from rlpre.compare.runner import Measurements, Run, run_study
 from rlpre.errors import RlpreError
 from rlpre.evaluation.page import (
@@ -26,7 +28,8 @@ from rlpre.utils import read_json, write_bytes, write_json
 
 ARM, VERDICT, PICTURE = "claim", "verdict.json", "picture.png"
 TONES = {"supported": "good", "not supported": "bad", "failed": "bad"}
-HEAD = ("claim", "what was measured", "figure", "control", "verdict", "larger study", "command")
+HEAD = ("claim", "what was measured", "figure", "control", "verdict", "larger study", "what would be needed", "command")
+SHORT = ("claim", "figure", "verdict", "command")  # in the table of the docs, which has the rest below
 MARK = "<!-- the rest is written by: python scripts/claims.py --docs -->\n"
 QUESTION = "Which claims about pretraining hold here?"
 
@@ -73,13 +76,20 @@ def check(
 
 
 def write_docs(out: Path, path: Path) -> None:
-    """Puts the table of the results in ``out`` behind the mark in a Markdown file."""
+    """Puts the results in ``out`` behind the mark in a Markdown file: a short table, then what was measured."""
     entries = {int(number): entry for number, entry in read_json(out / "claims.json").items()}
     above, mark, _ = path.read_text().partition(MARK)
     if not mark:
         raise RlpreError(f"{path} has no line {MARK.strip()!r}: put it where the table belongs")
-    rows = [[cell.text if isinstance(cell, Toned) else cell for cell in row] for row in _rows(entries)]
-    lines = [f"| {' | '.join(cells)} |" for cells in (HEAD, ["---"] * len(HEAD), *rows)]
+    rows = [
+        dict(zip(HEAD, (cell.text if isinstance(cell, Toned) else cell for cell in row), strict=True))
+        for row in _rows(entries)
+    ]
+    table = [SHORT, ["---"] * len(SHORT), *([row[name] for name in SHORT] for row in rows)]
+    lines = [_answer(entries), "", *(f"| {' | '.join(cells)} |" for cells in table)]
+    for row in rows:
+        rest = [f"- {name}: {cell}" for name, cell in row.items() if cell and name not in SHORT]
+        lines += ["", f"**{row['claim']}** {row['verdict'].capitalize()}.", "", *rest]
     write_bytes(path, "\n".join([above + mark, *lines, ""]).encode())
 
 
@@ -100,9 +110,20 @@ def _rows(entries: dict[int, Entry]) -> list[list[str | Toned]]:
         figure = show_interval(Interval(**entry["figure"])) if "figure" in entry else "-"
         judged = Toned(verdict, TONES.get(verdict, "soft"))
         control = entry.get("control") or claim.control
-        command = f"python scripts/claims.py --only {number}"
-        rows.append([f"{number}. {claim.text}", entry["measured"], figure, control, judged, claim.study, command])
+        command, needed = f"python scripts/claims.py --only {number}", _needed(claim, entry)
+        text = f"{number}. {claim.text}"
+        rows.append([text, entry["measured"], figure, control, judged, claim.study, needed, command])
     return rows
+
+
+def _needed(claim: Claim, entry: Entry) -> str:
+    """What a claim without support would need; more seeds only if the interval would then exclude no effect."""
+    if entry["verdict"] in ("supported", "failed"):
+        return ""
+    value, low, _, n = entry["figure"].values()
+    if entry["verdict"] == "undecided" and low is not None and value > 0:
+        return f"about {math.ceil(n * ((value - low) / value) ** 2)} seeds, if the mean stays {value:.2f}"
+    return claim.needs
 
 
 def _as_text(row: Sequence[str | Toned]) -> str:
@@ -112,9 +133,13 @@ def _as_text(row: Sequence[str | Toned]) -> str:
     return "\n".join([claim, *(f"    {name + ':':19}{cell}" for name, cell in named if cell)])
 
 
-def _page(entries: dict[int, Entry], pictures: dict[int, Path]) -> Page:
+def _answer(entries: dict[int, Entry]) -> str:
     verdicts = [entry["verdict"] for entry in entries.values()]
     counted = ", ".join(f"{verdicts.count(each)} {each}" for each in dict.fromkeys(verdicts))
+    return f"Of {len(verdicts)} claims: {counted}."
+
+
+def _page(entries: dict[int, Entry], pictures: dict[int, Path]) -> Page:
     drawn = [
         Figure(f"{number}. {CLAIMS[number].text}", path.read_bytes(), entries[number]["measured"])
         for number, path in pictures.items()
@@ -122,4 +147,4 @@ def _page(entries: dict[int, Entry], pictures: dict[int, Path]) -> Page:
     ]
     blocks = [Table(HEAD, _rows(entries)), Gallery(drawn)]
     notes = ["Figures are means over seeds with 95 % intervals; a gain is over the control, pair by pair of seed."]
-    return Page(QUESTION, f"Of {len(verdicts)} claims: {counted}.", sections=[Section("Claims", notes, blocks)])
+    return Page(QUESTION, _answer(entries), sections=[Section("Claims", notes, blocks)])

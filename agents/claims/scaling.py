@@ -43,4 +43,5 @@ CLAIM = Claim(
     measure,
     "the same updates on few distinct frames",
     answer_of("scaling", "100k-frozen"),
+    "worlds of which few frames show little; or more updates, which only many frames can use",
 )

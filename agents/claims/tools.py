@@ -1,7 +1,7 @@
 """What several claims share: small frames, small encoders, and clones that are linear in an encoder's features."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -50,12 +50,20 @@ class Clone:
         store: with the label "expert".
         rows: of the store, to learn from.
         seed: of the actions.
+        show: how raw rows are shown to it, see `encode`.
     """
 
-    def __init__(self, encoder: nn.Module, store: FrameStore, rows: np.ndarray, seed: int = 0) -> None:
+    def __init__(
+        self,
+        encoder: nn.Module,
+        store: FrameStore,
+        rows: np.ndarray,
+        seed: int = 0,
+        show: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         self.encoder, self.random = encoder, EpisodeRandom(np.random.default_rng(seed))
         self.head = LogisticRegression(C=0.1, max_iter=1000)
-        self.head.fit(encode(encoder, store, rows).numpy(), store.column("expert")[rows])
+        self.head.fit(encode(encoder, store, rows, show).numpy(), store.column("expert")[rows])
 
     @torch.inference_mode()
     def act(self, frames: np.ndarray, missions: list[str], advice: np.ndarray, starts: np.ndarray) -> np.ndarray:
@@ -72,7 +80,7 @@ class Clone:
         return float((chances * known).sum(1).mean())
 
 
-def mean_return(clone: Clone, level: str, episodes: int = 64, **look: str) -> float:
+def mean_return(clone: Clone, level: str, episodes: int = 32, **look: str) -> float:
     """The mean return of a clone in new layouts."""
     trials = play(level, layout_seeds(level, "test", episodes), clone, tile_size=TILE, **look)
     return float(np.mean([trial.reward.sum() for trial in trials]))
