@@ -12,10 +12,8 @@ import numpy as np
 import torch
 
 from agents.claims.claim import Claim, Verdict, judge
-from agents.claims.tools import collect, fresh_cnn
+from agents.claims.tools import collect, fresh_cnn, mean_probe
 from rlpre import FrameStore, SequenceEncoder, Vocabulary, pretrain, whiten
-from rlpre.evaluation.probes import linear_probe
-from rlpre.objectives import make_reader
 
 OLD, NEW = ("MiniGrid-Empty-Random-6x6-v0", "MiniGrid-LavaGapS5-v0"), "BabyAI-PickupDist-v0"
 STEPS = ("embeddings", "objective", "module")
@@ -51,8 +49,7 @@ def _scores(out: Path, old: FrameStore, new: FrameStore, seed: int, steps: int) 
                 part.reset_parameters()
         if objective:
             encoder = pretrain(new, out=out / f"{number}", encoder=encoder, steps=steps, **settings).encoder
-        probes = linear_probe(encoder, make_reader(new, encoder))
-        found.append(float(np.mean([*probes.values()])))
+        found.append(mean_probe(encoder, new))
     return found
 
 

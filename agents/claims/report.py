@@ -30,7 +30,7 @@ ARM, VERDICT, PICTURE = "claim", "verdict.json", "picture.png"
 TONES = {"supported": "good", "not supported": "bad", "failed": "bad"}
 HEAD = ("claim", "what was measured", "figure", "control", "verdict", "larger study", "what would be needed", "command")
 SHORT = ("claim", "figure", "verdict", "command")  # in the table of the docs, which has the rest below
-MARK = "<!-- the rest is written by: python scripts/claims.py --docs -->\n"
+MARK = "<!-- the rest is written by: python scripts/claims.py --docs True -->\n"
 QUESTION = "Which claims about pretraining hold here?"
 
 Entry = dict[str, Any]  # fields of a `Verdict`, or of a claim that failed: "verdict" and "measured"
@@ -81,12 +81,9 @@ def write_docs(out: Path, path: Path) -> None:
     above, mark, _ = path.read_text().partition(MARK)
     if not mark:
         raise RlpreError(f"{path} has no line {MARK.strip()!r}: put it where the table belongs")
-    rows = [
-        dict(zip(HEAD, (cell.text if isinstance(cell, Toned) else cell for cell in row), strict=True))
-        for row in _rows(entries)
-    ]
-    table = [SHORT, ["---"] * len(SHORT), *([row[name] for name in SHORT] for row in rows)]
-    lines = [_answer(entries), "", *(f"| {' | '.join(cells)} |" for cells in table)]
+    rows = [dict(zip(HEAD, map(_plain, row), strict=True)) for row in _rows(entries)]
+    lines = [_answer(entries), "", f"| {' | '.join(SHORT)} |", "| --- | --- | --- | --- |"]
+    lines += [f"| {row['claim']} | {row['figure']} | {row['verdict']} | `{row['command']}` |" for row in rows]
     for row in rows:
         rest = [f"- {name}: {cell}" for name, cell in row.items() if cell and name not in SHORT]
         lines += ["", f"**{row['claim']}** {row['verdict'].capitalize()}.", "", *rest]
@@ -110,13 +107,13 @@ def _rows(entries: dict[int, Entry]) -> list[list[str | Toned]]:
         figure = show_interval(Interval(**entry["figure"])) if "figure" in entry else "-"
         judged = Toned(verdict, TONES.get(verdict, "soft"))
         control = entry.get("control") or claim.control
-        command, needed = f"python scripts/claims.py --only {number}", _needed(claim, entry)
+        command = f"python scripts/claims.py --only {number}"
         text = f"{number}. {claim.text}"
-        rows.append([text, entry["measured"], figure, control, judged, claim.study, needed, command])
+        rows.append([text, entry["measured"], figure, control, judged, claim.study, needed(claim, entry), command])
     return rows
 
 
-def _needed(claim: Claim, entry: Entry) -> str:
+def needed(claim: Claim, entry: Entry) -> str:
     """What a claim without support would need; more seeds only if the interval would then exclude no effect."""
     if entry["verdict"] in ("supported", "failed"):
         return ""
@@ -126,9 +123,13 @@ def _needed(claim: Claim, entry: Entry) -> str:
     return claim.needs
 
 
+def _plain(cell: str | Toned) -> str:
+    return cell.text if isinstance(cell, Toned) else cell
+
+
 def _as_text(row: Sequence[str | Toned]) -> str:
     """A row for a terminal, below each other: the cells are too long for columns."""
-    claim, *cells = (cell.text if isinstance(cell, Toned) else cell for cell in row)
+    claim, *cells = map(_plain, row)
     named = zip(HEAD[1:], cells, strict=True)
     return "\n".join([claim, *(f"    {name + ':':19}{cell}" for name, cell in named if cell)])
 
