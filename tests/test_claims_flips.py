@@ -87,13 +87,13 @@ def test_the_verdict_flips_with_what_pretraining_gives(
 
 
 def test_drawn_nights_are_nearer_than_their_mean(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    frames, mean_return = tools.collect(tmp_path, night.LEVEL, 2000, view="full"), tools.mean_return
-    monkeypatch.setattr(night, "mean_return", lambda *clone, **look: mean_return(*clone, episodes=2, **look))
+    monkeypatch.setattr(night, "EPISODES", 2)
+    frames = tools.collect(tmp_path, night.LEVEL, 2000, view="full")
     known, asked = np.split(tools.distinct(frames)[:300], [240])
     encoder = tools.fresh_cnn(frames.decode(frames.read(known)), 0)
     psnr, objects, played = night._translated(frames, known, asked, encoder, 0)
     real, mean = (night._night(frames, frames.read(rows)).float() for rows in (asked, known))
-    assert psnr > 10 * np.log10(255**2 / (real - mean.mean(0)).square().mean()) + 1
+    assert psnr > 10 * np.log10(255**2 / (real - mean.mean(0)).square().mean().item()) + 1
     assert 0.2 < objects <= 1
     assert 0 <= played <= 1
 
@@ -133,7 +133,7 @@ def measured(
     monkeypatch: pytest.MonkeyPatch, where: Path, name: str, learn: Learning, seen: int, **arguments: Any
 ) -> Verdict:
     """What a claim says of three seeds on few frames, after a planted pretraining."""
-    file, collect, mean_return = import_module(f"agents.claims.{name}"), tools.collect, tools.mean_return
+    file, collect = import_module(f"agents.claims.{name}"), tools.collect
 
     def start(shape: tuple[int, ...], seed: int) -> Encoder:
         torch.manual_seed(seed)
@@ -155,7 +155,7 @@ def measured(
     planted = {
         "pretrain": pretrain,
         "collect": lambda path, level, steps, *rest, **look: collect(path, level, 2000, *rest, **look),
-        "mean_return": lambda *clone, **look: mean_return(*clone, episodes=1, **look),
+        "mean_return": lambda *clone, **look: 0.0,
         "LEVELS": LEVELS[1:3],
         "fresh_cnn": lambda frames, seed: start(frames.shape[1:], seed),
     }

@@ -19,13 +19,13 @@ from rlpre.evaluation.page import show_interval
 from rlpre.evaluation.stats import mean_interval
 from rlpre.features import encode
 
-LEVEL, MOST = "BabyAI-GoToObj-v0", 1500  # one room, one object of 18 kinds
+LEVEL, MOST, EPISODES = "MiniGrid-DoorKey-6x6-v0", 1500, 16
 PENALTIES = np.logspace(0, 4, 3)  # of the decoder, chosen by leave-one-out
 
 
 def measure(directory: Path, seeds: int, steps: int = 250) -> Verdict:
     """The quality of the night frames in decibels (PSNR) above that of the same decoder on fresh weights."""
-    frames, found, by_night = collect(directory / "frames", LEVEL, 8000, view="full"), [], []
+    frames, found, by_night = collect(directory / "frames", LEVEL, 12000, view="full"), [], []
     rows = distinct(frames)[:MOST]
     parts = known, _ = np.split(rows, [len(rows) * 3 // 4])
     for seed in range(seeds):
@@ -71,7 +71,7 @@ def _night(frames: FrameStore, raw: Tensor) -> Tensor:
 def _night_return(frames: FrameStore, rows: np.ndarray, show: Callable[[Tensor], Tensor], seed: int) -> float:
     """The return at night of a clone that learned from frames as ``show`` draws them."""
     encoder = fresh_cnn(_night(frames, frames.read(rows)), seed)
-    return mean_return(Clone(encoder, frames, rows, seed, show), LEVEL, view="full", palette="night")
+    return mean_return(Clone(encoder, frames, rows, seed, show), LEVEL, EPISODES, view="full", palette="night")
 
 
 def _recognised(drawn: np.ndarray, night: dict[str, np.ndarray], known: np.ndarray, asked: np.ndarray) -> float:

@@ -81,7 +81,7 @@ def write_docs(out: Path, path: Path) -> None:
     above, mark, _ = path.read_text().partition(MARK)
     if not mark:
         raise RlpreError(f"{path} has no line {MARK.strip()!r}: put it where the table belongs")
-    rows = [dict(zip(HEAD, map(_plain, row), strict=True)) for row in _rows(entries)]
+    rows = [dict(zip(HEAD, row, strict=True)) for row in _rows(entries)]
     lines = [_answer(entries), "", f"| {' | '.join(SHORT)} |", "| --- | --- | --- | --- |"]
     lines += [f"| {row['claim']} | {row['figure']} | {row['verdict']} | `{row['command']}` |" for row in rows]
     for row in rows:
@@ -100,16 +100,15 @@ def _measure(run: Run, path: Path, report: Callable[[int], None], *, seeds: int)
     return {name: end for name, end in ends.items() if end is not None}
 
 
-def _rows(entries: dict[int, Entry]) -> list[list[str | Toned]]:
-    rows: list[list[str | Toned]] = []
+def _rows(entries: dict[int, Entry]) -> list[list[str]]:
+    rows = []
     for number, entry in entries.items():
         claim, verdict = CLAIMS[number], entry["verdict"]
         figure = show_interval(Interval(**entry["figure"])) if "figure" in entry else "-"
-        judged = Toned(verdict, TONES.get(verdict, "soft"))
         control = entry.get("control") or claim.control
         command = f"python scripts/claims.py --only {number}"
         text = f"{number}. {claim.text}"
-        rows.append([text, entry["measured"], figure, control, judged, claim.study, needed(claim, entry), command])
+        rows.append([text, entry["measured"], figure, control, verdict, claim.study, needed(claim, entry), command])
     return rows
 
 
@@ -117,21 +116,18 @@ def needed(claim: Claim, entry: Entry) -> str:
     """What a claim without support would need; more seeds only if the interval would then exclude no effect."""
     if entry["verdict"] in ("supported", "failed"):
         return ""
-    value, low, _, n = entry["figure"].values()
-    if entry["verdict"] == "undecided" and low is not None and value > 0:
-        return f"about {math.ceil(n * ((value - low) / value) ** 2)} seeds, if the mean stays {value:.2f}"
+    figure = Interval(**entry["figure"])
+    if entry["verdict"] == "undecided" and figure.low is not None and figure.value > 0:
+        times = ((figure.value - figure.low) / figure.value) ** 2
+        return f"about {math.ceil(figure.n * times)} seeds, if the mean stays {figure.value:.2f}"
     return claim.needs
 
 
-def _plain(cell: str | Toned) -> str:
-    return cell.text if isinstance(cell, Toned) else cell
-
-
-def _as_text(row: Sequence[str | Toned]) -> str:
+def _as_text(row: Sequence[str]) -> str:
     """A row for a terminal, below each other: the cells are too long for columns."""
-    claim, *cells = map(_plain, row)
+    claim, *cells = row
     named = zip(HEAD[1:], cells, strict=True)
-    return "\n".join([claim, *(f"    {name + ':':19}{cell}" for name, cell in named if cell)])
+    return "\n".join([claim, *(f"    {name + ':':22}{cell}" for name, cell in named if cell)])
 
 
 def _answer(entries: dict[int, Entry]) -> str:
@@ -146,6 +142,8 @@ def _page(entries: dict[int, Entry], pictures: dict[int, Path]) -> Page:
         for number, path in pictures.items()
         if path.exists()
     ]
-    blocks = [Table(HEAD, _rows(entries)), Gallery(drawn)]
+    at = HEAD.index("verdict")
+    rows = [[*row[:at], Toned(row[at], TONES.get(row[at], "soft")), *row[at + 1 :]] for row in _rows(entries)]
+    blocks = [Table(HEAD, rows), Gallery(drawn)]
     notes = ["Figures are means over seeds with 95 % intervals; a gain is over the control, pair by pair of seed."]
     return Page(QUESTION, _answer(entries), sections=[Section("Claims", notes, blocks)])
