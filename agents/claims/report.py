@@ -8,6 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from agents.claims import CLAIMS
 from agents.claims.claim import Claim
 from rlpre.compare.runner import Measurements, Run, run_study
@@ -91,6 +93,7 @@ def write_docs(out: Path, path: Path) -> None:
 
 
 def _measure(run: Run, path: Path, report: Callable[[int], None], *, seeds: int) -> Measurements:
+    torch.set_num_threads(1)  # as many as with other workers, for the same numbers; small tensors need no more
     found = CLAIMS[int(run.task)].measure(path, seeds)
     if found.picture is not None:
         write_bytes(path / PICTURE, as_png(found.picture))
