@@ -74,7 +74,10 @@ def test_the_command_measures_once_reports_and_writes_the_docs(tmp_path: Path, m
     docs = tmp_path / "claims.md"
     docs.write_text(f"# Claims\n\n{report.MARK}old table\n")
     report.write_docs(tmp_path / "out", docs)
-    assert "| 7. Half is more. | half | 0.50 [0.50, 0.50] |" in docs.read_text()
+    assert (
+        "| 7. Half is more. | 0.50 [0.50, 0.50] | supported | `python scripts/claims.py --only 7` |" in docs.read_text()
+    )
+    assert "**7. Half is more.** Supported.\n\n- what was measured: half\n- control: none" in docs.read_text()
     assert "old" not in docs.read_text()
     docs.write_text("# Claims\n")
     with pytest.raises(RlpreError, match="has no line"):
@@ -82,6 +85,18 @@ def test_the_command_measures_once_reports_and_writes_the_docs(tmp_path: Path, m
     for numbers, seeds, message in (((99,), 3, "no claim 99"), ((7,), 0, "seeds is 0")):
         with pytest.raises(RlpreError, match=message):
             report.check(numbers, tmp_path / "out", seeds)
+
+
+def test_a_claim_without_support_says_what_would_be_needed() -> None:
+    claim = Claim(7, "Half is more.", planted, "none", needs="a miracle")
+    for verdict, (value, low, high), needed in (
+        ("supported", (1.0, 0.5, 1.5), ""),
+        ("undecided", (1.0, -1.0, 3.0), "about 20 seeds, if the mean stays 1.00"),
+        ("undecided", (-0.1, -1.0, 0.8), "a miracle"),
+        ("not supported", (0.01, -0.1, 0.02), "a miracle"),
+    ):
+        entry = {"verdict": verdict, "figure": {"value": value, "low": low, "high": high, "n": 5}}
+        assert report.needed(claim, entry) == needed
 
 
 def _in_this_process(directory, runs, work, *_, **__):

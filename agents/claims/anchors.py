@@ -25,9 +25,9 @@ def measure(directory: Path, seeds: int, away: float = 0.3) -> Verdict:
     parts = [-np.log10(min(each[name] for name in ("labels", "parent", "pretrained"))) for each in uneven]
     ours, scalar = ([-np.log10(each[name]) for each in uneven] for name in ("matrix", "scalar"))
     measured = (
-        "-log10 of the error of prediction of both priors and the labels in matrix form, above the best of the three "
-        f"alone; the scalar form {show_interval(mean_interval(scalar))}, equal to the matrix form up to {agree:.0e} on "
-        "isotropic rows"
+        "-log10 of the error of prediction: both priors and the labels in matrix form above the best of the three "
+        f"alone; the scalar form has {show_interval(mean_interval(scalar))}, and differs from the matrix form by "
+        f"{agree:.0e} at most on isotropic rows"
     )
     return judge(ours, parts, 0.1, measured, "best alone")
 

@@ -79,10 +79,10 @@ def copied(frames: FrameStore, out: Path, codes: np.ndarray | None = None) -> Fr
     return FrameStore.open(out)
 
 
-def fresh_encoder(frames: FrameStore, seed: int) -> Encoder:
+def fresh_encoder(frames: FrameStore, seed: int, **arguments: int) -> Encoder:
     """An encoder with fresh weights."""
     torch.manual_seed(seed)
-    return Encoder("cnn", InputSpec(frames.space.shape))
+    return Encoder("cnn", InputSpec(frames.space.shape), **arguments)
 
 
 def solve(objective: MaskedCells, encoder: Encoder, frames: FrameStore, steps: int, seed: int, frozen: bool) -> None:

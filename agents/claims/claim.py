@@ -1,6 +1,7 @@
 """A claim about pretraining, what was measured of it, and the rule that turns the figure into a verdict."""
 
 import json
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ class Claim:
         measure: called with an empty directory for its files and the number of seeds.
         control: what would look the same if the claim were wrong, in a few words.
         study: what a larger study found, see `answer_of`; empty if there is none.
+        needs: what the claim would need to hold, where it is not supported.
     """
 
     number: int
@@ -43,6 +45,7 @@ class Claim:
     measure: Callable[[Path, int], Verdict]
     control: str
     study: str = ""
+    needs: str = ""
 
 
 def verdict_from(figure: Interval, null: float, meaningful: float) -> Answer:
@@ -93,7 +96,7 @@ def draw_pairs(treated: Sequence[float], control: Sequence[float], named: str) -
     figure = Figure(figsize=(3.2, 2.2), layout="constrained")
     panel = figure.subplots()
     panel.plot([control, treated], color="#0072B2", marker="o", alpha=0.7)
-    panel.set_xticks([0, 1], [named, "claimed"])
+    panel.set_xticks([0, 1], [textwrap.fill(named, 20), "claimed"])
     panel.set_xlim(-0.3, 1.3)
     plain_axes(panel)
     return figure

@@ -30,7 +30,7 @@ class Attraction(Objective):
 register_objective("attraction", Attraction)
 
 
-def measure(directory: Path, seeds: int, steps: int = 250, fixture: str = "attraction") -> Verdict:
+def measure(directory: Path, seeds: int, steps: int = 120, fixture: str = "attraction") -> Verdict:
     """How often the alarm rings on the fixture, above healthy runs."""
     frames = collect(directory / "frames", LEVEL, 6000)
     settings = {"features": 64, "batch": 64, "steps": steps}

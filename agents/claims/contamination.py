@@ -7,13 +7,13 @@ three shares, and `pure_gain` continues the line to a share of 0. Here the pure 
 from pathlib import Path
 
 import numpy as np
-import torch
 from sklearn.ensemble import RandomForestClassifier
 
 import envs
+from agents.claims.cells import fresh_encoder
 from agents.claims.claim import Claim, Verdict, judge
 from agents.claims.curves import draw_curves
-from rlpre import Encoder, FrameStore, InputSpec
+from rlpre import FrameStore
 from rlpre.evaluation.overlap import pure_gain
 from rlpre.evaluation.page import show_interval
 from rlpre.evaluation.probes import labelled_features
@@ -44,8 +44,7 @@ def measure(directory: Path, seeds: int, leak: bool = True) -> Verdict:
 
 def gains_of(frames: FrameStore, seed: int, leak: bool) -> list[float]:
     """Gains over the model of few labels: with a clean corpus, then at each of `SHARES`."""
-    torch.manual_seed(seed)
-    encoder = whiten(Encoder("cnn", InputSpec(frames.space.shape), features=32), frames, seed)
+    encoder = whiten(fresh_encoder(frames, seed, features=32), frames, seed)
     features, label = labelled_features(encoder, make_reader(frames, encoder), [LABEL], seed)[LABEL]
     rest, test = label.folds(seed)[0]
     rest = np.random.default_rng(seed).permutation(rest)

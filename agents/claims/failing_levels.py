@@ -89,4 +89,5 @@ CLAIM = Claim(
     "On a map learned without labels, Bayesian optimisation finds what is sought in few evaluations.",
     measure,
     "random search, and Bayesian optimisation on raw pixels",
+    needs="failures that are rare and look alike in the features of whole levels",
 )

@@ -65,4 +65,5 @@ CLAIM = Claim(
     measure,
     "a random rotation of the features, which does not change their conditioning",
     answer_of("why", "pretrained-whitened", "fresh"),
+    "pretrained features that tell more of the label than fresh ones, as whitening does not change what they tell",
 )

@@ -26,4 +26,5 @@ CLAIM = Claim(
     measure,
     "the same network from scratch",
     answer_of("ablation", "temporal+inverse-finetuned"),
+    "features that tell more of the label than fresh ones; otherwise the linear probe loses to training all weights",
 )

@@ -22,4 +22,5 @@ CLAIM = Claim(
     measure,
     "free fine-tuning from the same weights",
     answer_of("ablation", "temporal+inverse-anchored"),
+    "a pretrained start that is nearer to the solution than few labels lead",
 )

@@ -19,9 +19,9 @@ from rlpre.evaluation.stats import mean_interval
 from rlpre.objectives.align import recall
 
 LEVEL = "BabyAI-GoToObj-v0"  # one room, one object of 18 kinds
-LOOKS = {"day": {}, "night": {"palette": "night"}, "top-down": {"view": "full"}}
+LOOKS = {"day": {}, "night": {"palette": "night"}, "distracting": {"view": "distract"}, "top-down": {"view": "full"}}
 STEPS, BATCH, FEATURES = 250, 64, 64
-PAIRS = ("day - night", "day - top-down", "symbols - day", "mission - top-down")
+PAIRS = ("day - night", "day - distracting", "day - top-down", "symbols - day", "mission - top-down")
 
 
 def measure(
@@ -37,10 +37,13 @@ def measure(
     rows = distinct(stores["top-down"])
     found = [_one_seed(stores, rows, seed, shuffled, pairs, steps) for seed in range(seeds)]
     scores = {name: [each[name] for each in found] for name in found[0]}
-    recalls = [f"{name[7:]} {np.mean(scores[name]):.2f}" for name in scores if name.startswith("recall ")]
+    returns, recalls = (
+        ", ".join(f"{name.removeprefix(kind)} {np.mean(scores[name]):.2f}" for name in scores if name.startswith(kind))
+        for kind in ("on ", "recall ")
+    )
     measured = (
-        "return of a clone of the day view on night and top-down views, above unaligned encoders of them; on its own "
-        f"view {show_interval(mean_interval(scores['own']))}; recall@1 of 256 states: {', '.join(recalls)}"
+        f"return of a clone of the day view on views of which it saw no label ({returns}), above unaligned encoders of "
+        f"them; on its own view {show_interval(mean_interval(scores['own']))}; recall@1 of 256 states: {recalls}"
     )
     return judge(scores["swapped"], scores["unaligned"], 0.1, measured, "unaligned")
 
@@ -74,6 +77,7 @@ def _one_seed(
             for kept, encoder in ((swapped, aligned.second), (unaligned, second)):
                 clone.encoder = encoder
                 kept.append(mean_return(clone, LEVEL, **LOOKS[other]))
+            scores[f"on {other}"] = swapped[-1]
     means = {"swapped": swapped, "unaligned": unaligned, "own": own}
     return scores | {name: float(np.mean(values)) for name, values in means.items()}
 

@@ -8,12 +8,12 @@ and only if D < t^2 d (2 / l + 1 / n), and the best strength is t^2 d / D for an
 from pathlib import Path
 
 import numpy as np
-import torch
 
 import envs
+from agents.claims.cells import fresh_encoder
 from agents.claims.claim import Claim, Verdict, judge
 from agents.claims.curves import draw_curves
-from rlpre import Encoder, FrameStore, InputSpec
+from rlpre import FrameStore
 from rlpre.evaluation.prior import PriorHead, prior_gain
 from rlpre.evaluation.probes import Factor, Floats, labelled_features
 from rlpre.features import whiten
@@ -49,8 +49,7 @@ def measure(directory: Path, seeds: int, permuted: bool = False) -> Verdict:
 
 def both_features(source: FrameStore, target: FrameStore, seed: int) -> list[tuple[Floats, Factor]]:
     """Features of both worlds' frames by one encoder with fresh weights, whitened on the first, and the label."""
-    torch.manual_seed(seed)
-    encoder = whiten(Encoder("cnn", InputSpec(source.space.shape)), source, seed)
+    encoder = whiten(fresh_encoder(source, seed), source, seed)
     return [labelled_features(encoder, make_reader(store, encoder), [LABEL], seed)[LABEL] for store in (source, target)]
 
 

@@ -9,15 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from agents.claims.claim import Claim, Verdict, judge
+from agents.claims.curves import draw_curves
 from agents.claims.life import DNA, SIZES, dna, shuffled
 from rlpre import SequenceEncoder
-from rlpre.evaluation.page import COLOURS, draw_curve, plain_axes, show_ratio
+from rlpre.evaluation.page import show_ratio
 from rlpre.evaluation.probes import LabelEfficiency
 from rlpre.objectives.text import masked_text, mixed_symbols, text_encoder
 
@@ -25,29 +25,23 @@ COUNTS = (10, 30, 100, 300)
 TEXTS, TEST, TUNING = 3000, 500, 80  # sequences without labels, sequences to test on, gradient steps of fine-tuning
 
 
-def measure(directory: Path, seeds: int, grammar: bool = True, steps: int = 400, counts: tuple = COUNTS) -> Verdict:
+def measure(directory: Path, seeds: int, grammar: bool = True, steps: int = 400) -> Verdict:
     """The AUROC after pretraining, above scratch, mean over numbers of labels; without ``grammar`` on shuffled DNA."""
-    curves = np.array([_curves(seed, grammar, steps, counts) for seed in range(seeds)])  # (seeds, arms, counts)
+    curves = np.array([_curves(seed, grammar, steps) for seed in range(seeds)])  # (seeds, arms, counts)
     scores = {"scratch": curves[:, 0], "pretrained": curves[:, 1]}
-    efficiency = LabelEfficiency(np.array(counts), 0.5, "scratch", 0.8, scores)
+    efficiency = LabelEfficiency(np.array(COUNTS), 0.5, "scratch", 0.8, scores)
     measured = (
-        f"AUROC of promoters among decoys, mean over {', '.join(map(str, counts))} labels, above the same network from "
+        f"AUROC of promoters among decoys, mean over {', '.join(map(str, COUNTS))} labels, above the same network from "
         f"scratch; labels to an AUROC of 0.8, scratch / pretrained: {show_ratio(efficiency.ratio('pretrained'))}"
     )
-    picture = Figure(figsize=(3.2, 2.2), layout="constrained")
-    panel = picture.subplots()
-    for name, colour in zip(scores, COLOURS, strict=False):
-        draw_curve(panel, counts, efficiency.curve(name), colour, label=name)
-    panel.set(xscale="log", xlabel="labels", ylabel="AUROC")
-    panel.legend(frameon=False)
-    plain_axes(panel)
+    picture = draw_curves(COUNTS, scores, "labels", "AUROC", "x")
     return judge(scores["pretrained"].mean(1), scores["scratch"].mean(1), 0.03, measured, "scratch", picture)
 
 
-def _curves(seed: int, grammar: bool, steps: int, counts: tuple[int, ...]) -> list[list[float]]:
+def _curves(seed: int, grammar: bool, steps: int) -> list[list[float]]:
     """AUROC by number of labels, from scratch and pretrained."""
     rng = np.random.default_rng(seed)
-    numbers, promoter, _ = dna(TEXTS + TEST + max(counts), rng)
+    numbers, promoter, _ = dna(TEXTS + TEST + max(COUNTS), rng)
     labels, raw = torch.from_numpy(promoter).float(), numbers[:TEXTS]
     torch.manual_seed(seed)
     start = text_encoder(DNA, **SIZES)
@@ -55,7 +49,7 @@ def _curves(seed: int, grammar: bool, steps: int, counts: tuple[int, ...]) -> li
     test, known = slice(TEXTS, TEXTS + TEST), TEXTS + TEST
     found = []
     for encoder in (start, pretrained):
-        tuned = (_tuned(encoder, numbers[known : known + n], labels[known : known + n], seed) for n in counts)
+        tuned = (_tuned(encoder, numbers[known : known + n], labels[known : known + n], seed) for n in COUNTS)
         found.append([float(roc_auc_score(promoter[test], score(numbers[test]))) for score in tuned])
     return found
 
@@ -85,4 +79,5 @@ CLAIM = Claim(
     "Pretrained on raw DNA, a network finds promoters from a few hundred labels.",
     measure,
     "the same network from scratch",
+    needs="raw sequences and updates enough for the motifs, and fewer labels than teach them directly",
 )

@@ -1,5 +1,6 @@
 """Measures claims and reports them: a table, a page with pictures, and the table of ``docs/claims.md``."""
 
+import math
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import asdict
@@ -7,7 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from agents.claims import CLAIMS
+from agents.claims.claim import Claim
 from rlpre.compare.runner import Measurements, Run, run_study
 from rlpre.errors import RlpreError
 from rlpre.evaluation.page import (
@@ -26,8 +30,9 @@ from rlpre.utils import read_json, write_bytes, write_json
 
 ARM, VERDICT, PICTURE = "claim", "verdict.json", "picture.png"
 TONES = {"supported": "good", "not supported": "bad", "failed": "bad"}
-HEAD = ("claim", "what was measured", "figure", "control", "verdict", "larger study", "command")
-MARK = "<!-- the rest is written by: python scripts/claims.py --docs -->\n"
+HEAD = ("claim", "what was measured", "figure", "control", "verdict", "larger study", "what would be needed", "command")
+SHORT = ("claim", "figure", "verdict", "command")  # in the table of the docs, which has the rest below
+MARK = "<!-- the rest is written by: python scripts/claims.py --docs True -->\n"
 QUESTION = "Which claims about pretraining hold here?"
 
 Entry = dict[str, Any]  # fields of a `Verdict`, or of a claim that failed: "verdict" and "measured"
@@ -73,17 +78,22 @@ def check(
 
 
 def write_docs(out: Path, path: Path) -> None:
-    """Puts the table of the results in ``out`` behind the mark in a Markdown file."""
+    """Puts the results in ``out`` behind the mark in a Markdown file: a short table, then what was measured."""
     entries = {int(number): entry for number, entry in read_json(out / "claims.json").items()}
     above, mark, _ = path.read_text().partition(MARK)
     if not mark:
         raise RlpreError(f"{path} has no line {MARK.strip()!r}: put it where the table belongs")
-    rows = [[cell.text if isinstance(cell, Toned) else cell for cell in row] for row in _rows(entries)]
-    lines = [f"| {' | '.join(cells)} |" for cells in (HEAD, ["---"] * len(HEAD), *rows)]
+    rows = [dict(zip(HEAD, row, strict=True)) for row in _rows(entries)]
+    lines = [_answer(entries), "", f"| {' | '.join(SHORT)} |", "| --- | --- | --- | --- |"]
+    lines += [f"| {row['claim']} | {row['figure']} | {row['verdict']} | `{row['command']}` |" for row in rows]
+    for row in rows:
+        rest = [f"- {name}: {cell}" for name, cell in row.items() if cell and name not in SHORT]
+        lines += ["", f"**{row['claim']}** {row['verdict'].capitalize()}.", "", *rest]
     write_bytes(path, "\n".join([above + mark, *lines, ""]).encode())
 
 
 def _measure(run: Run, path: Path, report: Callable[[int], None], *, seeds: int) -> Measurements:
+    torch.set_num_threads(1)  # as many as with other workers, for the same numbers; small tensors need no more
     found = CLAIMS[int(run.task)].measure(path, seeds)
     if found.picture is not None:
         write_bytes(path / PICTURE, as_png(found.picture))
@@ -93,33 +103,50 @@ def _measure(run: Run, path: Path, report: Callable[[int], None], *, seeds: int)
     return {name: end for name, end in ends.items() if end is not None}
 
 
-def _rows(entries: dict[int, Entry]) -> list[list[str | Toned]]:
-    rows: list[list[str | Toned]] = []
+def _rows(entries: dict[int, Entry]) -> list[list[str]]:
+    rows = []
     for number, entry in entries.items():
         claim, verdict = CLAIMS[number], entry["verdict"]
         figure = show_interval(Interval(**entry["figure"])) if "figure" in entry else "-"
-        judged = Toned(verdict, TONES.get(verdict, "soft"))
         control = entry.get("control") or claim.control
         command = f"python scripts/claims.py --only {number}"
-        rows.append([f"{number}. {claim.text}", entry["measured"], figure, control, judged, claim.study, command])
+        text = f"{number}. {claim.text}"
+        rows.append([text, entry["measured"], figure, control, verdict, claim.study, needed(claim, entry), command])
     return rows
 
 
-def _as_text(row: Sequence[str | Toned]) -> str:
+def needed(claim: Claim, entry: Entry) -> str:
+    """What a claim without support would need; more seeds only if the interval would then exclude no effect."""
+    if entry["verdict"] in ("supported", "failed"):
+        return ""
+    figure = Interval(**entry["figure"])
+    if entry["verdict"] == "undecided" and figure.low is not None and figure.value > 0:
+        times = ((figure.value - figure.low) / figure.value) ** 2
+        return f"about {math.ceil(figure.n * times)} seeds, if the mean stays {figure.value:.2f}"
+    return claim.needs
+
+
+def _as_text(row: Sequence[str]) -> str:
     """A row for a terminal, below each other: the cells are too long for columns."""
-    claim, *cells = (cell.text if isinstance(cell, Toned) else cell for cell in row)
+    claim, *cells = row
     named = zip(HEAD[1:], cells, strict=True)
-    return "\n".join([claim, *(f"    {name + ':':19}{cell}" for name, cell in named if cell)])
+    return "\n".join([claim, *(f"    {name + ':':22}{cell}" for name, cell in named if cell)])
+
+
+def _answer(entries: dict[int, Entry]) -> str:
+    verdicts = [entry["verdict"] for entry in entries.values()]
+    counted = ", ".join(f"{verdicts.count(each)} {each}" for each in dict.fromkeys(verdicts))
+    return f"Of {len(verdicts)} claims: {counted}."
 
 
 def _page(entries: dict[int, Entry], pictures: dict[int, Path]) -> Page:
-    verdicts = [entry["verdict"] for entry in entries.values()]
-    counted = ", ".join(f"{verdicts.count(each)} {each}" for each in dict.fromkeys(verdicts))
     drawn = [
         Figure(f"{number}. {CLAIMS[number].text}", path.read_bytes(), entries[number]["measured"])
         for number, path in pictures.items()
         if path.exists()
     ]
-    blocks = [Table(HEAD, _rows(entries)), Gallery(drawn)]
+    at = HEAD.index("verdict")
+    rows = [[*row[:at], Toned(row[at], TONES.get(row[at], "soft")), *row[at + 1 :]] for row in _rows(entries)]
+    blocks = [Table(HEAD, rows), Gallery(drawn)]
     notes = ["Figures are means over seeds with 95 % intervals; a gain is over the control, pair by pair of seed."]
-    return Page(QUESTION, f"Of {len(verdicts)} claims: {counted}.", sections=[Section("Claims", notes, blocks)])
+    return Page(QUESTION, _answer(entries), sections=[Section("Claims", notes, blocks)])

@@ -3,13 +3,12 @@
 from pathlib import Path
 
 from agents.claims.claim import Claim, Verdict, answer_of, judge
-from agents.claims.tools import collect
+from agents.claims.tools import collect, mean_probe
 from agents.distinct import take_distinct
-from rlpre import Encoder, FrameStore, pretrain
+from rlpre import pretrain
 from rlpre.evaluation.page import show_interval
-from rlpre.evaluation.probes import fresh, linear_probe
+from rlpre.evaluation.probes import fresh
 from rlpre.evaluation.stats import mean_interval
-from rlpre.objectives import make_reader
 
 LEVEL, FEW, MANY = "BabyAI-GoToObj-v0", 50, 1000
 
@@ -25,16 +24,11 @@ def measure(directory: Path, seeds: int, steps: int = 250, few: int = FEW, many:
             out = directory / f"{seed}-{count}"
             settings = {"objective": "temporal+inverse", "features": 64, "batch": 64, "steps": steps, "seed": seed}
             encoder = pretrain(part, out=out, **settings).encoder
-            scores[count].append(_mean_probe(encoder, test))
-        scores[0].append(_mean_probe(fresh(encoder, seed), test))
+            scores[count].append(mean_probe(encoder, test))
+        scores[0].append(mean_probe(fresh(encoder, seed), test))
     without = show_interval(mean_interval(scores[0]))
     measured = f"mean score of probes after {many} distinct frames above {few}, in other rooms; fresh weights {without}"
     return judge(scores[many][:seeds], scores[few][:seeds], 0.03, measured, f"{few} frames")
-
-
-def _mean_probe(encoder: Encoder, frames: FrameStore) -> float:
-    found = linear_probe(encoder, make_reader(frames, encoder))
-    return sum(found.values()) / len(found)
 
 
 CLAIM = Claim(
@@ -43,4 +37,5 @@ CLAIM = Claim(
     measure,
     "the same updates on few distinct frames",
     answer_of("scaling", "100k-frozen"),
+    "worlds of which few frames show little; or more updates, which only many frames can use",
 )

@@ -10,13 +10,13 @@ Here the signal of a label in real features is the separation d' along a held-ou
 from pathlib import Path
 
 import numpy as np
-import torch
 from scipy.stats import norm, spearmanr
 
 import envs
+from agents.claims.cells import fresh_encoder
 from agents.claims.claim import Claim, Verdict, judge
 from agents.claims.curves import draw_curves
-from rlpre import Encoder, FrameStore, InputSpec
+from rlpre import FrameStore
 from rlpre.evaluation.page import show_interval
 from rlpre.evaluation.probes import Factor, factors, label_efficiency, read, separation
 from rlpre.evaluation.stats import mean_interval
@@ -55,8 +55,7 @@ def measure(directory: Path, seeds: int, permuted: bool = False) -> Verdict:
 
 def signals_and_scores(frames: FrameStore, seed: int) -> tuple[list[float], list[float]]:
     """For each yes-or-no label: its separation in whitened features of fresh weights, and accuracy after `LABELS`."""
-    torch.manual_seed(seed)
-    encoder = whiten(Encoder("cnn", InputSpec(frames.space.shape), features=32), frames, seed)
+    encoder = whiten(fresh_encoder(frames, seed, features=32), frames, seed)
     reader = make_reader(frames, encoder)
     rows, known = factors(reader, ("front", "carrying", "expert"), seed)
     features, signals, scores = read(encoder, reader, rows), [], []

@@ -43,4 +43,5 @@ CLAIM = Claim(
     "A sparse probe finds each factor in few dimensions.",
     measure,
     "a random rotation of the features",
+    needs="an objective that rewards sparse features; none here tells one basis from another",
 )

@@ -85,4 +85,5 @@ CLAIM = Claim(
     "With few labels a spurious cue misleads a model from scratch; a pretrained one loses less when the cue ends.",
     measure,
     "a model from scratch on the same labels",
+    needs="features in which the colour of the floor is weaker than what decides the action",
 )

@@ -1,7 +1,7 @@
 """What several claims share: small frames, small encoders, and clones that are linear in an encoder's features."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +13,16 @@ from torch.nn import functional as F
 import envs
 from envs.minigrid.trials import EpisodeRandom, layout_seeds, play
 from rlpre import Encoder, FrameStore, InputSpec, pretrain
-from rlpre.evaluation.probes import Factor
+from rlpre.encoders import AnyEncoder
+from rlpre.evaluation.probes import Factor, linear_probe
 from rlpre.features import encode
+from rlpre.objectives import make_reader
 from rlpre.sb3.optim import EncoderAdam, set_anchors, set_learning_rate
 
 TILE = 6  # pixels of a cell: the smallest frames that "cnn" reads, three times as fast as with 8
 MIXED = "0.5*random + 0.5*expert:0.3"
 TUNING = 100  # gradient steps of fine-tuning
+Show = Callable[[Tensor], Tensor] | None  # frames of raw rows of a store; None: as they were
 
 
 def collect(path: Path, level: str | Sequence[str], steps: int, seed: int = 0, **look: str) -> FrameStore:
@@ -42,6 +45,11 @@ def fresh_cnn(frames: Tensor, seed: int, features: int = 64) -> Encoder:
     return encoder
 
 
+def mean_probe(encoder: AnyEncoder, frames: FrameStore) -> float:
+    """The mean score of linear probes of all labels."""
+    return float(np.mean([*linear_probe(encoder, make_reader(frames, encoder)).values()]))
+
+
 class Clone:
     """The expert's action by a softmax regression on an encoder's features; an actor for `envs.minigrid.trials.play`.
 
@@ -50,12 +58,13 @@ class Clone:
         store: with the label "expert".
         rows: of the store, to learn from.
         seed: of the actions.
+        show: see `encode`.
     """
 
-    def __init__(self, encoder: nn.Module, store: FrameStore, rows: np.ndarray, seed: int = 0) -> None:
+    def __init__(self, encoder: nn.Module, store: FrameStore, rows: np.ndarray, seed: int, show: Show = None) -> None:
         self.encoder, self.random = encoder, EpisodeRandom(np.random.default_rng(seed))
         self.head = LogisticRegression(C=0.1, max_iter=1000)
-        self.head.fit(encode(encoder, store, rows).numpy(), store.column("expert")[rows])
+        self.head.fit(encode(encoder, store, rows, show).numpy(), store.column("expert")[rows])
 
     @torch.inference_mode()
     def act(self, frames: np.ndarray, missions: list[str], advice: np.ndarray, starts: np.ndarray) -> np.ndarray:
@@ -72,7 +81,7 @@ class Clone:
         return float((chances * known).sum(1).mean())
 
 
-def mean_return(clone: Clone, level: str, episodes: int = 64, **look: str) -> float:
+def mean_return(clone: Clone, level: str, episodes: int = 32, **look: str) -> float:
     """The mean return of a clone in new layouts."""
     trials = play(level, layout_seeds(level, "test", episodes), clone, tile_size=TILE, **look)
     return float(np.mean([trial.reward.sum() for trial in trials]))

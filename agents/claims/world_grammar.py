@@ -17,7 +17,7 @@ from rlpre.evaluation.stats import mean_interval
 from rlpre.objectives.symbols import BACKGROUND
 
 WORLD, LAYOUTS, HELD_OUT, TOGETHER = "MiniGrid-Unlock-v0", 4000, 1000, 50  # levels, of which so many are reset at once
-STEPS = 200  # of learning
+STEPS, TILE = 200, 6  # of learning; pixels of a cell
 
 
 def measure(directory: Path, seeds: int, shuffled: bool = False) -> Verdict:
@@ -34,7 +34,8 @@ def measure(directory: Path, seeds: int, shuffled: bool = False) -> Verdict:
         places.append(frequency_loss(codes, new))
     measured = (
         "fall of the loss (nats) on hidden cells with an object, by what the rest of the frame says about them; "
-        f"accuracy {show_interval(mean_interval(accuracy))}, by place alone {show_interval(mean_interval(places))}"
+        f"right in {show_interval(mean_interval(accuracy))} of them; the frequency of things in each place, alone, "
+        f"gives a loss of {show_interval(mean_interval(places))}"
     )
     return judge(with_grammar, without, 0.2, measured, "cells exchanged between frames, -nats")
 
@@ -58,7 +59,7 @@ def exchanged(codes: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 def learnt(codes: np.ndarray, new: np.ndarray, out: Path, seed: int) -> tuple[float, float]:
     """The loss and the accuracy on ``new`` frames of an encoder that learned to fill in ``codes``."""
-    frames, held_out = (stored(each, out / name) for name, each in (("frames", codes), ("held-out", new)))
+    frames, held_out = (stored(each, out / name, TILE) for name, each in (("frames", codes), ("held-out", new)))
     encoder = fresh_encoder(frames, seed)
     objective = MaskedCells(encoder, frames)
     solve(objective, encoder, frames, STEPS, seed, frozen=False)
