@@ -205,14 +205,9 @@ def test_fuse_is_right_live_and_loaded(
     for policy in fused_and_loaded(model, encoder, tmp_path / "fused"):
         check_pixels(model, policy, features)
     algorithm.load(tmp_path / "model", device="cpu").save(tmp_path / "again")
-    for file, given in (
-        ("model", None),
-        ("again", None),
-        ("model", features),
-        ("model", wrap(features)),
-        ("model", env),
-    ):
-        check_pixels(model, fuse(algorithm.load(tmp_path / file, env=given, device="cpu"), encoder), features)
+    for given in (None, features, wrap(features), env):
+        check_pixels(model, fuse(algorithm.load(tmp_path / "model", env=given, device="cpu"), encoder), features)
+    check_pixels(model, fuse(algorithm.load(tmp_path / "again", device="cpu"), encoder), features)
 
 
 @pytest.mark.parametrize("parts", [False, True])
@@ -230,13 +225,8 @@ def test_statistics_are_those_of_the_environment_in_which_the_model_learned(
     model.set_env(features)
     model.save(tmp_path / "model")
     model.policy.save(tmp_path / "policy")
-    live = [
-        model,
-        model.policy,
-        PPO.load(tmp_path / "model", device="cpu"),
-        type(model.policy).load(tmp_path / "policy"),
-    ]
-    fused = [fuse(one, encoder) for one in live]
+    loaded = [PPO.load(tmp_path / "model", device="cpu"), type(model.policy).load(str(tmp_path / "policy"))]
+    fused = [fuse(one, encoder) for one in (model, model.policy, *loaded)]
     mistaken = fuse(other, encoder)
     model.set_env(normalized)
     other.set_env(features)
