@@ -183,7 +183,8 @@ def test_tensorboard_shows_curves_with_bands(tmp_path):
         arm: EventAccumulator(str(tmp_path / "tensorboard" / arm)).Reload() for arm in ("scratch", "jigsaw", "best")
     }
     assert {path.name for path in (tmp_path / "tensorboard").iterdir()} == set(boards)
-    (event,) = boards["scratch"].Tensors(CONFIG_SUMMARY_TAG)
+    (board,) = (board for board in boards.values() if CONFIG_SUMMARY_TAG in board.Tags()["tensors"])
+    (event,) = board.Tensors(CONFIG_SUMMARY_TAG)
     layout = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
     (category,) = layout.category
     assert category.title.startswith("return: IQM and 95 % interval")
