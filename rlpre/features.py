@@ -98,11 +98,14 @@ def whiten(
     features: str = "output",
     stage: int | None = None,
     size: int | None = None,
+    power: float = 1.0,
 ) -> E:
     """Returns a copy of an encoder whose features over the frames are uncorrelated, with mean 0 and SD 1.
 
     Whitening does not change what a linear head can represent, but gradient descent learns all directions at the same
-    rate. The map is estimated: directions that only other frames vary in are magnified up to 100 times.
+    rate. The map is estimated: directions that only other frames vary in are magnified up to 100 times. An encoder that
+    was pretrained well has few directions that matter, and many that hold next to nothing. Read those softly, with
+    ``power=0.5``: every principal direction is divided by that power of its SD, so that strong ones stay stronger.
 
     ``features="output"`` appends one stage to the encoder, a linear map (ZCA [0]); the copy has the architecture (or
     backbone) "whitened:NAME". ``features="map"`` keeps only the first stages of an encoder of frames, and takes the
@@ -117,24 +120,33 @@ def whiten(
         features: "output" or "map".
         stage: number of stages before the map; default all but the last two (for ``cnn``, the second convolution).
         size: length of the features of a map; default 256, or fewer if the map varies in fewer directions.
+        power: of the SD, 0 to 1. Below 1 the features are as large as whitened ones on average: their mean variance
+            is 1.
 
     Raises:
         RlpreError: for frames that the encoder does not read, features that are not finite, or that do not vary; for
             "map", if the encoder is one of sequences or of a map already, or has no such stage or size.
     """
+    if not 0 <= power <= 1:
+        raise RlpreError(f"power is {power}: give 0 (features are only centred and scaled) to 1 (they become white)")
     source, rows = as_encoder(encoder), frames.sample(ROWS, np.random.default_rng(seed))
     if lookup("features to whiten", features, {"output": False, "map": True}):
-        return cast(E, _white_map(source, frames, rows, stage, size))
+        return cast(E, _white_map(source, frames, rows, stage, size, power))
     if (stage, size) != (None, None):
         raise RlpreError("stage and size are those of a map: give features='map' too, or leave them out")
-    return cast(E, _white_output(source, frames, rows))
+    return cast(E, _white_output(source, frames, rows, power))
 
 
-def _white_output(encoder: AnyEncoder, frames: FrameStore, rows: Indices) -> AnyEncoder:
+def _divisors(variances: Tensor, power: float) -> Tensor:
+    """What principal directions of these variances (n,) are divided by."""
+    return variances ** (power / 2) * (variances ** (1 - power)).mean().sqrt()
+
+
+def _white_output(encoder: AnyEncoder, frames: FrameStore, rows: Indices, power: float) -> AnyEncoder:
     features = encode(encoder, frames, rows)
     _check_varying(features)
     variances, directions = torch.linalg.eigh(covariance(features))
-    whitening = directions * variances.clamp_min(FLOOR * variances.mean()).rsqrt() @ directions.T
+    whitening = directions / _divisors(variances.clamp_min(FLOOR * variances.mean()), power) @ directions.T
     mean, std = encoder.feature_mean.cpu().double(), encoder.feature_std.cpu().double()
     linear = {"weight": whitening / std, "bias": -whitening @ (mean / std + features.double().mean(0))}
     state = {f"stages.{len(encoder.stages)}.{name}": tensor for name, tensor in linear.items()}
@@ -159,14 +171,16 @@ def map_stage(encoder: AnyEncoder, stage: int | None = None) -> int:
     return stage
 
 
-def _white_map(encoder: AnyEncoder, frames: FrameStore, rows: Indices, stage: int | None, size: int | None) -> Encoder:
+def _white_map(
+    encoder: AnyEncoder, frames: FrameStore, rows: Indices, stage: int | None, size: int | None, power: float
+) -> Encoder:
     name, stage = encoder.name.replace(WHITENED, ""), map_stage(encoder, stage)
     assert isinstance(encoder, Encoder)
     _, first, counts = np.unique(frames.ids[rows], return_index=True, return_counts=True)
     maps: list[Tensor] = []
     with encoder.stages[stage - 1].register_forward_hook(lambda *io: maps.append(io[2].flatten(1).float().cpu())):
         encode(encoder, frames, rows[first])
-    mean, weight = _principal_components(torch.cat(maps), torch.from_numpy(counts / len(rows)), size)
+    mean, weight = _principal_components(torch.cat(maps), torch.from_numpy(counts / len(rows)), size, power)
     arguments = {**encoder.arguments, "map_stage": stage, "map_size": len(weight)}
     white = Encoder(MAP + name, encoder.input, encoder.pretraining, **arguments).to(encoder.device, encoder.dtype)
     for own, given in zip(white.stages[:-1], encoder.stages, strict=False):
@@ -175,8 +189,8 @@ def _white_map(encoder: AnyEncoder, frames: FrameStore, rows: Indices, stage: in
     return white.train(encoder.training)
 
 
-def _principal_components(features: Tensor, weights: Tensor, size: int | None) -> tuple[Tensor, Tensor]:
-    """The mean (d,) of features (n, d), and the linear map (size, d) to their leading components with SD 1.
+def _principal_components(features: Tensor, weights: Tensor, size: int | None, power: float) -> tuple[Tensor, Tensor]:
+    """The mean (d,) of features (n, d), and the linear map (size, d) to their leading components, as `whiten` says.
 
     ``weights`` (n,) float64 are the shares of the features, with sum 1.
     """
@@ -189,7 +203,7 @@ def _principal_components(features: Tensor, weights: Tensor, size: int | None) -
     if not 0 < size <= varying:
         raise RlpreError(f"size is {size}: the map varies in {varying} directions over the frames, give 1 to {varying}")
     left, variances = left[:, -size:].flip(1), variances[-size:].flip(0)
-    return mean, (left / variances).T @ scaled
+    return mean, (left / variances.sqrt() / _divisors(variances, power)).T @ scaled
 
 
 def _check_varying(features: Tensor) -> None:

@@ -311,3 +311,12 @@ def test_some_arms_run_now_and_the_others_later(tmp_path: Path) -> None:
     assert {"scratch", "one", "two"} <= {row["arm"] for row in compare(tmp_path, arms).rows}
     assert (tmp_path / "comparison/one/seed-0/done.json").stat().st_mtime_ns == before
     refuse("unknown arm 'three'", lambda: compare(tmp_path, arms, only=["three"]))
+
+
+def test_a_later_arm_reads_an_encoder_in_another_way(tmp_path: Path) -> None:
+    arms = {"plain": Arm("frozen", "contrastive"), "white": Arm("frozen", "contrastive", whiten=True)}
+    arms["soft"] = Arm("frozen", "contrastive", whiten=True, power=0.5)
+    compare(tmp_path, arms, only=["plain"])
+    assert set(arms) <= {row["arm"] for row in compare(tmp_path, arms, only=["white", "soft"]).rows}
+    starts = {Encoder.load(path.parent).fingerprint() for path in tmp_path.glob("encoders/*/*/**/config.json")}
+    assert len(starts) == len(arms)

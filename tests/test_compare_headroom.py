@@ -134,6 +134,8 @@ def test_encoders_of_a_map_are_compared_with_fresh_weights_of_their_network(tmp_
         ({"a": Arm("oracle", "inverse")}, told, "arm 'a': mode 'oracle' reads the true state: leave out all but"),
         ({"a": Arm("transplant"), "b": Arm("random")}, told, r"arm 'a' .* trained from scratch: add Arm\('scratch'\)"),
         ({"a": Arm("transplant", "inverse"), "b": Arm("scratch")}, told, "'transplant' takes .*: leave out encoder"),
+        ({"a": Arm("random", power=0.5)}, told, "arm 'a': power is that of whiten: give whiten too, or leave it out"),
+        ({"a": Arm("random", whiten=True, power=2)}, told, "arm 'a': power is 2: give 0 to 1"),
         ({"a": Arm("random", whiten="mpa")}, told, "arm 'a': whiten is 'mpa': give True, False or 'map'"),
         ({"a": Arm("scratch", whiten="map")}, told, "starts from fresh weights: leave out whiten"),
     ],

@@ -59,6 +59,18 @@ def test_features_become_white_over_the_frames(plain: Encoder, white: Encoder, d
     torch.testing.assert_close(variances(white, doorkey)[1:], torch.ones(15), atol=1e-2, rtol=0)
 
 
+@pytest.mark.parametrize("features", ["output", "map"])
+def test_strong_directions_stay_stronger_where_features_are_whitened_softly(
+    features: str, plain: Encoder, doorkey: FrameStore
+) -> None:
+    kept, soft, full = (variances(whiten(plain, doorkey, features=features, power=p), doorkey) for p in (0, 0.5, 1))
+    for found in (kept, soft, full):
+        assert found.mean() == pytest.approx(1, abs=0.1)  # layer norm makes one of 16 directions constant
+    strong = kept > 0.1  # far above the floor, and what is known of them from these rows is exact
+    torch.testing.assert_close(soft[strong] / soft[-1], (kept[strong] / kept[-1]).sqrt(), rtol=0.02, atol=0)
+    assert kept[-1] > 2 * full[-1]
+
+
 def test_a_linear_head_can_represent_the_same(plain: Encoder, white: Encoder) -> None:
     """The map is affine and loses nothing: each gives the other, on any frames."""
     frames = torch.randint(0, 256, (200, *FRAMES.shape), dtype=torch.uint8)
@@ -177,6 +189,7 @@ def test_bad_input(doorkey: FrameStore) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
+        ({"power": 2}, r"power is 2: give 0 .* to 1"),
         ({"features": "maps"}, "unknown features to whiten 'maps': did you mean 'map'"),
         ({"stage": 2}, "stage and size are those of a map: give features='map'"),
         ({"features": "map", "stage": 4}, "stage is 4: encoder 'cnn' has maps after stage 1 to 3"),

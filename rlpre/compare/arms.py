@@ -91,6 +91,7 @@ class Arm:
             default that of the other arms.
         whiten: whether the encoder's features are whitened over the frames, see `rlpre.whiten`; with "map", its feature
             map is.
+        power: how far they are whitened; default as `rlpre.whiten`.
         data: name of the frames to pretrain on and to whiten over, if the comparison has several; default the first.
         step: start from the encoder after so many pretraining steps (0: untrained); default the last.
         memory: puts a sequence encoder on top of ``encoder``, which stays frozen; ``mode`` then concerns the sequence
@@ -108,6 +109,7 @@ class Arm:
     mode: str
     encoder: str | Path | AnyEncoder | None = None
     whiten: bool | Literal["map"] = False
+    power: float | None = None
     data: str = ""
     step: int | None = None
     memory: Backbone | None = None
@@ -191,7 +193,8 @@ def fresh_encoder(config: Mapping[str, Any], seed: int) -> Encoder:
 def variant(home: Path, arm: Arm) -> Path:
     """The checkpoint that an arm's runs start from, below the directory ``home`` of its pretraining."""
     path = home if arm.step is None else step_directory(home, arm.step)
-    path = path / f"whitened{'-map' * (arm.whiten == 'map')}" if arm.whiten else path
+    if arm.whiten:
+        path = path / f"whitened{'-map' * (arm.whiten == 'map')}{'' if arm.power is None else f'-{arm.power}'}"
     if not arm.memory_objective:
         return path
     shape = "-".join(map(str, asdict(arm.memory or Backbone()).values()))
@@ -245,6 +248,8 @@ def check_arm(name: str, arm: Arm, data: Collection[str], steps: int, venv: VecE
         and not pretrained
         and (not arm.frozen or arm.memory),
         f"whiten is {arm.whiten!r}: give True, False or 'map'": arm.whiten not in (True, False, "map"),
+        "power is that of whiten: give whiten too, or leave it out": arm.power is not None and not arm.whiten,
+        f"power is {arm.power}: give 0 to 1": not 0 <= (arm.power or 0) <= 1,
         f"{starts}: leave out whiten, or use mode 'random'": arm.fresh and not arm.frozen and arm.whiten,
         f"there is no pretraining to take step {arm.step} of: give an objective as encoder": (
             arm.step is not None and not arm.objective

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from stable_baselines3 import PPO
@@ -33,6 +33,7 @@ from rlpre.data.adapters import as_vec_env
 from rlpre.data.collect import collect
 from rlpre.data.store import FrameStore
 from rlpre.encoders import Encoder, SequenceEncoder
+from rlpre.encoders.encoder import CONFIG
 from rlpre.errors import RlpreError, lookup
 from rlpre.pretrain import PretrainConfig
 from rlpre.sb3.clone import episode_returns, labelled
@@ -53,7 +54,7 @@ THRESHOLD = 0.8  # the return to reach, and the one beside that of a `Demonstrat
 COLLECTED = 20_000  # transitions in each task, if no frames are given
 SHARED = ("algorithm", "algorithm_kwargs", "n_envs", "eval_every", "eval_episodes", "deterministic")  # by all runs
 MEMORY = PretrainConfig(batch=32, steps=500)
-LATER = ("clone", "auxiliary")  # settings of arms that are younger than published studies
+LATER = ("clone", "auxiliary", "power")  # settings of arms that are younger than published studies
 
 
 @dataclass(frozen=True)
@@ -393,7 +394,11 @@ class _Stage:
     sources: dict[Run, Run] = field(default_factory=dict)  # training -> preparation
 
     def run(self, out: Path, study: Callable[..., StudyResult], measure: Measure | None) -> StudyResult:
-        todo = {source for run, source in self.sources.items() if not (out / run.path / DONE).exists()}
+        waiting = [run for run in self.sources if not (out / run.path / DONE).exists()]
+        todo = {self.sources[run] for run in waiting}
+        for run in waiting:  # earlier arms may have needed another variant of the encoder
+            if not (cast(Path, self.trainings[run].encoder) / CONFIG).exists():
+                (out / self.sources[run].path / DONE).unlink(missing_ok=True)
         if todo:
             runs = [run for run in self.preparations if run in todo]
             succeed(study(runs, partial(prepare, self.preparations), keep=True))
@@ -486,7 +491,7 @@ def _open(frames: Any, tasks: Mapping[str, MakeEnv], home: Path, seed: int) -> d
 def _described(arm: Arm) -> dict[str, Any]:
     """An arm as JSON; without the settings added later, unless they are used."""
     found: dict[str, Any] = described(replace(arm, encoder=arm.given or arm.encoder))
-    return {name: value for name, value in found.items() if name not in LATER or value}
+    return {name: value for name, value in found.items() if name not in LATER or value not in (None, {})}
 
 
 def _longest_first(arms: Mapping[str, Arm]) -> list[str]:

@@ -158,7 +158,8 @@ def prepare(preparations: Mapping[Run, Preparation], run: Run, out: Path, report
     whitened = {variant(out, replace(arm, memory_objective="")): arm for arm in arms if arm.whiten}
     for path, arm in whitened.items():
         plain = load_encoder(variant(out, replace(arm, whiten=False, memory_objective="")))
-        whiten(plain, frames, config.seed, features="map" if arm.whiten == "map" else "output").save(path)
+        read = "map" if arm.whiten == "map" else "output"
+        whiten(plain, frames, config.seed, features=read, power=1 if arm.power is None else arm.power).save(path)
     for path, arm in {variant(out, arm): arm for arm in arms if arm.memory_objective}.items():
         vision = Encoder.load(variant(out, replace(arm, memory_objective="")))
         _pretrain_memory(arm, vision, frames, path, task.memory, lambda steps: report(config.steps + steps))
