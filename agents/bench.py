@@ -222,7 +222,7 @@ def worlds(view: str, at_least: float, bench: Bench) -> list[Row]:
     vectors = {"stock": stock_vec(view), "ours": fast_vec(view=view)}
     if view == "partial":
         vectors["envpool"] = fast_vec("envpool")
-    singles = {"stock": stock_env(view), "ours": envs.make(ENV, view)}
+    singles = {"stock": stock_env(view), "ours": envs.make(ENV, view=view)}
 
     def play_single(env: gym.Env) -> None:
         env.reset(seed=0)

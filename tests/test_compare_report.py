@@ -179,17 +179,25 @@ def test_tensorboard_shows_curves_with_bands(tmp_path):
         write_study(tmp_path, {"scratch": [8000, 9000, NEVER], "jigsaw": [5000], "best": FAST}, task=task)
     for _ in range(2):  # a second report replaces the first
         report(tmp_path)
-    boards = {arm: EventAccumulator(str(tmp_path / "tensorboard" / arm)).Reload() for arm in ("", "jigsaw", "best")}
-    (event,) = boards[""].Tensors(CONFIG_SUMMARY_TAG)
+    boards = {
+        arm: EventAccumulator(str(tmp_path / "tensorboard" / arm)).Reload() for arm in ("scratch", "jigsaw", "best")
+    }
+    assert {path.name for path in (tmp_path / "tensorboard").iterdir()} == set(boards)
+    (board,) = (board for board in boards.values() if CONFIG_SUMMARY_TAG in board.Tags()["tensors"])
+    (event,) = board.Tensors(CONFIG_SUMMARY_TAG)
     layout = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
-    assert {category.title for category in layout.category} == {"Door", "Key"}
-    for category in layout.category:
-        ((series,),) = (chart.margin.series for chart in category.chart)
+    (category,) = layout.category
+    assert category.title.startswith("return: IQM and 95 % interval")
+    assert {chart.title for chart in category.chart} == {"Door", "Key"}
+    for chart in category.chart:
+        (series,) = chart.margin.series
         assert {series.value, series.lower, series.upper} <= set(boards["best"].Tags()["scalars"])
-        assert (series.lower, series.upper) == (f"{series.value}_low", f"{series.value}_high")
+        interval = series.value.replace("compare/", "interval/")
+        assert (series.lower, series.upper) == (f"{interval}_low", f"{interval}_high")
     points = read_results(tmp_path).tasks["Bench/Key"]["best"].points
-    for end, field in (("", "value"), ("_low", "low"), ("_high", "high")):
-        scalars = boards["best"].Scalars(f"compare/Bench/Key/return{end}")
+    tags = {"value": "compare/{}", "low": "interval/{}_low", "high": "interval/{}_high"}
+    for field, tag in tags.items():
+        scalars = boards["best"].Scalars(tag.format("Bench/Key/return"))
         assert [event.step for event in scalars] == STEPS.tolist()
         assert [event.value for event in scalars] == pytest.approx([getattr(point, field) for point in points])
     assert boards["jigsaw"].Tags()["scalars"] == ["compare/Bench/Key/return", "compare/MiniGrid-Door-v0/return"]

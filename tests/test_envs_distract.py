@@ -38,7 +38,7 @@ def run(view: str, seed: int = 0, steps: int = 400, **look: Any) -> tuple[np.nda
 
 @pytest.mark.parametrize("dict_obs", [False, True])
 def test_gymnasium_checker(dict_obs: bool) -> None:
-    check_env(envs.make(DOORKEY, "distract", 4, dict_obs=dict_obs, strength=0.3), skip_render_check=True)
+    check_env(envs.make(DOORKEY, view="distract", tile_size=4, dict_obs=dict_obs, strength=0.3), skip_render_check=True)
 
 
 def test_the_same_seed_gives_the_same_frames_and_another_one_others() -> None:
@@ -70,7 +70,7 @@ def test_the_true_state_is_that_of_the_plain_view() -> None:
 
 def test_strength_1_shows_no_cell() -> None:
     """Two levels with different objects give the same frames."""
-    worlds = [envs.make(name, "distract", strength=1) for name in (DOORKEY, "MiniGrid-LavaGapS5-v0")]
+    worlds = [envs.make(name, view="distract", strength=1) for name in (DOORKEY, "MiniGrid-LavaGapS5-v0")]
     for seed in range(5):
         first, second = (world.reset(seed=seed)[0] for world in worlds)
         assert np.array_equal(first, second)
@@ -83,7 +83,7 @@ def test_an_object_without_a_tile_lies_before_the_picture_too(strength: float) -
         pass
 
     views = {"partial": {}, "distract": {"strength": strength}}
-    worlds = [envs.make(DOORKEY, view, **look) for view, look in views.items()]
+    worlds = [envs.make(DOORKEY, view=view, **look) for view, look in views.items()]
     for world in worlds:
         world.reset(seed=0)
         world.grid_env.carrying = Sign("red")
@@ -96,7 +96,7 @@ def test_an_object_without_a_tile_lies_before_the_picture_too(strength: float) -
 
 
 def test_a_picture_drifts_within_an_episode_and_changes_between_episodes() -> None:
-    world = envs.make(DOORKEY, "distract", strength=1)
+    world = envs.make(DOORKEY, view="distract", strength=1)
     first, _ = world.reset(seed=3)
     later = [world.step(6)[0] for _ in range(3)]
     assert len({frame.tobytes() for frame in (first, *later)}) == 4
@@ -166,7 +166,7 @@ def test_trials_and_demonstrations_keep_what_was_shown(tmp_path: Path) -> None:
     (plain,) = play(DOORKEY, [7], ExpertActor())
     assert np.array_equal(trial.codes[:, :-1], plain.codes)
     assert np.array_equal(trial.advice, plain.advice)
-    assert np.array_equal(envs.make(DOORKEY, "distract").atlas.decode(trial.codes[:-1]), seen)
+    assert np.array_equal(envs.make(DOORKEY, view="distract").atlas.decode(trial.codes[:-1]), seen)
     store = envs.demonstrations(DOORKEY, tmp_path / "d", 3, 0, view="distract")
     assert store.frames([0]).shape == (1, 3, *SIZE)
     assert envs.demonstrations(DOORKEY, tmp_path / "d", 3, 0, view="distract").hash == store.hash
@@ -222,7 +222,7 @@ def test_presets_pass_the_distraction_on() -> None:
 def test_a_folder_of_pictures(tmp_path: Path) -> None:
     for number in range(FEWEST):
         Image.new("RGB", (40 + number, 30), (10 * number, 0, 250)).save(tmp_path / f"{number}.png")
-    world = envs.make(DOORKEY, "distract", strength=1, pictures=str(tmp_path))
+    world = envs.make(DOORKEY, view="distract", strength=1, pictures=str(tmp_path))
     colors = {tuple(sorted(world.reset(seed=seed)[0].reshape(3, -1)[:, 0].tolist())) for seed in range(30)}
     assert colors == {tuple(sorted((10 * number, 0, 250))) for number in range(FEWEST)}
 

@@ -67,7 +67,7 @@ def test_worlds_played_together_change_nothing(make_actor: type) -> None:
 
 def test_a_trial_can_be_played_again_step_by_step() -> None:
     seeds = layout_seeds(PUT, "train", 5)
-    world = make(PUT, "full", 4, "night")
+    world = make(PUT, view="full", tile_size=4, palette="night")
     for trial in play(PUT, seeds, slip(1, 0.5), n_envs=2, view="full", tile_size=4, palette="night"):
         assert enter(world, trial.seed) == trial.layout
         assert world.grid_env.mission == trial.mission

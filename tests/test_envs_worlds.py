@@ -73,7 +73,7 @@ def open_doors(env: MiniGridEnv) -> int:
 @pytest.mark.parametrize("env_id", IDS)
 def test_every_id_equals_stock(env_id: str, view: str) -> None:
     stock = STOCK[view](gym.make(env_id, disable_env_checker=True))
-    ours = envs.make(env_id, view)
+    ours = envs.make(env_id, view=view)
     try:
         stock.reset(seed=0)
     except (ImportError, FileNotFoundError, DependencyNotInstalled):  # the WFC worlds lack files in MiniGrid's wheel
@@ -97,7 +97,7 @@ def test_every_id_equals_stock(env_id: str, view: str) -> None:
 )
 def test_the_walk_meets(env_id: str, event: str, view: str) -> None:
     stock = STOCK[view](gym.make(env_id, disable_env_checker=True))
-    assert event in walk(envs.make(env_id, view), stock, steps=150)
+    assert event in walk(envs.make(env_id, view=view), stock, steps=150)
 
 
 class Sign(Ball):
@@ -205,7 +205,7 @@ def test_unknown_objects_have_no_codes_to_store() -> None:
 
 @pytest.mark.parametrize("view", STOCK)
 def test_night_pairs_with_day(view: str) -> None:
-    day, night = envs.make(DOORKEY, view), envs.make(DOORKEY, view, palette="night")
+    day, night = envs.make(DOORKEY, view=view), envs.make(DOORKEY, view=view, palette="night")
     rng = np.random.default_rng(0)
     (bright, info), (dark, _) = day.reset(seed=3), night.reset(seed=3)
     for _ in range(30):
@@ -222,7 +222,10 @@ def test_night_pairs_with_day(view: str) -> None:
 @pytest.mark.parametrize("palette", ["day", "night"])
 @pytest.mark.parametrize("view", STOCK)
 def test_gymnasium_checker(view: str, palette: str, dict_obs: bool) -> None:
-    check_env(envs.make("BabyAI-GoToObj-v0", view, 4, palette, dict_obs), skip_render_check=True)
+    check_env(
+        envs.make("BabyAI-GoToObj-v0", view=view, tile_size=4, palette=palette, dict_obs=dict_obs),
+        skip_render_check=True,
+    )
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -232,7 +235,7 @@ def test_gymnasium_checker_on_every_id(env_id: str) -> None:
 
 
 def test_the_spec_makes_the_world_again() -> None:
-    env = envs.make(DOORKEY, "full", 5, "night")
+    env = envs.make(DOORKEY, view="full", tile_size=5, palette="night")
     again = gym.make(env.spec)
     assert np.array_equal(env.reset(seed=1)[0], again.reset(seed=1)[0])
 
@@ -365,7 +368,7 @@ def words(mission: str) -> list[set[str]]:
 
 @pytest.mark.parametrize(("view", "dict_obs", "extra"), [("partial", False, 0), ("full", False, 4), ("full", True, 4)])
 def test_the_state_holds_what_the_observation_shows(view: str, dict_obs: bool, extra: int) -> None:
-    venv = GridVecEnv([lambda: envs.make(DOORKEY, view, dict_obs=dict_obs, state=True)] * 3)
+    venv = GridVecEnv([lambda: envs.make(DOORKEY, view=view, dict_obs=dict_obs, state=True)] * 3)
     venv.seed(0)
     venv.reset()
     rng, ends = np.random.default_rng(0), 0
@@ -379,7 +382,7 @@ def test_the_state_holds_what_the_observation_shows(view: str, dict_obs: bool, e
                 check_state(venv.reset_infos[i]["state"], venv.codes[i], venv.reset_infos[i], extra, dict_obs)
                 ends += 1
     assert ends >= 10
-    _, info = envs.make(DOORKEY, view, dict_obs=dict_obs, state=True).reset(seed=0)
+    _, info = envs.make(DOORKEY, view=view, dict_obs=dict_obs, state=True).reset(seed=0)
     check_state(info["state"], info["codes"], info, extra, dict_obs)
 
 

@@ -39,7 +39,6 @@ from torch import Tensor, nn
 import envs
 from rlpre import EncodedVecEnv, Encoder, HistoryVecEnv, InputSpec, RlpreError, SequenceEncoder, Vocabulary
 from rlpre.sb3 import fuse, kl_penalty, policy_kwargs
-from rlpre.sb3.vecenv import normalizers
 
 
 @pytest.fixture
@@ -191,7 +190,7 @@ def unwrapped(env: Any) -> list[VecEnv]:
 @pytest.mark.parametrize("parts", [False, True])
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 @pytest.mark.parametrize("algorithm", [PPO, DQN, SAC])
-def test_fuse_is_right_or_refuses_live_and_loaded(
+def test_fuse_is_right_live_and_loaded(
     algorithm: Algorithm, wrapper: str, parts: bool, own: bool, encoder: Encoder, tmp_path: Path
 ) -> None:
     features = EncodedVecEnv(worlds_for(algorithm, parts=parts), encoder, "cpu", stack=2)
@@ -201,22 +200,53 @@ def test_fuse_is_right_or_refuses_live_and_loaded(
     env = wrap(features)
     arguments = {"features_extractor_class": Doubled, "features_extractor_kwargs": {"width": 6}} if own else {}
     model = build(algorithm, arguments, venv=env, policy="MultiInput" if parts else "Mlp", learning_rate=0.01).learn(64)
+    assert features.observation_space == model.observation_space
     model.save(tmp_path / "model")
     for policy in fused_and_loaded(model, encoder, tmp_path / "fused"):
         check_pixels(model, policy, features)
-    if normalizers(env):
-        refusal = "trained behind VecNormalize, whose statistics are not in the model's zip: load it with env="
-        bare = algorithm.load(tmp_path / "model", device="cpu")
-        bare.save(tmp_path / "again")
-        for file, given in (("model", None), ("again", None), ("model", features)):
-            with pytest.raises(RlpreError, match=refusal):
-                fuse(algorithm.load(tmp_path / file, env=given, device="cpu"), encoder)
-        with pytest.raises(RlpreError, match="has seen no observation"):
-            fuse(algorithm.load(tmp_path / "model", env=wrap(features), device="cpu"), encoder)
-    else:
-        check_pixels(model, fuse(algorithm.load(tmp_path / "model", device="cpu"), encoder), features)
-    again = algorithm.load(tmp_path / "model", env=env, device="cpu")
-    check_pixels(again, fuse(again, encoder), features)
+    algorithm.load(tmp_path / "model", device="cpu").save(tmp_path / "again")
+    for given in (None, features, wrap(features), env):
+        check_pixels(model, fuse(algorithm.load(tmp_path / "model", env=given, device="cpu"), encoder), features)
+    check_pixels(model, fuse(algorithm.load(tmp_path / "again", device="cpu"), encoder), features)
+
+
+@pytest.mark.parametrize("parts", [False, True])
+def test_statistics_are_those_of_the_environment_in_which_the_model_learned(
+    parts: bool, encoder: Encoder, tmp_path: Path
+) -> None:
+    """Whatever environment it has now, and whichever other models learned in the same one."""
+    features = EncodedVecEnv(worlds(parts=parts), encoder, "cpu")
+    normalized = VecNormalize(features, norm_obs_keys=["image", "velocity"] if parts else None)
+    policy = "MultiInput" if parts else "Mlp"
+    other = build(PPO, {}, venv=features, policy=policy, learning_rate=0.01).learn(32)
+    model = build(PPO, {}, venv=normalized, policy=policy, learning_rate=0.01).learn(32)
+    check_pixels(other, fuse(other, encoder), features)
+    other.set_env(normalized)  # and does not learn there
+    model.set_env(features)
+    model.save(tmp_path / "model")
+    model.policy.save(tmp_path / "policy")
+    loaded = [PPO.load(tmp_path / "model", device="cpu"), type(model.policy).load(str(tmp_path / "policy"))]
+    fused = [fuse(one, encoder) for one in (model, model.policy, *loaded)]
+    mistaken = fuse(other, encoder)
+    model.set_env(normalized)
+    other.set_env(features)
+    for one in fused:
+        check_pixels(model, one, features)
+    check_pixels(other, mistaken, features)
+    other.set_env(normalized)
+    other.learn(16)
+    check_pixels(other, fuse(other, encoder), features)
+    normalized.norm_obs = False
+    model.learn(16)
+    check_pixels(model, fuse(model, encoder), features)
+
+
+def test_a_model_that_has_not_learned_has_the_statistics_of_its_environment(encoder: Encoder) -> None:
+    normalized = VecNormalize(EncodedVecEnv(worlds(), encoder, "cpu"))
+    model = build(PPO, {}, venv=normalized, policy="Mlp")
+    refuse("has seen no observation", lambda: fuse(model, encoder))
+    normalized.reset()
+    check_pixels(model, fuse(model, encoder), normalized.venv)
 
 
 @pytest.mark.parametrize("shared", [True, False])
@@ -250,6 +280,8 @@ def test_compiled_models_fuse(part: str, encoder: Encoder) -> None:
     owner, name = (model.policy, part) if part else (model, "policy")
     setattr(owner, name, torch.compile(getattr(owner, name), backend="eager"))
     assert same(fuse(model, encoder), plain)
+    model.set_env(VecNormalize(features))
+    check_pixels(model.learn(16), fuse(model, encoder), features)
 
 
 def test_policies_without_an_extractor_are_refused(encoder: Encoder) -> None:

@@ -159,6 +159,11 @@ def windows() -> BaseAlgorithm:
     return build(PPO, policy_kwargs(encoder, **NET), venv=venv, policy="MultiInput")
 
 
+def test_a_policy_that_learned_behind_vecnormalize_is_refused() -> None:
+    learned = normalised().learn(ROLLOUT).policy
+    refuse("the policy has learned behind VecNormalize", lambda: start_from(on_features(), learned))
+
+
 @pytest.mark.parametrize(
     ("named", "make"),
     [

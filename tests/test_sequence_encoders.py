@@ -79,6 +79,14 @@ def test_a_step_depends_on_these_steps_and_no_others(backbone: str, causal: bool
     assert torch.allclose(whole(encoder, features, actions, mission)[:, 15], before[:, 15], atol=1e-5)
 
 
+@pytest.mark.parametrize("heads", [1, 2, 8])
+def test_a_reversed_neighbourhood_gives_another_feature(heads: int) -> None:
+    encoder = make(vocabulary=None, causal=False, previous_action=False, heads=heads)
+    features, actions, _ = inputs(5)
+    there, back = (encoder(each, actions, None, everywhere(each))[:, 2] for each in (features, features.flip(1)))
+    assert (there - back).abs().amax(1).min() > 1e-3
+
+
 @both
 @causal_or_not
 def test_padding_changes_nothing_and_gets_zeros(backbone: str, causal: bool) -> None:

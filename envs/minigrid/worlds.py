@@ -31,7 +31,7 @@ WORDS = _WORDS.split()
 SEPARATORS = {"after", "and", "from", "near", "next", "then", "unlock"}  # between two objects of a mission
 CLAUSES = 8  # in the longest mission of BabyAI's grammar
 SHAPE = CLAUSES, len(WORDS)  # of a mission as an observation, `clauses`
-LOOK = {"view": "partial", "tile_size": 8, "palette": "day"}  # how frames show the grid by default, see `make`
+LOOK = {"view": "partial", "tile_size": 8, "palette": "day"}  # how frames show the grid by default, see `GridWorld`
 DISTRACTION = ("strength", "pictures")  # arguments of the view "distract" alone
 
 
@@ -80,10 +80,23 @@ class GridWorld(gym.Wrapper, RecordConstructorArgs):
     A step reads the grid once, at its end, and renders by look-up; MiniGrid's own symbolic observation is not
     computed. ``info`` has "mission" (str), "direction" (int, 0-3: right, down, left, up) and "codes"
     ((R, C, 3) uint8, with one row more for the background in the view "distract", see `DistractingAtlas`; None if the
-    frame holds an object without a tile: then MiniGrid renders it). With ``state`` it has "state" too, see `states`.
+    frame holds an object without a tile: then MiniGrid renders it). With ``state`` it has "state" too.
 
-    The arguments are those of `make`, and ``env``, an environment whose base is a ``MiniGridEnv``. The attribute
-    ``frame`` holds the symbols after the last reset or step.
+    Args:
+        env: an environment whose base is a ``MiniGridEnv``.
+        view: "partial" (the square in front of the agent, as ``RGBImgPartialObsWrapper``), "full" (the whole grid, as
+            ``RGBImgObsWrapper``) or "distract" (as "partial", blended with a natural picture that drifts with each
+            step; each episode draws another picture, crop, rotation and order of colours).
+        tile_size: pixels of a cell along each axis.
+        palette: "day" or "night" (a lamp around the agent).
+        dict_obs: observe a dict of "image", "direction" and "mission" (see `clauses`) instead of the image alone.
+        strength: of view "distract": weight of the picture, 0 to 1; default 0.5.
+        pictures: of view "distract": "train" (the default), "test" (others), or a folder of images, see
+            `envs.minigrid.distract.distracting`.
+        state: put the symbols that the observation shows into ``info["state"]`` as numbers, see `states`.
+
+    Attributes:
+        frame: the symbols after the last reset or step.
 
     Raises:
         RlpreError: if the view or the palette is unknown, or the strength or the pictures do not fit.
@@ -325,30 +338,12 @@ def _with(image: np.ndarray, words: dict[str, np.ndarray]) -> Observation:
     return {"image": image, **words} if words else image
 
 
-def make(
-    env_id: str,
-    view: str = "partial",
-    tile_size: int = 8,
-    palette: str = "day",
-    dict_obs: bool = False,
-    strength: float | None = None,
-    pictures: str | Path | None = None,
-    state: bool = False,
-) -> GridWorld:
+def make(env_id: str, **look: Any) -> GridWorld:
     """Makes a MiniGrid or BabyAI environment observed as pixels.
 
     Args:
         env_id: a registered id, such as "MiniGrid-DoorKey-8x8-v0".
-        view: "partial" (the square in front of the agent, as ``RGBImgPartialObsWrapper``), "full" (the whole grid, as
-            ``RGBImgObsWrapper``) or "distract" (as "partial", blended with a natural picture that drifts with each
-            step; each episode draws another picture, crop, rotation and order of colours).
-        tile_size: pixels of a cell along each axis.
-        palette: "day" or "night" (a lamp around the agent).
-        dict_obs: observe a dict of "image", "direction" and "mission" (see `clauses`) instead of the image alone.
-        strength: of view "distract": weight of the picture, 0 to 1; default 0.5.
-        pictures: of view "distract": "train" (the default), "test" (others), or a folder of images, see
-            `envs.minigrid.distract.distracting`.
-        state: put the symbols that the observation shows into ``info["state"]`` as numbers, see `GridWorld.states`.
+        **look: view, tile_size, palette, dict_obs, strength, pictures and state, as of `GridWorld`.
 
     Returns:
         An environment whose observations are ``Box(0, 255, (3, H, W), uint8)``, see `GridWorld`.
@@ -362,7 +357,7 @@ def make(
     env = gym.make(spec, render_mode="rgb_array", disable_env_checker=True)
     if not isinstance(env.unwrapped, MiniGridEnv):
         raise RlpreError(f"{env_id} is not a MiniGrid environment: give an id such as 'MiniGrid-DoorKey-8x8-v0'")
-    return GridWorld(env, view, tile_size, palette, dict_obs, strength, pictures, state)
+    return GridWorld(env, **look)
 
 
 def make_vec(env_id: str, n_envs: int, seed: int, **look: Any) -> VecMonitor:

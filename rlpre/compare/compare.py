@@ -231,79 +231,158 @@ def compare(
     arms = {**(_controls(tasks, arms, pretrain) if controls else {}), **arms}
     for name in (*asked.values(), *only):
         lookup("arm", name, arms)
-    oracles = [name for name, arm in arms.items() if arm.mode == ORACLE]
     donor = _donor(arms, baseline)
     names = tasks if isinstance(frames, int) else _named(frames, FRAMES)
     fresh = {task: _check_arms(tasks[task], arms, names, pretrain) for task in tasks}
     _check_importable(executor, tasks, algorithm_kwargs, measure)
     reading = isinstance(threshold, Demonstrator) or any(arm.uses_frames or arm.clone for arm in arms.values())
     stores = _open(frames, tasks, out / FRAMES, pretrain.seed) if reading else {}
-    offline = {name: len(stores[_data(arm, tasks, stores)]) if arm.uses_frames else 0 for name, arm in arms.items()}
-    untrained = [name for name, arm in arms.items() if (arm.fresh or arm.step == 0) and not arm.clone]
-    metric = {"arms": offline, "controls": [name for name in untrained if name != baseline], **asked}
-    metric |= {**_goal(threshold, arms, tasks, stores), **_labels(arms, tasks, stores)}
-    metric |= {ORACLE: oracles[0]} if oracles else {}
-    configuration = {
-        "study": "comparison",
-        "tasks": {task: {"make_env": described(tasks[task]), "steps": budgets[task]} for task in tasks},
-        "arms": {name: _described(arm) for name, arm in arms.items()},
-        "frames": {name: store.hash for name, store in stores.items()},
-        "pretrain": {**asdict(pretrain), "memory": asdict(pretrain_memory), "each_seed": pretrain_each_seed},
-        "train": {name: described(getattr(shared, name)) for name in SHARED},
-        "metric": metric,
-    }
-    arms = {name: _saved(arm, out / GIVEN / name) for name, arm in arms.items()}
-    stages = _Stage(), _Stage()  # transplants wait for the agents whose encoders they take
-    running = [name for name in _longest_first(arms) if name in only or not only]
-    for task, name, seed in product(tasks, running, seeds):
-        arm, start = arms[name], _directory(arms[name])
-        transplant = arm.mode == TRANSPLANT
-        preparations, trainings = stages[transplant].preparations, stages[transplant].trainings
-        if transplant:
-            start = _transplanted(out, Run(task, name, seed))
-        if arm.reads_frames:
-            data = _data(arm, [task], stores)
-            place = seed - min(seeds) if pretrain_each_seed or arm.fresh or transplant else 0
-            source = Run(ENCODERS, f"{arm.objective or name}@{task if transplant else data}", pretrain.seed + place)
-            preparations[source] = Preparation(
-                frames=stores[data].path.resolve(),
-                pretrain=replace(pretrain, seed=source.seed),
-                memory=replace(pretrain_memory, seed=source.seed),
-                objective=arm.objective,
-                start=start,
-                fresh=fresh[task][name],
-                arms={**(preparations[source].arms if source in preparations else {}), name: arm},
-            )
-            start = variant(out / source.path, arm)
-            stages[transplant].sources[Run(task, name, seed)] = source
-        trainings[Run(task, name, seed)] = replace(
-            shared,
-            make_env=partial(_without_state, tasks[task]) if oracles and arm.mode != ORACLE else tasks[task],
-            seed=seed,
-            steps=budgets[task],
-            mode=arm.policy_mode,
-            encoder=start,
-            fresh=fresh[task][name],
-            memory=None if arm.memory_objective else arm.memory,
-            clone=arm.clone,
-            demonstrations=stores[_cloned(arm, task, stores)].path.resolve() if arm.clone else None,
-            policy_kwargs=arm.policy_kwargs,
-            algorithm_kwargs={**shared.algorithm_kwargs, **arm.algorithm_kwargs},
-            auxiliary=arm.auxiliary and {**arm.auxiliary, "frames": stores[_data(arm, [task], stores)].path.resolve()},
-            film=seed == min(seeds),
-        )
-    remembers = any(arm.memory_objective for arm in arms.values())
-    lengths = {**budgets, ENCODERS: pretrain.steps + remembers * pretrain_memory.steps}
+    memory, each_seed = pretrain_memory, pretrain_each_seed
+    plan = _Plan(out, tasks, budgets, seeds, arms, shared, fresh, stores, pretrain, memory, each_seed)
+    configuration = plan.configuration(plan.metric(asked, threshold))
+    plan = replace(plan, arms={name: _saved(arm, out / GIVEN / name) for name, arm in arms.items()})
+    independent, transplants = plan.stages([name for name in _longest_first(arms) if name in only or not only])
+    lengths = plan.lengths()
     study = partial(run_study, out, configuration=configuration, steps=lengths, executor=executor, workers=workers)
-    results = [stages[0].run(out, study, measure)]
-    if stages[1].trainings and not results[0].failed:
-        for run in stages[1].trainings:
+    results = [independent.run(out, study, measure)]
+    if transplants.trainings and not results[0].failed:
+        for run in transplants.trainings:
             if not (out / run.path / DONE).exists():
                 trained_encoder(out / replace(run, arm=donor).path, shared.algorithm).save(_transplanted(out, run))
-        results.append(stages[1].run(out, study, measure))
+        results.append(transplants.run(out, study, measure))
     text = report(out, sections(out) if sections else ()) if results[0].done else ""
     succeed(*results)
     return ComparisonResult(out, text)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What `compare` was asked for, with names looked up, defaults filled in and frames opened."""
+
+    out: Path
+    tasks: Mapping[str, MakeEnv]
+    steps: Mapping[str, int]  # by task
+    seeds: Sequence[int]
+    arms: Mapping[str, Arm]  # with the controls
+    shared: Training  # what all runs have in common
+    fresh: Mapping[str, Mapping[str, dict[str, Any]]]  # configurations of fresh encoders, by task and arm
+    stores: Mapping[str, FrameStore]
+    pretrain: PretrainConfig
+    memory: PretrainConfig
+    each_seed: bool  # whether every seed pretrains encoders of its own
+
+    @property
+    def oracles(self) -> list[str]:
+        return [name for name, arm in self.arms.items() if arm.mode == ORACLE]
+
+    def data(self, arm: Arm, task: str) -> str:
+        """The name of an arm's frames: those of the task, if they were collected there."""
+        return arm.data or (task if task in self.stores else next(iter(self.stores)))
+
+    def cloned(self, arm: Arm, task: str) -> str:
+        """The name of the frames that an arm's clones learn from."""
+        assert arm.clone
+        return arm.clone.data or self.data(arm, task)
+
+    def metric(self, asked: Mapping[str, str], threshold: float | Demonstrator) -> dict[str, Any]:
+        """What the report needs to know of the arms, and the threshold."""
+        arms, first = self.arms.items(), next(iter(self.tasks))
+        offline = {name: len(self.stores[self.data(arm, first)]) if arm.uses_frames else 0 for name, arm in arms}
+        untrained = [name for name, arm in arms if (arm.fresh or arm.step == 0) and not arm.clone]
+        metric = {"arms": offline, "controls": [name for name in untrained if name != asked["baseline"]], **asked}
+        labels = {
+            name: max(len(labelled(self.stores[self.cloned(arm, task)], arm.clone.config)) for task in self.tasks)
+            for name, arm in arms
+            if arm.clone
+        }
+        metric |= self._goal(threshold) | ({"labels": labels} if labels else {})
+        return metric | ({ORACLE: self.oracles[0]} if self.oracles else {})
+
+    def _goal(self, threshold: float | Demonstrator) -> dict[str, Any]:
+        if not isinstance(threshold, Demonstrator):
+            return {"threshold": threshold}
+        first = next((arm for arm in self.arms.values() if arm.clone), None)
+        thresholds = {}
+        for task in self.tasks:
+            data = threshold.data or (self.cloned(first, task) if first else "")
+            if not data:
+                raise RlpreError("Demonstrator() is the player of the frames that an arm clones: name them, data=...")
+            thresholds[task] = threshold.of(lookup("data", data, self.stores))
+        return {"threshold": THRESHOLD, "thresholds": thresholds}
+
+    def configuration(self, metric: dict[str, Any]) -> dict[str, Any]:
+        """All that decides the results, as JSON; a directory holds the runs of one configuration."""
+        tasks = {task: {"make_env": described(self.tasks[task]), "steps": self.steps[task]} for task in self.tasks}
+        return {
+            "study": "comparison",
+            "tasks": tasks,
+            "arms": {name: _described(arm) for name, arm in self.arms.items()},
+            "frames": {name: store.hash for name, store in self.stores.items()},
+            "pretrain": {**asdict(self.pretrain), "memory": asdict(self.memory), "each_seed": self.each_seed},
+            "train": {name: described(getattr(self.shared, name)) for name in SHARED},
+            "metric": metric,
+        }
+
+    def lengths(self) -> dict[str, int]:
+        """Steps of a run by task, those of pretraining too."""
+        remembers = any(arm.memory_objective for arm in self.arms.values())
+        return {**self.steps, ENCODERS: self.pretrain.steps + remembers * self.memory.steps}
+
+    def stages(self, names: Iterable[str]) -> tuple["_Stage", "_Stage"]:
+        """The runs of these arms; in the second stage are those that wait for the agents whose encoders they take."""
+        stages = _Stage(), _Stage()
+        for task, name, seed in product(self.tasks, names, self.seeds):
+            run, arm = Run(task, name, seed), self.arms[name]
+            transplant = arm.mode == TRANSPLANT
+            stage, start = stages[transplant], _transplanted(self.out, run) if transplant else _directory(arm)
+            if arm.reads_frames:
+                source = stage.sources[run] = self._source(run)
+                shared = stage.preparations[source].arms if source in stage.preparations else {}
+                stage.preparations[source] = self._preparation(run, source, start, {**shared, run.arm: arm})
+                start = variant(self.out / source.path, arm)
+            stage.trainings[run] = self._training(run, start)
+        return stages
+
+    def _source(self, run: Run) -> Run:
+        """The preparation of the encoder that a run starts from; several runs may share it."""
+        arm, transplant = self.arms[run.arm], self.arms[run.arm].mode == TRANSPLANT
+        where = run.task if transplant else self.data(arm, run.task)
+        place = run.seed - min(self.seeds) if self.each_seed or arm.fresh or transplant else 0
+        return Run(ENCODERS, f"{arm.objective or run.arm}@{where}", self.pretrain.seed + place)
+
+    def _preparation(self, run: Run, source: Run, start: Path | None, arms: dict[str, Arm]) -> Preparation:
+        return Preparation(
+            frames=self._frames(run),
+            pretrain=replace(self.pretrain, seed=source.seed),
+            memory=replace(self.memory, seed=source.seed),
+            objective=self.arms[run.arm].objective,
+            start=start,
+            fresh=self.fresh[run.task][run.arm],
+            arms=arms,
+        )
+
+    def _training(self, run: Run, start: Path | None) -> Training:
+        arm, make_env = self.arms[run.arm], self.tasks[run.task]
+        return replace(
+            self.shared,
+            make_env=partial(_without_state, make_env) if self.oracles and arm.mode != ORACLE else make_env,
+            seed=run.seed,
+            steps=self.steps[run.task],
+            mode=arm.policy_mode,
+            encoder=start,
+            fresh=self.fresh[run.task][run.arm],
+            memory=None if arm.memory_objective else arm.memory,
+            clone=arm.clone,
+            demonstrations=self.stores[self.cloned(arm, run.task)].path.resolve() if arm.clone else None,
+            policy_kwargs=arm.policy_kwargs,
+            algorithm_kwargs={**self.shared.algorithm_kwargs, **arm.algorithm_kwargs},
+            auxiliary=arm.auxiliary and {**arm.auxiliary, "frames": self._frames(run)},
+            film=run.seed == min(self.seeds),
+        )
+
+    def _frames(self, run: Run) -> Path:
+        """The directory of the frames of a run's arm."""
+        return self.stores[self.data(self.arms[run.arm], run.task)].path.resolve()
 
 
 @dataclass(frozen=True)
@@ -409,48 +488,10 @@ def _open(frames: Any, tasks: Mapping[str, MakeEnv], home: Path, seed: int) -> d
     return stores
 
 
-def _data(arm: Arm, tasks: Iterable[str], stores: Mapping[str, FrameStore]) -> str:
-    """The name of an arm's frames: those of the first task, if they were collected there."""
-    task = next(iter(tasks))
-    return arm.data or (task if task in stores else next(iter(stores)))
-
-
-def _cloned(arm: Arm, task: str, stores: Mapping[str, FrameStore]) -> str:
-    """The name of the frames that an arm's clones learn from."""
-    assert arm.clone
-    return arm.clone.data or _data(arm, [task], stores)
-
-
 def _described(arm: Arm) -> dict[str, Any]:
     """An arm as JSON; without the settings added later, unless they are used."""
     found: dict[str, Any] = described(replace(arm, encoder=arm.given or arm.encoder))
     return {name: value for name, value in found.items() if name not in LATER or value not in (None, {})}
-
-
-def _labels(arms: Mapping[str, Arm], tasks: Iterable[str], stores: Mapping[str, FrameStore]) -> dict[str, Any]:
-    """The number of labels that clones learn from, the largest of all tasks, as part of the metric."""
-    numbers = {
-        name: max(len(labelled(stores[_cloned(arm, task, stores)], arm.clone.config)) for task in tasks)
-        for name, arm in arms.items()
-        if arm.clone
-    }
-    return {"labels": numbers} if numbers else {}
-
-
-def _goal(
-    threshold: float | Demonstrator, arms: Mapping[str, Arm], tasks: Iterable[str], stores: Mapping[str, FrameStore]
-) -> dict[str, Any]:
-    """The threshold as part of the metric."""
-    if not isinstance(threshold, Demonstrator):
-        return {"threshold": threshold}
-    first = next((arm for arm in arms.values() if arm.clone), None)
-    thresholds = {}
-    for task in tasks:
-        data = threshold.data or (_cloned(first, task, stores) if first else "")
-        if not data:
-            raise RlpreError("Demonstrator() is the player of the frames that an arm clones: name them, data=...")
-        thresholds[task] = threshold.of(lookup("data", data, stores))
-    return {"threshold": THRESHOLD, "thresholds": thresholds}
 
 
 def _longest_first(arms: Mapping[str, Arm]) -> list[str]:

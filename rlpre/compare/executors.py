@@ -90,6 +90,7 @@ def _end_with_parent(follow: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent decides
 
     def watch() -> None:
+        """Waits for the end of the pipe, which closes when the parent ends."""
         with suppress(EOFError, OSError):
             follow.recv_bytes()
         os._exit(1)
@@ -189,6 +190,7 @@ def _watched(client: Any, gpus: float) -> Iterator[None]:
     waits = WAITING.format(client.scheduler.address, f" --resources GPU={gpus:g}" if gpus else "")
 
     def watch() -> None:
+        """Says when no worker can take a run, and when one can again."""
         waiting = False
         while not over.wait(WATCH_SECONDS):
             with suppress(OSError):  # the client itself reports a scheduler that is gone

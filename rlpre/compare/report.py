@@ -47,6 +47,9 @@ HALF, THIRD = (5.2, 3.4), (3.8, 2.4)  # inches of figures two and three in a lin
 RUN, CHECKPOINT, FRAMES, ENCODERS = "run.json", "config.json", "frames", "encoders"
 STRIP = 12  # frames that a page shows of an environment
 MOST_BYTES = 500_000  # of a film
+BANDS = (
+    "{}: IQM and 95 % interval (without 'Ignore outliers in chart scaling', bands are whole)"  # TensorBoard's option
+)
 
 READING = """\
 Curves, areas and final returns are interquartile means over runs; brackets are 95 % intervals. The area is the mean \
@@ -132,26 +135,30 @@ def log_rows(rows: Sequence[Row], directory: Path) -> None:
     """Writes the curves of rows as TensorBoard events, which replace those of an earlier report.
 
     Every arm is a TensorBoard run with the scalars ``compare/<task>/<metric>``, IQM over seeds, and the ends of its
-    interval, ``..._low`` and ``..._high``. The custom-scalars tab shows them as curves with bands.
+    interval, ``interval/<task>/<metric>_low`` and ``..._high``. The custom-scalars tab shows them as curves with bands.
     """
     shutil.rmtree(directory, ignore_errors=True)
     metrics = dict.fromkeys(row.metric for row in rows if row.step is not None)
     measured = {(task, metric): arms for metric in metrics for task, arms in curves(rows, metric).items()}
     names = short_names(dict.fromkeys(task for task, _ in measured))
-    ends = ("", "_low", "_high")
     layout: dict[str, dict[str, list[Any]]] = {}
     for task, metric in measured:
-        tags = [f"compare/{task}/{metric}{end}" for end in ends]
-        layout.setdefault(names[task], {})[f"{names[task]}: {metric}, IQM and 95 % interval"] = ["Margin", tags]
-    with SummaryWriter(str(directory)) as board:
-        board.add_custom_scalars(layout)
-    for arm in dict.fromkeys(arm for arms in measured.values() for arm in arms):
+        layout.setdefault(BANDS.format(metric), {})[names[task]] = ["Margin", list(_tags(task, metric))]
+    for place, arm in enumerate(dict.fromkeys(arm for arms in measured.values() for arm in arms)):
         with SummaryWriter(str(directory / arm)) as board:
+            if place == 0:  # TensorBoard would list a directory for the layout alone as another run
+                board.add_custom_scalars(layout)
             for (task, metric), arms in measured.items():
                 for step, point in zip(arms[arm].steps, arms[arm].points, strict=True) if arm in arms else ():
-                    for end, value in zip(ends, (point.value, point.low, point.high), strict=True):
+                    for tag, value in zip(_tags(task, metric), (point.value, point.low, point.high), strict=True):
                         if value is not None:
-                            board.add_scalar(f"compare/{task}/{metric}{end}", value, step)
+                            board.add_scalar(tag, value, step)
+
+
+def _tags(task: str, metric: str) -> tuple[str, str, str]:
+    """Of a curve, and of the ends of its interval."""
+    name = f"{task}/{metric}"
+    return f"compare/{name}", f"interval/{name}_low", f"interval/{name}_high"
 
 
 def verdict(ratio: StepsRatio) -> str:

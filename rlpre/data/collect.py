@@ -285,6 +285,7 @@ class _PolicyPlayer:
         self.starts = np.ones(self.n_envs, bool)
 
     def known(self) -> npt.NDArray[np.int16]:
+        """The labels that the user's function reads from the environments, checked."""
         if self.read_labels is None:
             return np.empty((self.n_envs, 0), np.int16)
         given = {name: np.asarray(values) for name, values in self.read_labels(self.venv).items()}
@@ -299,6 +300,7 @@ class _PolicyPlayer:
         return np.stack([given[name] for name in self.labels], axis=1).astype(np.int16)
 
     def act(self, observed: Any, known: npt.NDArray[np.int16]) -> npt.NDArray[Any]:
+        """The actions of the user's policy, checked; it does not see the labels."""
         chosen, expected = np.asarray(self._choose(observed)), (self.n_envs, *(self.space.shape or ()))
         if chosen.shape != expected or not np.can_cast(chosen.dtype, self.space.dtype or float, "same_kind"):
             raise RlpreError(
@@ -324,6 +326,7 @@ class _PolicyPlayer:
         return cast(npt.ArrayLike, chosen)
 
     def end(self, env: int, info: dict[str, Any]) -> Frames:
+        """The frame of the terminal observation, which SB3's environments keep in ``info``."""
         self.starts[env] = True
         if info.get("terminal_observation") is None:
             raise RlpreError(

@@ -80,6 +80,7 @@ def from_images(
     most = max(1, shard_rows(shape) // 8)  # 16 MiB
 
     def rows() -> Iterator[Mapping[str, Any]]:
+        """Reads at most ``most`` images of a sequence at a time."""
         for task, files in enumerate(sequences.values()):
             for start in range(0, len(files), most):
                 frames = []

@@ -93,6 +93,7 @@ def from_minari(
     about = {name: metadata[name] for name in METADATA if name in metadata}
 
     def rows() -> Iterator[Mapping[str, Any]]:
+        """Reads one episode at a time."""
         for episode in dataset:
             frames, name = images.pick(episode.observations), f"episode {episode.id} of {where}"
             columns = _columns(episode, len(frames), action_space, [*labels, *numbered], name)
@@ -260,6 +261,7 @@ def _write(minari: Any, store: FrameStore, dataset_id: str, bounds: Indices) -> 
         return image
 
     def episodes() -> "Iterator[EpisodeBuffer]":
+        """Decodes one episode of the store at a time."""
         for start, end in tqdm(
             pairwise(bounds), total=len(bounds) - 1, unit="episode", desc=store.path.name, disable=None
         ):

@@ -74,10 +74,12 @@ class Transformer(nn.Module):
 
     Positions are relative: a bias on the attention that decreases with the distance (ALiBi [1]). So the same features
     come from a window of tokens, from a whole episode, and from one token at a time with the keys and values of the
-    last ``span`` tokens kept. If it is not causal, each attends as far ahead too.
+    last ``span`` tokens kept. If it is not causal, each attends as far ahead too; there the bias decreases faster in
+    every second head and slower in the others, so that left and right differ.
     """
 
     slopes: Tensor
+    slopes_ahead: Tensor
 
     def __init__(self, width: int, layers: int, heads: int, window: int, causal: bool) -> None:
         super().__init__()
@@ -88,8 +90,10 @@ class Transformer(nn.Module):
         self.span, self.causal = (window - 1) // layers, causal
         self.layers = nn.ModuleList(transformer_layer(width, heads) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
-        slopes = 2.0 ** (-8 * torch.arange(1, heads + 1) / heads)
-        self.register_buffer("slopes", slopes[:, None, None], persistent=False)
+        head = torch.arange(1, heads + 1)
+        ahead = head + torch.where(head % 2 == 1, -0.5, 0.5)  # between the slopes of two heads
+        for name, exponent in (("slopes", head), ("slopes_ahead", ahead)):
+            self.register_buffer(name, 2.0 ** (-8 * exponent / heads)[:, None, None], persistent=False)
 
     def forward(self, tokens: Tensor, present: Tensor) -> Tensor:
         """Attends to tokens that are present."""
@@ -136,7 +140,8 @@ class Transformer(nn.Module):
         distance = place[-steps:, None] - place
         seen = (distance.abs() <= self.span) & ((distance >= 0) | (not self.causal))
         seen = seen & (present[:, None] | (distance == 0))  # padding attends to itself, else softmax gives NaN
-        return torch.where(seen[:, None], -self.slopes * distance.abs(), -torch.inf)
+        slopes = torch.where(distance < 0, self.slopes_ahead, self.slopes)
+        return torch.where(seen[:, None], -slopes * distance.abs(), -torch.inf)
 
 
 def _block(layer: nn.TransformerEncoderLayer, x: Tensor, past: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:

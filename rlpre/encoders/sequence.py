@@ -324,6 +324,7 @@ class _Tokens(nn.Module):
         self.mission = MissionEmbedding(encoder.vocabulary, encoder.width) if encoder.vocabulary else None
 
     def forward(self, features: Tensor, actions: Tensor, mission: Tensor | None) -> Tensor:
+        """The sum of what is embedded, (batch, steps, width)."""
         tokens: Tensor = self.frame(features)
         if self.action is not None:
             tokens = tokens + self.action(actions + 1)

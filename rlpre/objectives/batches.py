@@ -110,6 +110,7 @@ class WindowViews(Views):
         batch = self.batch
 
         def work(features: Tensor, raw: Tensor, hidden: Tensor, *others: Any) -> Any:
+            """Encodes anew the frames of which a part is hidden, each distinct one once, and then the windows."""
             whole = hidden.flatten(2).all(2)
             partly = hidden.flatten(2).any(2) & ~whole
             visible = raw[partly]

@@ -31,8 +31,7 @@ CHUNK = 256  # texts encoded at a time
 def text_encoder(vocabulary: Vocabulary, **arguments: Any) -> SequenceEncoder:
     """A sequence encoder with fresh weights whose steps are the symbols of ``vocabulary`` instead of frames.
 
-    ``arguments`` are those of `rlpre.SequenceEncoder`; by default it is a GRU that sees both sides. A transformer that
-    sees both sides knows how far another symbol is, but not on which side, so it learns little of such texts.
+    ``arguments`` are those of `rlpre.SequenceEncoder`; by default it is a GRU that sees both sides.
     """
     count = len(vocabulary.words)
     one_hot = Encoder("symbols", InputSpec((1, 1, 1), high=count), count=count)

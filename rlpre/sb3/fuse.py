@@ -29,7 +29,8 @@ from rlpre.sb3.vecenv import (
     FeatureSpace,
     FeaturesVecEnv,
     ImagePart,
-    normalizers,
+    learned_normalizations,
+    normalizations,
     stacked,
     window_length,
     window_space,
@@ -46,12 +47,12 @@ def fuse(
     """Builds the pixel policy that acts as ``model`` does behind `EncodedVecEnv` or `HistoryVecEnv`.
 
     Statistics of a ``VecNormalize`` around `EncodedVecEnv`, and the policy's own features extractor, become part of it.
-    Features can differ in the last bits where torch computes batches of another size differently.
+    These statistics are of the environment in which the model last learned; they are saved with the model. Features can
+    differ in the last bits where torch computes batches of another size differently.
 
     Args:
         model: of any algorithm of SB3 or sb3-contrib, trained on ``EncodedVecEnv(venv, encoder)``, or with
-            ``policy_kwargs(encoder, ...)`` on ``HistoryVecEnv(venv, encoder)``; live, loaded or compiled. Statistics of
-            a ``VecNormalize`` are read from its environment, which must still be that of its training. Or a policy
+            ``policy_kwargs(encoder, ...)`` on ``HistoryVecEnv(venv, encoder)``; live, loaded or compiled. Or a policy
             alone, such as that of `rlpre.clone`.
         encoder: the one that computed the features, its directory, or the result of `rlpre.pretrain`.
         as_model: return a model instead, which can ``learn``, ``save`` and ``load`` on pixels. It learns in the
@@ -66,8 +67,8 @@ def fuse(
         share one encoder, unless their own extractors have weights.
 
     Raises:
-        RlpreError: if the model was trained on other features, or behind a ``VecNormalize`` whose statistics are
-            missing; or on features of a GRU behind `EncodedVecEnv`, which remembers more than a window holds.
+        RlpreError: if the model was trained on other features, or on those of a GRU behind `EncodedVecEnv`, which
+            remembers more than a window holds; or never, in an environment with a new ``VecNormalize``.
     """
     plan = _Plan(model, as_encoder(encoder))
     if as_model:
@@ -288,20 +289,15 @@ class _Plan:
 
     def _statistics(self) -> list[Statistics]:
         """Those of each ``VecNormalize`` that changed the features, the first applied first."""
-        features = self.features[self.key] if isinstance(self.features, spaces.Dict) and self.key else self.features
-        around = normalizers(self.model.get_env() if self.model else None)
-        if getattr(features, "normalized", False) and not around:
-            raise RlpreError(
-                "the model was trained behind VecNormalize, whose statistics are not in the model's zip: load it with "
-                "env=VecNormalize.load(FILE, venv), venv as in training, then fuse"
-            )
-        found: list[Statistics] = []
-        for env in around:
-            running: dict[Any, Any] = dict(env.obs_rms) if isinstance(env.obs_rms, dict) else {None: env.obs_rms}
-            if any(one.count < 1 for one in running.values()):
+        around = learned_normalizations(self.features)
+        if around is None:  # its weights are from elsewhere
+            around = normalizations(self.model.get_env() if self.model else None)
+            if any(moments.count < 1 for one in around for moments in one.running.values()):
                 raise RlpreError("the VecNormalize of the model has seen no observation: load it with its statistics")
-            for key, one in running.items():
-                found.append((key, one.mean.copy(), np.sqrt(one.var + env.epsilon), env.clip_obs))
+        found: list[Statistics] = []
+        for one in around:
+            for key, moments in one.running.items():
+                found.append((key, moments.mean.copy(), np.sqrt(moments.var + one.epsilon), one.clip))
         return found
 
 

@@ -25,7 +25,7 @@ from rlpre.sb3.clone import load_clone
 from rlpre.sb3.optim import EncoderOptimizer, encoder_optimizer
 from rlpre.sb3.policy import EncoderExtractor, SequenceExtractor
 from rlpre.sb3.ppo import HALF_LIFE, kl_penalty
-from rlpre.sb3.vecenv import FeatureSpace, normalizers
+from rlpre.sb3.vecenv import FeatureSpace, learned_normalizations, normalizations
 
 VALUE_FIRST = 10_000  # environment steps
 ACTOR = ("mlp_extractor.policy_net.", "action_net.", "log_std")
@@ -94,8 +94,10 @@ def _check_same(model: PPO | A2C, clone: ActorCriticPolicy) -> None:
             f"the clone acts on {clone.observation_space}, the model on {reads}: give it the encoder of the clone, by "
             "EncodedVecEnv (of sequences HistoryVecEnv) or policy_kwargs"
         )
-    if normalizers(model.get_env()):
+    if normalizations(model.get_env()):
         raise RlpreError("VecNormalize changes the features that the clone has learned from: give it norm_obs=False")
+    if learned_normalizations(clone.observation_space):
+        raise RlpreError("the policy has learned behind VecNormalize: give one that rlpre.clone returned")
     ours, theirs = (
         {name: tuple(tensor.shape) for name, tensor in each.state_dict().items() if name.startswith(ACTOR)}
         for each in (policy, clone)

@@ -3,7 +3,7 @@
 import copy
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any, Self, cast
@@ -11,6 +11,8 @@ from typing import Any, Self, cast
 import numpy as np
 import torch
 from gymnasium import spaces
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.running_mean_std import RunningMeanStd
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper, VecNormalize, unwrap_vec_normalize
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
@@ -43,18 +45,28 @@ class _TaggedBox(spaces.Box):
         return f"{type(self).__name__}({' x '.join(map(str, self.shape))}, {' '.join(self.tag)})"
 
 
-class FeatureSpace(_TaggedBox):
-    """Feature vectors of one particular encoder, float32; those of another encoder are refused by SB3 and `fuse`."""
+@dataclass(frozen=True)
+class Normalization:
+    """What a ``VecNormalize`` does to observations; it goes on updating ``running``."""
 
-    normalized = False  # in a saved model, whether VecNormalize changed the features; its statistics are not in the zip
+    running: Mapping[str | None, RunningMeanStd]  # by key of a Dict
+    epsilon: float
+    clip: float
+
+
+class FeatureSpace(_TaggedBox):
+    """Feature vectors of one particular encoder, float32; those of another encoder are refused by SB3 and `fuse`.
+
+    Attributes:
+        normalizations: in a model's own copy, what stood between features and policy when it last began to learn, the
+            first applied first; None if it has not learned. They are in the model's zip, those of its environment not.
+    """
+
+    normalizations: list[Normalization] | None = None
 
     def __init__(self, encoder: AnyEncoder, shape: tuple[int, ...] | None = None) -> None:
         super().__init__(-np.inf, np.inf, (encoder.num_features,) if shape is None else shape, np.float32)
         self.tag = ("encoder", encoder.fingerprint()[:16])
-
-    def __getstate__(self) -> dict[str, Any]:
-        model = calling_algorithm()
-        return {**self.__dict__, "normalized": self.normalized or bool(model and normalizers(model.get_env()))}
 
 
 class MissionSpace(_TaggedBox):
@@ -65,11 +77,34 @@ class MissionSpace(_TaggedBox):
         self.tag = tuple(vocabulary.words)
 
 
-def normalizers(env: VecEnv | None) -> list[VecNormalize]:
-    """Each ``VecNormalize`` that changes what an environment of this module gives, the first applied first."""
+def normalizations(env: VecEnv | None) -> list[Normalization]:
+    """Of each ``VecNormalize`` that changes what an environment of this module gives, the first applied first."""
     if not isinstance(env, VecEnvWrapper) or isinstance(env, FeaturesVecEnv):
         return []
-    return normalizers(env.venv) + ([env] if isinstance(env, VecNormalize) and env.norm_obs else [])
+    found = normalizations(env.venv)
+    if isinstance(env, VecNormalize) and env.norm_obs:
+        running: Mapping[Any, Any] = env.obs_rms if isinstance(env.obs_rms, dict) else {None: env.obs_rms}
+        found.append(Normalization(running, env.epsilon, env.clip_obs))
+    return found
+
+
+def learned_normalizations(space: spaces.Space[Any]) -> list[Normalization] | None:
+    """Those that a model's space of observations remembers; None if it has not learned from features."""
+    remembered = (part.normalizations for part in _features(space).values())
+    return next((found for found in remembered if found is not None), None)
+
+
+def remember_normalizations(model: BaseAlgorithm) -> None:
+    """Writes those of a model's environment into the space of observations of the model, as a copy, and its policy."""
+    for key, part in _features(model.observation_space).items():
+        own = copy.copy(part)
+        own.normalizations = normalizations(model.get_env())
+        model.observation_space = model.policy.observation_space = with_image(model.observation_space, key, own)
+
+
+def _features(space: spaces.Space[Any]) -> dict[str | None, FeatureSpace]:
+    parts: Mapping[Any, spaces.Space[Any]] = space.spaces if isinstance(space, spaces.Dict) else {None: space}
+    return {key: part for key, part in parts.items() if isinstance(part, FeatureSpace)}
 
 
 def window_space(encoder: SequenceEncoder, window: int, pixels: bool = False) -> spaces.Dict:
@@ -291,6 +326,8 @@ class FeaturesVecEnv(VecEnvWrapper):
 
     def reset(self) -> VecEnvObs:
         """As in SB3, with features in the observations."""
+        if model := calling_algorithm():  # it begins to learn
+            remember_normalizations(model)
         observations = self.venv.reset()
         features = self._encode(self._image.pick(observations))
         return self._observe(observations, features, np.ones(self.num_envs, bool))
