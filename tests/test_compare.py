@@ -311,6 +311,8 @@ def test_some_arms_run_now_and_the_others_later(tmp_path: Path) -> None:
     assert {"scratch", "one", "two"} <= {row["arm"] for row in compare(tmp_path, arms).rows}
     assert (tmp_path / "comparison/one/seed-0/done.json").stat().st_mtime_ns == before
     refuse("unknown arm 'three'", lambda: compare(tmp_path, arms, only=["three"]))
+    for more in ({**arms, "three": Arm("random")}, arms):  # a control that is added later, and the command as before
+        assert "three" in {row["arm"] for row in compare(tmp_path, more).rows}
 
 
 def test_a_later_arm_reads_an_encoder_in_another_way(tmp_path: Path) -> None:

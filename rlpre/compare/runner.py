@@ -36,7 +36,7 @@ DONE, FAILED, TRACEBACK, PROGRESS, ROWS = "done.json", "failed.json", "traceback
 FORMAT = 2  # of a study directory; format 1 had no tidy rows and was never released
 ABSENT = "absent"
 # Parts of a configuration that describe tasks and arms, to which others may be added.
-GROWING = ("tasks", "arms", "frames", "metric.arms", "metric.labels", "metric.thresholds")
+GROWING = ("tasks", "arms", "frames", "metric.arms", "metric.controls", "metric.labels", "metric.thresholds")
 POLL_SECONDS = 1.0
 LINE_SECONDS = 60.0  # between two lines where no terminal shows a bar
 # Errors of executors, by the names of their classes, because the package of some need not be installed.
@@ -282,6 +282,8 @@ def _claim(directory: Path, configuration: Mapping[str, Any]) -> None:
 
 def _merged(first: Any, second: Any, place: str = "") -> Any:
     """The first configuration, with the tasks and arms that only the second one has."""
+    if place in GROWING and isinstance(first, list) and isinstance(second, list):
+        return first if first == second else sorted({*first, *second})
     if not (isinstance(first, dict) and isinstance(second, dict)):
         return first
     added = {key: value for key, value in second.items() if key not in first} if place in GROWING else {}
