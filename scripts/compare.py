@@ -4,7 +4,7 @@ import json
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 
@@ -20,7 +20,11 @@ from rlpre.compare.runner import restore
 from rlpre.compare.train import find_algorithm
 from rlpre.errors import lookup
 
-READOUTS: dict[str, bool | Literal["map"]] = {"whiten": True, "map": "map"}
+READOUTS: dict[str, dict[str, Any]] = {
+    "whiten": {"whiten": True},
+    "soft": {"whiten": True, "power": 0.5},
+    "map": {"whiten": "map"},
+}
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,7 @@ class Own:
     """A comparison on your own environment; controls are added, see `rlpre.compare`."""
 
     env: str = ""  # Gymnasium id, or package:function of a function (n_envs, seed) -> VecEnv
-    arm: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # NAME=MODE[:DIRECTORY|OBJECTIVE][,whiten|map], repeated
+    arm: tyro.conf.UseAppendAction[tuple[str, ...]] = ()  # NAME=MODE[:DIRECTORY|OBJECTIVE][,whiten|soft|map], repeated
     steps: int = 100_000  # environment steps of a run
     seeds: int = 3  # runs of every arm
     algo: str = "ppo"  # an algorithm of SB3 or sb3-contrib
@@ -59,10 +63,10 @@ def _arm(text: str) -> tuple[str, Arm]:
         raise RlpreError(f"arm {text!r} has no mode: give NAME=MODE, such as mine=frozen:runs/encoders/a")
     rest, *options = rest.split(",")
     if len(options) > 1:
-        raise RlpreError(f"arm {name!r} has options {', '.join(options)}: give whiten or map")
+        raise RlpreError(f"arm {name!r} has options {', '.join(options)}: give whiten, soft or map")
     mode, _, encoder = rest.partition(":")
-    whiten = lookup(f"option of arm {name!r}", *options, READOUTS) if options else False
-    return name, Arm(mode, encoder or None, whiten=whiten)
+    readout = lookup(f"option of arm {name!r}", *options, READOUTS) if options else {}
+    return name, Arm(mode, encoder or None, **readout)
 
 
 def _json(text: str) -> dict[str, Any]:
