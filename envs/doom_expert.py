@@ -133,7 +133,7 @@ class DoomPlayer(MixturePlayer):
 def collect_doom(
     env_id: str, out: str | Path, steps: int, seed: int, behaviour: str = "random", n_envs: int = 16, **look: Any
 ) -> FrameStore:
-    """Collects frames of a scenario, with the label "expert", as `envs.collect`; ``look``: see `envs.doom.make_doom`."""
+    """Collects frames of a scenario, with the label "expert", as `envs.collect`; ``look`` is that of `make_doom`."""
     behaviours = parse(behaviour)
     venv = make_doom(env_id, n_envs, seed, state=True, **look)
     paths = [part.agent for part in behaviours if part.agent]
