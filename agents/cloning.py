@@ -156,13 +156,13 @@ class Episodes:
     layout: np.ndarray  # (E,) int64 in [0, LAYOUTS), equal for episodes in the same layout
 
     @classmethod
-    def read(cls, store: FrameStore, encoder: SequenceEncoder) -> "Episodes":
-        """The demonstrations of a store, which must fit the encoder, on its device."""
-        for name in ("expert", "layout"):
-            if name not in store.labels:
+    def read(cls, store: FrameStore, encoder: SequenceEncoder, labels: str = "expert") -> "Episodes":
+        """The demonstrations of a store, which must fit the encoder, on its device; ``labels`` as in `CloneConfig`."""
+        for name in (labels, "layout"):
+            if name not in (*store.labels, "action"):
                 raise RlpreError(f"{store.path} has no label {name!r}: record it with envs.demonstrations")
         rows, device = np.flatnonzero(store.acted), encoder.device
-        label, first = store.column("expert")[rows].astype(np.int64), store.column("episode_start")[rows]
+        label, first = store.column(labels)[rows].astype(np.int64), store.column("episode_start")[rows]
         if not (label >= 0).any():
             raise RlpreError(f"the expert labels no step of {store.path}: record a level that it can solve")
         features, previous, mission, present = Trajectories(store, encoder, device).inputs(rows[:, None])
@@ -226,6 +226,7 @@ class CloneConfig(Schedule):
 
     steps: int = 1500
     batch: int = 32  # episodes per gradient step
+    labels: str = "expert"  # the column to learn: the expert's advice, or the "action" that was taken
     history_dropout: float = 0.0  # probability that an action token is hidden [0]
     scheduled_sampling: bool = False  # replaces the expert's action tokens more and more by the policy's own [1, 2]
 
@@ -262,7 +263,7 @@ def clone(
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         policy = SequencePolicy(copy.deepcopy(start)).to(resolve_device(config.device))
-    episodes = Episodes.read(store, policy.encoder)
+    episodes = Episodes.read(store, policy.encoder, config.labels)
     fitted = fit_episodes(policy, episodes, out, config, report)
     write_run(out, config, {"labels": episodes.labels, "demonstrations": [store.hash], **asdict(fitted)})
     policy.save(out)

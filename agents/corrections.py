@@ -93,7 +93,7 @@ def correct(
     config.check()
     at_least(config, steps=rounds)
     policy, level = copy.deepcopy(clone), store.tasks[0]
-    episodes = Episodes.read(store, policy.encoder)
+    episodes = Episodes.read(store, policy.encoder, config.labels)
     known, longest = episodes.labels, int(episodes.lengths.max())
     cost: dict[str, Any] = {"noise": 0.0, "rounds": []}
     done = 0

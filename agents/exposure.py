@@ -15,9 +15,10 @@ from agents.cloning import CloneConfig, Report, SequencePolicy, clone
 from agents.corrections import CORRECTIONS, Tuning, correct, tune
 from agents.exposure_metrics import record
 from agents.exposure_report import BASELINE, CLONE, CONTROL, CORRECTION, RECORD, report
+from agents.presets import PPOConfig
 from envs.minigrid.experts import expert_for
 from envs.minigrid.trials import ExpertActor, Trial, layout_seeds, play
-from rlpre import Encoder, FrameStore, InputSpec, PretrainConfig, RlpreError, pretrain
+from rlpre import Encoder, FrameStore, InputSpec, PretrainConfig, RlpreError, pretrain, whiten
 from rlpre.compare.arms import Backbone
 from rlpre.compare.runner import Measurements, Run, StudyResult, run_study, succeed
 from rlpre.encoders import Vocabulary
@@ -28,7 +29,7 @@ from rlpre.pretrain import STANDARD_ROWS
 from rlpre.utils import resolve_device
 
 FRAMES, DEMONSTRATIONS, ENCODERS, RUNS = "frames", "demonstrations", "encoders", "runs"  # in a study's directory
-PRETRAINED, RANDOM = "pretrained", "random"  # vision encoders
+PRETRAINED, RANDOM, FRESH_MAP = "pretrained", "random", "fresh-map"  # vision encoders; the last is a whitened map
 CONTROLS = ("more-labels", "more-steps", "ppo-scratch")
 PERCENT = 100  # of a run's work, for the progress bar
 BEHAVIOUR = "0.5*random + 0.5*expert:0.3"  # of the agents that record the frames for pretraining
@@ -38,7 +39,7 @@ BEHAVIOUR = "0.5*random + 0.5*expert:0.3"  # of the agents that record the frame
 class Start:
     """The sequence encoder that a clone starts from."""
 
-    vision: str = PRETRAINED  # encodes the frames
+    vision: str = ""  # encodes the frames; empty: that of the study
     previous_action: bool = True  # whether tokens hold the previous action
     objective: str = ""  # pretrains the sequence encoder on trajectories; empty: no pretraining
 
@@ -75,8 +76,11 @@ class Exposure:
     clones: tuple[str, ...] = PROTOCOL
     seeds: int = 4  # each draws demonstrations, weights, batches and layouts of its own
     first_seed: int = 0  # settings were tuned on seeds from 100 on
+    vision: str = PRETRAINED  # encodes the frames of all clones but those that are "random"
     switches: tuple[int, ...] = (25, 50, 100)  # percent of the horizon after which clone and expert switch
     frames: int = 30_000  # transitions, of all levels together, to pretrain the vision encoder on
+    noise: float = 0.0  # probability of a random action in demonstrations
+    previous_action: bool = True  # whether tokens hold the previous action, unless a clone is one of observations
     steps: int = 500  # further gradient steps of supervised corrections
     pretrain: PretrainConfig = field(default_factory=PretrainConfig)  # of the vision encoder
     sequence: PretrainConfig = field(default_factory=lambda: PretrainConfig(batch=32, steps=1000))  # of clones with one
@@ -113,7 +117,7 @@ def expose(study: Exposure, out: Path, workers: int | None = None, executor: Exe
     seeds = range(study.first_seed, study.first_seed + study.seeds)
 
     envs.collect(list(study.levels), out / FRAMES, study.frames, study.pretrain.seed, BEHAVIOUR)
-    runs = [encoder_run(study, name) for name in (PRETRAINED, RANDOM)]
+    runs = [encoder_run(study, name) for name in (study.vision, RANDOM)]
     runs += [Run(DEMONSTRATIONS, level, seed) for level in study.levels for seed in seeds]
     steps = {ENCODERS: study.pretrain.steps, DEMONSTRATIONS: PERCENT}
     succeed(execute(out, runs, partial(prepare, study, out), steps=steps, keep=True))
@@ -136,7 +140,7 @@ def expose(study: Exposure, out: Path, workers: int | None = None, executor: Exe
 def prepare(study: Exposure, home: Path, run: Run, out: Path, report: Report) -> None:
     """Records demonstrations, or makes a vision encoder."""
     if run.task == DEMONSTRATIONS:
-        envs.demonstrations(run.arm, out, study.levels[run.arm].demonstrations, run.seed)
+        envs.demonstrations(run.arm, out, study.levels[run.arm].demonstrations, run.seed, study.noise)
         return
     frames = FrameStore.open(home / FRAMES)
     if run.arm == PRETRAINED:
@@ -144,6 +148,9 @@ def prepare(study: Exposure, home: Path, run: Run, out: Path, report: Report) ->
         return
     torch.manual_seed(run.seed)
     encoder = fresh_vision(study.pretrain, frames.space)
+    if run.arm == FRESH_MAP:
+        whiten(encoder, frames, run.seed, features="map").save(out)
+        return
     rows = frames.sample(STANDARD_ROWS, np.random.default_rng(run.seed))
     encoder.standardise(encode(encoder, frames, rows))  # as pretraining does, so that only the weights differ
     encoder.save(out)
@@ -152,10 +159,11 @@ def prepare(study: Exposure, home: Path, run: Run, out: Path, report: Report) ->
 def clone_expert(study: Exposure, home: Path, run: Run, out: Path, report: Report) -> Measurements:
     """Clones the expert and measures the clone."""
     start, store, frames = CLONES[run.arm], demonstrations(home, run), FrameStore.open(home / FRAMES)
-    vision = Encoder.load(home / encoder_run(study, start.vision).path)
+    vision = Encoder.load(home / encoder_run(study, start.vision or study.vision).path)
     vocabulary = Vocabulary.from_missions([*store.missions, *frames.missions])  # the same for all arms
+    remembers = study.previous_action and start.previous_action
     torch.manual_seed(run.seed)
-    encoder = study.backbone.build(vision, store.num_actions, vocabulary, start.objective, start.previous_action)
+    encoder = study.backbone.build(vision, store.num_actions, vocabulary, start.objective, remembers)
     if start.objective:
         config = replace(study.sequence, objective=start.objective, seed=run.seed)
         encoder = pretrain(frames, encoder=encoder, out=out / PRETRAINED, config=config).encoder.causal_copy()
@@ -205,6 +213,7 @@ def check(study: Exposure) -> None:
     for name in study.clones:
         lookup("clone", name, CLONES)
     lookup("arm", BASELINE, study.arms)
+    lookup("vision", study.vision, dict.fromkeys((PRETRAINED, RANDOM, FRESH_MAP)))
     if both := sorted(set(study.corrections) & set(study.tunings)):
         raise RlpreError(f"{both[0]!r} names a correction and a tuning: give the tuning another name")
     for tuning in study.tunings.values():
@@ -261,6 +270,7 @@ TUNINGS = {
     "ppo-scratch": replace(SCRATCH, ppo=replace(SCRATCH.ppo, ent_coef=0.01)),
 }
 VISION = PretrainConfig(features=512, steps=1000, checkpoint_every=500)
+LONG = PPOConfig(learning_rate=1e-3, n_epochs=4)  # with these, one pilot run solved MultiRoom-N4-S5 from a clone
 SMALL = {"n_envs": 4, "n_steps": 8, "batch_size": 16, "n_epochs": 1}
 
 EXPOSURES = {
@@ -301,6 +311,25 @@ EXPOSURES = {
         frames=100_000,
         pretrain=VISION,
         sequence=PretrainConfig(batch=32, steps=3000),
+    ),
+    # does PPO cure it where PPO learns? About 3,000 labels, actions of an expert with noise; the clones have the features
+    # of agents.habits and no memory, so that only the states differ between teacher forcing and acting alone
+    "reinforced": Exposure(
+        levels={
+            "MiniGrid-DoorKey-6x6-v0": Level(160, horizon=13, episodes=48, labels=3_000, steps=204_800),
+            "MiniGrid-MultiRoom-N4-S5-v0": Level(60, horizon=34, episodes=48, labels=3_000, steps=204_800),
+        },
+        tunings={name: replace(tuning, ppo=LONG) for name, tuning in TUNINGS.items()},
+        corrections=(),
+        clones=(BASELINE,),
+        seeds=5,
+        vision=FRESH_MAP,
+        switches=(50,),
+        frames=10_000,
+        noise=0.3,
+        previous_action=False,
+        backbone=Backbone(layers=1, window=1),
+        clone=CloneConfig(labels="action"),
     ),
     "full": Exposure(levels=LEVELS, tunings=TUNINGS, steps=1000, pretrain=VISION),
     # in "full", corrections cured the one level with five times as many labels as demonstrated steps; the others here

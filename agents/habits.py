@@ -39,6 +39,7 @@ BUDGETS = {  # environment steps of a run; in pilots or by the zoo's table scrat
     "MiniGrid-MultiRoom-N6-v0": 1_000_000,
     "MiniGrid-KeyCorridorS3R3-v0": 1_000_000,
     "MiniGrid-BlockedUnlockPickup-v0": 1_000_000,
+    "VizdoomMyWayHome-v1": 1_000_000,
 }
 NOISY = "noise-30"  # the demonstrator of most arms, and of the threshold
 NOISE = {"noise-0": "expert", NOISY: "expert:0.3", "noise-60": "expert:0.6"}

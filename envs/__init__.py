@@ -1,7 +1,6 @@
-"""The environments that we measure in, and for MiniGrid and BabyAI experts, frames and demonstrations."""
+"""The environments that we measure in, their experts, and frames and demonstrations of these."""
 
-from envs.make import find, make_vec
-from envs.minigrid.collect import collect
+from envs.make import collect, find, make_vec
 from envs.minigrid.demos import demonstrations
 from envs.minigrid.render import atlas
 from envs.minigrid.worlds import WORDS as MISSION_WORDS

@@ -88,6 +88,7 @@ class DoomEnv(gym.Env[np.ndarray, int]):
 
     Attributes:
         actions: the names of the buttons that each action presses.
+        state: the same as ``info["state"]``, of the current frame.
         labels: names of ``LABELS`` -> integers that describe the current frame, see `frame_labels`.
 
     Raises:
@@ -184,12 +185,12 @@ class DoomEnv(gym.Env[np.ndarray, int]):
         self._frame = np.ascontiguousarray(np.moveaxis(np.asarray(frame), -1, 0))
         player = dict(zip(VARIABLES, state.game_variables.tolist(), strict=True))
         if self.has_state:
-            self._state = state_vector(player, state.objects)
+            self.state = state_vector(player, state.objects)
         if self.has_labels:
             self.labels = frame_labels(player, state.labels, self._screen.shape[1])
 
     def _info(self) -> dict[str, Any]:
-        return {"state": self._state} if self.has_state else {}
+        return {"state": self.state} if self.has_state else {}
 
     def render(self) -> np.ndarray:
         """The last frame as the game drew it, (height, width, 3) uint8."""

@@ -1,16 +1,20 @@
 """Any environment by its name: MiniGrid and BabyAI levels, EnvPool's and ViZDoom's games, other Gymnasium ids."""
 
 import os
+from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 from stable_baselines3.common.vec_env import VecEnv
 
+from envs.minigrid.collect import collect as collect_grids
 from envs.minigrid.worlds import LOOK
 from envs.minigrid.worlds import make_vec as make_grids
 from envs.pool import MEGABYTES, kinds, make_pool
 from rlpre.compare.train import MakeEnv, find_env
+from rlpre.data.store import FrameStore
 from rlpre.errors import RlpreError, lookup
 
 
@@ -46,7 +50,7 @@ def find(name: str, engine: str = "minigrid", **look: Any) -> MakeEnv:
     make = lookup("engine", engine, {"minigrid": make_grids, "envpool": make_pool})
     if name.startswith(("MiniGrid-", "BabyAI-")):
         return partial(_make, name, MEGABYTES["minigrid"], partial(make, name, **look))
-    look = {key: value for key, value in look.items() if value != {**LOOK, "state": False}.get(key)}
+    look = _own(look)
     doom, gymnasium = name.startswith("Vizdoom"), ":" in name or name in gym.registry
     if engine == "envpool" and (doom or gymnasium):
         raise RlpreError(f"EnvPool steps MiniGrid, BabyAI, Procgen and Atari here, not {name}: leave out the engine")
@@ -61,6 +65,35 @@ def find(name: str, engine: str = "minigrid", **look: Any) -> MakeEnv:
         return find_env(name)
     kind = lookup("environment", name, dict.fromkeys(gym.registry, "") | kinds())
     return partial(_make, name, MEGABYTES[kind], partial(make_pool, name, **look))
+
+
+def collect(
+    env_id: str | Sequence[str],
+    out: str | Path,
+    steps: int,
+    seed: int,
+    behaviour: str = "random",
+    n_envs: int = 16,
+    **look: Any,
+) -> FrameStore:
+    """Collects frames by random, expert or saved agents: of levels of MiniGrid and BabyAI, or of a scenario of ViZDoom.
+
+    Arguments and errors are those of `envs.minigrid.collect.collect`; there is one scenario to a store, see
+    `envs.doom_expert.collect_doom`.
+    """
+    ids = [env_id] if isinstance(env_id, str) else list(env_id)
+    if not any(name.startswith("Vizdoom") for name in ids):
+        return collect_grids(ids, out, steps, seed, behaviour, n_envs, **look)
+    from envs.doom_expert import collect_doom  # imports ViZDoom
+
+    if len(ids) > 1:
+        raise RlpreError(f"{len(ids)} environments with {ids[0]} among them: collect scenarios into one store each")
+    return collect_doom(ids[0], out, steps, seed, behaviour, n_envs, **_own(look))
+
+
+def _own(look: dict[str, Any]) -> dict[str, Any]:
+    """Without what is the default of levels, which other environments do not have."""
+    return {key: value for key, value in look.items() if value != {**LOOK, "state": False}.get(key)}
 
 
 def _make(name: str, megabytes: float, make: MakeEnv, n_envs: int, seed: int) -> VecEnv:

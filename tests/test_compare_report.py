@@ -249,3 +249,12 @@ def test_what_saved_is_pretraining_or_else_the_arm_which_pays_for_its_own_frames
     metric = Metric({"best": 60_000, "past": 60_000}, answer="past", baseline="best")
     study = write_study(tmp_path / "both", {"best": SLOW, "past": FAST}, metric)
     assert "offline frames" not in answers(read_results(study))["Door"].facts
+
+
+def test_runs_that_are_all_equal_give_a_bound_and_no_interval(tmp_path: Path) -> None:
+    text = report(write_study(tmp_path, {"scratch": 3 * [NEVER], "best": 3 * [1000]}))
+    assert text.startswith(
+        "Every run of scratch needs at least 10 times the steps of every run of best, but runs that are all equal allow"
+        " no interval."
+    )
+    assert "seeds would decide" not in text

@@ -130,7 +130,7 @@ class MixturePlayer:
         return np.array([labels(world, advised) for world, advised in zip(self.worlds, advice, strict=True)], np.int16)
 
     def act(self, observed: np.ndarray, known: np.ndarray) -> np.ndarray:
-        actions = known[:, LABELS.index("expert")].astype(np.int64)
+        actions = known[:, self.labels.index("expert")].astype(np.int64)
         for number, agent in self.agents.items():
             mine = self.chosen == number
             if mine.any():

@@ -227,6 +227,10 @@ def _answer(results: Results, task: str) -> Answer:
     claim = f"{metric.cause} {outcome} {least}{thousands(abs(slow - fast))} environment steps"
     if outcome == NONE:
         claim = f"no answer, fewer than {FEWEST} runs of an arm allow no interval"
+    elif treated.ratio.ratio.low is None:  # also if they are equal by luck, so equal runs prove nothing
+        least = {">=": "at least ", "<=": "at most "}.get(treated.ratio.bound, "")
+        claim = f"every run of {metric.baseline} needs {least}{treated.ratio.ratio.value:.3g} times the steps of every "
+        claim += f"run of {metric.answer}, but runs that are all equal allow no interval"
     elif outcome == UNKNOWN:
         claim = f"it is not known whether {metric.cause} saves environment steps"
         facts += f"; {_what_is_known(results, baseline, treated)}; {_seeds(treated.ratio.ratio)}"
