@@ -10,7 +10,7 @@ import torch
 from stable_baselines3 import PPO
 
 import envs
-from agents.presets import BEST, MIXED, AgentConfig, Data, Preset
+from agents.presets import BEST, CHANGE, MIXED, AgentConfig, Data, Preset
 from rlpre import (
     Arm,
     Clone,
@@ -45,13 +45,12 @@ NOISY = "noise-30"  # the demonstrator of most arms, and of the threshold
 NOISE = {"noise-0": "expert", NOISY: "expert:0.3", "noise-60": "expert:0.6"}
 MEDIOCRE, DAGGER = "mediocre", "dagger"
 FEW = 300  # labels of the mediocre agent, which is a clone itself
-READOUTS = {
+READOUTS = {  # the last one is the answer, the first one what it is compared with
     "projection": Arm("random", whiten=True, data="mixed"),
     "map": Arm("random", whiten="map", data="mixed"),
-    "pretrained": Arm("frozen", BEST, whiten=True, data="mixed"),
-    "pretrained-map": Arm("frozen", BEST, whiten="map", data="mixed"),
-    "supervised": Arm("frozen", "supervised", whiten=True, data="mixed"),
-    "supervised-map": Arm("frozen", "supervised", whiten="map", data="mixed"),
+    "supervised": Arm("frozen", "supervised", whiten=True, power=0.5, data="mixed"),
+    "change-map": Arm("frozen", "change", whiten="map", data="mixed"),
+    "change": Arm("frozen", "change", whiten=True, power=0.5, data="mixed"),
 }
 Part = Literal["labels", "players", "features"]
 
@@ -71,6 +70,7 @@ class Habits:
     demonstrations: int = 40_000  # steps of each demonstrator, from which labels are drawn
     clone: CloneConfig = field(default_factory=CloneConfig)
     pretrain: PretrainConfig = field(default_factory=lambda: PretrainConfig(steps=1000, checkpoint_every=1000))
+    encoders: PretrainConfig = field(default_factory=lambda: CHANGE)  # the same, of part "features"
     train: AgentConfig = field(default_factory=lambda: AgentConfig(eval_every=4096, eval_episodes=32))
 
     def run(self, out: Path, workers: int | None = None, executor: Executor | None = None) -> ComparisonResult:
@@ -97,7 +97,8 @@ class Habits:
             first_seed=self.first_seed,
             demonstrator=NOISY,
             only=self.only,
-            pretrain=self.pretrain,
+            pretrain=self.encoders if self.part == "features" else self.pretrain,
+            each_seed=self.part == "features",
             train=self.train,
         )
 

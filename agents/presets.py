@@ -266,6 +266,7 @@ MANY = {  # and environment steps of a run; in pilots scratch reached 0.78 or mo
 EYES = {name: 163_840 for name in (DOORKEY, NO_DISTRACTORS, *list(TASKS)[2:])}  # behind a drifting picture
 SIZES = {"1k": 1_000, "3k": 3_000, "10k": 10_000, "30k": 30_000, "100k": 100_000}  # different frames
 QUICK, BEST = "contrastive+inverse", "temporal+inverse"
+CHANGE = PretrainConfig(features=256, steps=3000, gap=1, lr=3e-3, checkpoint_every=3000)  # of objective "change"
 LONG = {
     "pretrain": PretrainConfig(steps=1000, checkpoint_every=500),
     "train": AgentConfig(eval_every=4096, eval_episodes=16),
@@ -379,7 +380,7 @@ PRESETS = {
         answer="change-soft",
         seeds=5,
         each_seed=True,
-        pretrain=PretrainConfig(features=256, steps=3000, gap=1, lr=3e-3, checkpoint_every=3000),
+        pretrain=CHANGE,
         train=AgentConfig(view="distract", strength=0.5, eval_every=8192),
     ),
     "scaling": Preset(

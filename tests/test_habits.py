@@ -22,6 +22,7 @@ TINY = Habits(
     demonstrations=320,
     clone=CloneConfig(steps=4, check_every=2, device="cpu"),
     pretrain=PretrainConfig(steps=2, batch=8, features=8, checkpoint_every=2, device="cpu"),
+    encoders=PretrainConfig(steps=2, batch=8, features=8, checkpoint_every=2, device="cpu"),
     train=AgentConfig(eval_every=32, eval_episodes=2, device="cpu", ppo=PPO),
 )
 
