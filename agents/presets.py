@@ -12,7 +12,7 @@ import envs
 from agents import causes
 from agents.distinct import take_distinct
 from envs.minigrid.worlds import NARROW_MEMORY
-from rlpre import FrameStore, PretrainConfig, RlpreError
+from rlpre import Clone, CloneConfig, FrameStore, PretrainConfig, RlpreError
 from rlpre.compare.arms import ARM_MODES, ORACLE, Arm, Backbone, check_arm, fresh_config, fresh_encoder
 from rlpre.compare.compare import ComparisonResult, Demonstrator, compare
 from rlpre.compare.train import EVALUATION_SEED, MakeEnv, Training, make_venv
@@ -267,6 +267,7 @@ EYES = {name: 163_840 for name in (DOORKEY, NO_DISTRACTORS, *list(TASKS)[2:])}  
 SIZES = {"1k": 1_000, "3k": 3_000, "10k": 10_000, "30k": 30_000, "100k": 100_000}  # different frames
 QUICK, BEST = "contrastive+inverse", "temporal+inverse"
 CHANGE = PretrainConfig(features=256, steps=3000, gap=1, lr=3e-3, checkpoint_every=3000)  # of objective "change"
+LABELS = Clone(CloneConfig(limit=1_000), data="noisy-expert")
 LONG = {
     "pretrain": PretrainConfig(steps=1000, checkpoint_every=500),
     "train": AgentConfig(eval_every=4096, eval_episodes=16),
@@ -294,6 +295,25 @@ PRESETS = {
         answer=ORACLE,
         seeds=5,
         train=AgentConfig(eval_every=2048, eval_episodes=16),
+    ),
+    # What `make study` runs: does an encoder pay where seeing is hard, does a cloned policy, and do both?
+    "study": Preset(
+        environments=(DOORKEY,),
+        steps=(122_880,),
+        data={"mixed": Data((DOORKEY,), 60_000), "noisy-expert": Data((DOORKEY,), 10_000, "expert:0.3")},
+        arms={
+            "scratch": Arm("scratch"),
+            "fresh-map": Arm("random", whiten="map"),
+            "cloned": Arm("random", whiten="map", clone=LABELS),
+            "change-soft": Arm("frozen", "change", whiten=True, power=0.5),
+            "change-soft, cloned": Arm("frozen", "change", whiten=True, power=0.5, clone=LABELS),
+            ORACLE: Arm(ORACLE),
+        },
+        answer="change-soft",
+        seeds=5,
+        each_seed=True,
+        pretrain=replace(CHANGE, steps=1500, checkpoint_every=1500),
+        train=AgentConfig(view="distract", strength=0.5, eval_every=8192, eval_episodes=16),
     ),
     "quick": Preset(
         environments=(EMPTY,),

@@ -242,3 +242,12 @@ def test_how_causes_act_together_in_words(steps: list[list[int]], phrase: str) -
 def test_bad_steps_are_refused(shape: tuple[int, ...], value: float) -> None:
     with pytest.raises(RlpreError, match="steps are"):
         two_way(np.full(shape, value), np.ones(shape, bool))
+
+
+def test_the_study_of_the_makefile(tmp_path: Path) -> None:
+    data = {name: replace(each, steps=1200) for name, each in PRESETS["study"].data.items()}
+    settings = {**TINY, "train": replace(TINY["train"], view="distract"), "probe": 0, "first_seed": 0}
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(1) as here:
+        patch.setenv("OMP_NUM_THREADS", "1")  # a study in this process sets it
+        result = replace(PRESETS["study"], data=data, **settings).run(tmp_path, 99, here)
+    assert {row["arm"] for row in result.rows} >= set(PRESETS["study"].arms)
