@@ -312,7 +312,7 @@ PRESETS = {
         answer="change-soft",
         seeds=5,
         each_seed=True,
-        pretrain=replace(CHANGE, steps=1500, checkpoint_every=1500),
+        pretrain=CHANGE,
         train=AgentConfig(view="distract", strength=0.5, eval_every=8192, eval_episodes=16),
     ),
     "quick": Preset(
