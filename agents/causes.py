@@ -273,6 +273,8 @@ def shares(overlap: Mapping[str, Any]) -> dict[str, str]:
 
 def _overlap(store: FrameStore, environments: Sequence[str]) -> dict[str, Any] | str:
     """The overlap by environment, or why it cannot be measured."""
+    if "environments" not in store.manifest["spec"]:
+        return "these are no levels of MiniGrid or BabyAI"
     try:
         steps = min(STEPS, store.manifest["spec"]["steps"])
         return {task: asdict(of) for task, of in overlaps(store, environments, steps).items()}

@@ -312,8 +312,8 @@ EXPOSURES = {
         pretrain=VISION,
         sequence=PretrainConfig(batch=32, steps=3000),
     ),
-    # does PPO cure it where PPO learns? About 3,000 labels, actions of an expert with noise; the clones have the
-    # features of agents.habits and no memory, so that only the states differ between teacher forcing and acting alone
+    # does PPO cure it where PPO learns? About 3,000 labels: actions of an expert with noise. Features are those of
+    # agents.habits, and no clone remembers: teacher forcing and acting alone differ in the states only
     "reinforced": Exposure(
         levels={
             "MiniGrid-DoorKey-6x6-v0": Level(160, horizon=13, episodes=48, labels=3_000, steps=204_800),

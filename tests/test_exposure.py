@@ -16,7 +16,7 @@ from browser import look
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from agents.cloning import CloneConfig, SequencePolicy
+from agents.cloning import CloneConfig, Episodes, SequencePolicy
 from agents.corrections import CORRECTIONS, Tuning
 from agents.exposure import EXPOSURES, PROTOCOL, Exposure, check, expose
 from agents.exposure_metrics import Record
@@ -125,6 +125,23 @@ def test_budgets_are_matched_and_test_layouts_never_learned(finished: tuple[Path
     assert len(stores) == 1 + 1 + 5 + 1, "demonstrations, dart, dagger five times, more labels"
     for store in stores:
         assert not is_test(FrameStore.open(store).column("layout")).any()
+
+
+def test_clones_of_what_was_done_on_fresh_maps(tmp_path: Path) -> None:
+    """As in the preset "reinforced"."""
+    reinforced = EXPOSURES["reinforced"]
+    parts = {
+        name: getattr(reinforced, name) for name in ("vision", "noise", "previous_action", "corrections", "clones")
+    }
+    tunings, labels = {"ppo": TINY.tunings["ppo"]}, reinforced.clone.labels
+    run(replace(TINY, tunings=tunings, clone=replace(TINY.clone, labels=labels), **parts), tmp_path)
+    store = FrameStore.open(tmp_path / "demonstrations" / LEVEL / "seed-0")
+    taken, advice = (store.column(name)[store.acted] for name in ("action", "expert"))
+    assert 0.5 < (taken == advice).mean() < 0.95
+    encoder = SequencePolicy.load(home(tmp_path, "ppo")).encoder
+    assert (encoder.frames.name, encoder.previous_action) == ("map:cnn", False)
+    for name, column in (("action", taken), ("expert", advice)):
+        assert np.array_equal(Episodes.read(store, encoder, name).steps.label.cpu(), column)
 
 
 def test_failed_runs_are_reported_and_tried_again(finished: tuple[Path, str], tmp_path: Path) -> None:
