@@ -1,4 +1,4 @@
-"""Draws docs/readme.png from results/eyes and results/habits; run by hand: ``PYTHONPATH=. python docs/readme_picture.py``.
+"""Draws docs/readme.png from results/eyes and results/habits: ``PYTHONPATH=. python docs/readme_picture.py``.
 
 Both panels show the mean return over seeds with its 95 % interval against environment steps.
 """
