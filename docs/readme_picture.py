@@ -21,7 +21,8 @@ EYES = {
 }
 HABITS = {
     "fresh-map": ("PPO alone", CONTROLS[1]),
-    "cloned+frozen": ("PPO from a clone of 3,000 labels", COLOURS[0]),
+    "cloned+frozen": ("PPO from a clone of 3,000 labels, with KL", COLOURS[0]),
+    "cloned+frozen, no KL": ("without KL", COLOURS[1]),
 }
 
 
@@ -29,8 +30,10 @@ def draw() -> Figure:
     """What an encoder saves where seeing is hard, and what a cloned policy saves where rewards are rare."""
     figure = Figure(figsize=(9.5, 3.9), dpi=150, layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)
-    _panel(left, "eyes", "MiniGrid-DoorKey-5x5-v0", EYES, "Seeing is hard: pretrain the encoder")
+    _panel(left, "eyes", "MiniGrid-MultiRoom-N2-S4-v0", EYES, "Seeing is hard: pretrain the encoder")
     _panel(right, "habits", "MiniGrid-MultiRoom-N4-S5-v0", HABITS, "Rewards are rare: clone the policy")
+    left.legend(frameon=False, loc="center right")
+    right.legend(frameon=False, loc="upper left")
     left.set(ylabel="mean return of an evaluation", ylim=(0, 1.02))
     return figure
 
@@ -43,7 +46,6 @@ def _panel(axes: Axes, study: str, task: str, arms: dict[str, tuple[str, str]], 
     axes.set_title(title, fontweight="bold", loc="left")
     axes.set(xlabel="environment steps, in thousands", xlim=(0, None))
     plain_axes(axes)
-    axes.legend(frameon=False, loc="center right")
 
 
 if __name__ == "__main__":
