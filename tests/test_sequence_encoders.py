@@ -198,8 +198,9 @@ def test_the_transformer_is_torchs_own_layers_with_linear_biases(causal: bool) -
     encoder, (features, actions, mission) = make(causal=causal), inputs(12)
     distance = torch.arange(12)[:, None] - torch.arange(12)
     seen = (distance.abs() <= 4) & ((distance >= 0) | (not causal))
-    # Press et al. 2022: 2^(-8 / heads), squared for the second head
-    bias = torch.stack([torch.where(seen, -slope * distance.abs(), -torch.inf) for slope in (1 / 16, 1 / 256)])
+    # Press et al. 2022: 2^(-8 / heads), squared for the second head; ahead half an exponent less, and more
+    slopes = [torch.where(distance < 0, *each) for each in ((1 / 4, 1 / 16), (1 / 1024, 1 / 256))]
+    bias = torch.stack([torch.where(seen, -slope * distance.abs(), -torch.inf) for slope in slopes])
     x = encoder.stages[0](features, actions, mission)
     for layer in encoder.stages[1].layers.train():
         x = layer(x, src_mask=bias.repeat(3, 1, 1))
