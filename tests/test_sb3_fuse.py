@@ -239,6 +239,10 @@ def test_statistics_are_those_of_the_environment_in_which_the_model_learned(
     normalized.norm_obs = False
     model.learn(16)
     check_pixels(model, fuse(model, encoder), features)
+    again = VecNormalize(features, norm_obs_keys=["image", "velocity"] if parts else None)
+    model.set_env(again, force_reset=False)
+    model.learn(16, reset_num_timesteps=False)  # nothing is reset
+    check_pixels(model, fuse(model, encoder), features)
 
 
 def test_a_model_that_has_not_learned_has_the_statistics_of_its_environment(encoder: Encoder) -> None:

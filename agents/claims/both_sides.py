@@ -69,5 +69,5 @@ CLAIM = Claim(
     measure,
     "an autoregressive model with as many updates",
     study(),
-    "a transformer that knows on which side a frame is: without causality this one knows the distance alone",
+    "more updates for the masked model, which learns from the hidden frames alone while the other learns from all",
 )

@@ -58,7 +58,7 @@ class FeatureSpace(_TaggedBox):
     """Feature vectors of one particular encoder, float32; those of another encoder are refused by SB3 and `fuse`.
 
     Attributes:
-        normalizations: in a model's own copy, what stood between features and policy when it last began to learn, the
+        normalizations: in a model's own copy, what stood between features and policy when it last learned, the
             first applied first; None if it has not learned. They are in the model's zip, those of its environment not.
     """
 
@@ -96,9 +96,12 @@ def learned_normalizations(space: spaces.Space[Any]) -> list[Normalization] | No
 
 def remember_normalizations(model: BaseAlgorithm) -> None:
     """Writes those of a model's environment into the space of observations of the model, as a copy, and its policy."""
+    found = normalizations(model.get_env())
     for key, part in _features(model.observation_space).items():
+        if part.normalizations == found:
+            continue
         own = copy.copy(part)
-        own.normalizations = normalizations(model.get_env())
+        own.normalizations = found
         model.observation_space = model.policy.observation_space = with_image(model.observation_space, key, own)
 
 
@@ -326,7 +329,7 @@ class FeaturesVecEnv(VecEnvWrapper):
 
     def reset(self) -> VecEnvObs:
         """As in SB3, with features in the observations."""
-        if model := calling_algorithm():  # it begins to learn
+        if model := calling_algorithm():
             remember_normalizations(model)
         observations = self.venv.reset()
         features = self._encode(self._image.pick(observations))
@@ -334,6 +337,8 @@ class FeaturesVecEnv(VecEnvWrapper):
 
     def step_async(self, actions: np.ndarray) -> None:
         """As in SB3."""
+        if model := calling_algorithm():  # which may go on in a new environment without a reset
+            remember_normalizations(model)
         self._actions = np.asarray(actions)
         self.venv.step_async(actions)
 
