@@ -394,6 +394,7 @@ class _Stage:
     sources: dict[Run, Run] = field(default_factory=dict)  # training -> preparation
 
     def run(self, out: Path, study: Callable[..., StudyResult], measure: Measure | None) -> StudyResult:
+        """Makes the encoders that unfinished agents start from, then trains these agents."""
         waiting = [run for run in self.sources if not (out / run.path / DONE).exists()]
         todo = {self.sources[run] for run in waiting}
         for run in waiting:  # earlier arms may have needed another variant of the encoder
