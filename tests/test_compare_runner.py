@@ -302,6 +302,12 @@ def test_tasks_and_arms_are_added_to_a_study(tmp_path):
         run_study(tmp_path, [], work, other, STEPS)
 
 
+def test_an_arm_has_the_most_frames_and_labels_of_any_task(tmp_path):
+    for frames in (7, 9, 8):  # each task has frames of its own
+        run_study(tmp_path, [], work, {"metric": {"arms": {"x": frames}, "labels": {"x": frames + 1}}}, STEPS)
+    assert read_study(tmp_path)["metric"] == {"arms": {"x": 9}, "labels": {"x": 10}}
+
+
 def test_a_published_study_goes_on(tmp_path):
     runs = runs_of("quick", "quick")
     run_study(tmp_path / "first", runs[:1], measure, {"study": "s"}, STEPS)

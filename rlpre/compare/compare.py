@@ -286,8 +286,11 @@ class _Plan:
 
     def metric(self, asked: Mapping[str, str], threshold: float | Demonstrator) -> dict[str, Any]:
         """What the report needs to know of the arms, and the threshold."""
-        arms, first = self.arms.items(), next(iter(self.tasks))
-        offline = {name: len(self.stores[self.data(arm, first)]) if arm.uses_frames else 0 for name, arm in arms}
+        arms = self.arms.items()
+        offline = {
+            name: max(len(self.stores[self.data(arm, task)]) for task in self.tasks) if arm.uses_frames else 0
+            for name, arm in arms
+        }
         untrained = [name for name, arm in arms if (arm.fresh or arm.step == 0) and not arm.clone]
         metric = {"arms": offline, "controls": [name for name in untrained if name != asked["baseline"]], **asked}
         labels = {

@@ -37,6 +37,7 @@ FORMAT = 2  # of a study directory; format 1 had no tidy rows and was never rele
 ABSENT = "absent"
 # Parts of a configuration that describe tasks and arms, to which others may be added.
 GROWING = ("tasks", "arms", "frames", "metric.arms", "metric.controls", "metric.labels", "metric.thresholds")
+LARGEST = ("metric.arms", "metric.labels")  # numbers of frames and labels: the most of any task
 POLL_SECONDS = 1.0
 LINE_SECONDS = 60.0  # between two lines where no terminal shows a bar
 # Errors of executors, by the names of their classes, because the package of some need not be installed.
@@ -284,6 +285,8 @@ def _merged(first: Any, second: Any, place: str = "") -> Any:
     """The first configuration, with the tasks and arms that only the second one has."""
     if place in GROWING and isinstance(first, list) and isinstance(second, list):
         return first if first == second else sorted({*first, *second})
+    if isinstance(first, int) and isinstance(second, int) and place.startswith(LARGEST):
+        return max(first, second)
     if not (isinstance(first, dict) and isinstance(second, dict)):
         return first
     added = {key: value for key, value in second.items() if key not in first} if place in GROWING else {}
