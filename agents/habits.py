@@ -131,9 +131,11 @@ class Habits:
         """Clones of ever more labels, alone and with PPO; PPO alone."""
         arms = {"scratch": Arm("scratch"), "fresh-map": Arm("random", whiten="map")}
         for labels in self.labels:
-            arms |= _alone_and_tuned(f"cloned-{labels}", replace(self.clone, limit=labels), NOISY)
+            config = replace(self.clone, limit=labels)
+            arms |= _alone_and_tuned(name := f"cloned-{labels}", config, NOISY)
+            arms[f"{name}+frozen, no KL"] = Arm("random", whiten="map", clone=Clone(config, start={"kl": 0}))
         config = replace(self.clone, limit=self.compared)
-        arms["cloned+frozen, no KL"] = Arm("random", whiten="map", clone=Clone(config, start={"kl": 0}))
+        arms["cloned+frozen, no KL"] = arms.pop(f"cloned-{self.compared}+frozen, no KL")
         arms["cloned+finetuned"] = Arm("finetuned", BEST, whiten="map", clone=Clone(config))
         return {**arms, "cloned+frozen": arms.pop(f"cloned-{self.compared}+frozen")}
 
