@@ -162,6 +162,7 @@ class Data:
     steps: int  # transitions to collect
     behaviour: str = MIXED
     distinct: int | None = None  # cut to whole episodes with exactly so many different frames; default all
+    pictures: str | None = None  # behind the cells, see AgentConfig; default those that agents see
 
 
 @dataclass(frozen=True)
@@ -226,13 +227,14 @@ class Preset:
     def collect(self, name: str, out: Path) -> FrameStore:
         """Collects the frames of that name, and those to measure encoders on, or what is missing of them."""
         data, seed, look = self.data[name], self.pretrain.seed, self.train.look
+        shown = look | ({"pictures": data.pictures} if data.pictures else {})
         if self.probe:
             for env in self.environments:  # in levels that no encoder was pretrained in
                 envs.collect(env, out / causes.TARGETS / env, self.probe, EVALUATION_SEED + seed, MIXED, **look)
         if data.distinct is None:
-            return envs.collect(data.sources, out / "frames" / name, data.steps, seed, data.behaviour, **look)
+            return envs.collect(data.sources, out / "frames" / name, data.steps, seed, data.behaviour, **shown)
         first = next(other for other, each in self.data.items() if replace(each, distinct=data.distinct) == data)
-        pool = envs.collect(data.sources, out / "pools" / first, data.steps, seed, data.behaviour, **look)
+        pool = envs.collect(data.sources, out / "pools" / first, data.steps, seed, data.behaviour, **shown)
         return take_distinct(pool, out / "frames" / name, data.distinct, seed)
 
 
@@ -402,6 +404,24 @@ PRESETS = {
         each_seed=True,
         pretrain=CHANGE,
         train=AgentConfig(view="distract", strength=0.5, eval_every=8192),
+    ),
+    # The same encoders where behind the cells are pictures that no frame showed; one level is new to them too.
+    "held-out": Preset(
+        environments=(DOORKEY, "MiniGrid-DoorKey-6x6-v0"),
+        steps=(122_880, 245_760),
+        data={"mixed": Data((DOORKEY,), 60_000, pictures="train")},
+        arms={
+            "fresh-map": Arm("random", whiten="map"),
+            "fresh-map-soft": Arm("random", whiten="map", power=0.5),
+            "change-soft": Arm("frozen", "change", whiten=True, power=0.5),
+            ORACLE: Arm(ORACLE),
+        },
+        answer="change-soft",
+        baseline="fresh-map",
+        seeds=5,
+        each_seed=True,
+        pretrain=CHANGE,
+        train=AgentConfig(view="distract", strength=0.5, pictures="test", eval_every=8192, eval_episodes=16),
     ),
     "scaling": Preset(
         environments=("BabyAI-GoToRedBall-v0",),

@@ -13,7 +13,7 @@ from studies import STEPS, write_study
 
 import envs
 from agents.causes import OVERLAP, TARGETS, cause_sentence, overlap_section, sections, two_way
-from agents.presets import PRESETS, AgentConfig, Data, PPOConfig, Preset
+from agents.presets import MIXED, PRESETS, AgentConfig, Data, PPOConfig, Preset
 from envs.minigrid.overlap import overlaps
 from envs.minigrid.worlds import NARROW_MEMORY
 from rlpre import Encoder, FrameStore, PretrainConfig, RlpreError
@@ -97,6 +97,16 @@ def test_frames_are_cut_to_exactly_so_many_different_ones(tmp_path: Path) -> Non
     assert [store.distinct for store in stores] == list(SIZES.values())
     assert [path.name for path in (tmp_path / "pools").iterdir()] == ["1k"], "they are cut from one"
     assert scaling.collect("3k", tmp_path).hash == stores[1].hash
+
+
+def test_frames_show_other_pictures_than_agents_see_where_these_are_held_out(tmp_path: Path) -> None:
+    held_out = PRESETS["held-out"]
+    data = {"mixed": replace(held_out.data["mixed"], steps=300)}
+    store = replace(held_out, data=data).collect("mixed", tmp_path / "a")
+    for pictures, same in (("train", True), (held_out.train.pictures, False)):
+        look = {**held_out.train.look, "pictures": pictures}
+        other = envs.collect((WORLD,), tmp_path / pictures, 300, store.manifest["spec"]["seed"], MIXED, **look)
+        assert np.array_equal(store.frames(np.arange(100)), other.frames(np.arange(100))) is same
 
 
 @pytest.mark.parametrize("name", PRESETS)
