@@ -1,8 +1,7 @@
 """EnvPool's worlds, many stepped together in compiled code: MiniGrid and BabyAI as pixels, Procgen and Atari games."""
 
-import functools
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -191,7 +190,7 @@ class GridPool(PoolVecEnv):
         seen = self._begin(self._all)
         self._images, self._missions, self.terminal_codes = seen["obs:image"], _texts(seen["obs:mission"]), {}
         self.reset_infos = self._infos(self._missions, seen)
-        return self._frames(self._images)
+        return _draw(self._tiles, self._images, self._lamp)
 
     def step_wait(self) -> VecEnvStepReturn:
         """As in SB3."""
@@ -203,7 +202,7 @@ class GridPool(PoolVecEnv):
         for info, is_cut in zip(infos, cut.tolist(), strict=True):
             info["TimeLimit.truncated"] = is_cut
         self._images, self.terminal_codes = seen["obs:image"], {}
-        frames = self._restart_grids(dones, infos) if dones.any() else self._frames(self._images)
+        frames = self._restart_grids(dones, infos) if dones.any() else _draw(self._tiles, self._images, self._lamp)
         return frames, rewards, dones, infos
 
     def _restart_grids(self, dones: np.ndarray, infos: list[dict[str, Any]]) -> np.ndarray:
@@ -211,7 +210,7 @@ class GridPool(PoolVecEnv):
         ended = np.flatnonzero(dones)
         first = self._begin(ended.astype(np.int32))
         last, self._images[ended] = self._images[ended], first["obs:image"]
-        frames = self._frames(np.concatenate([self._images, last]))
+        frames = _draw(self._tiles, np.concatenate([self._images, last]), self._lamp)
         missions, codes = _texts(first["obs:mission"]), _codes(last)
         begun = self._infos(missions, first)
         for k, i in enumerate(ended.tolist()):
@@ -229,9 +228,6 @@ class GridPool(PoolVecEnv):
         seen: dict[str, np.ndarray] = dict(zip(self.env._state_keys, self.env._recv(), strict=True))
         _mark_agent(seen["obs:image"])
         return seen
-
-    def _frames(self, images: np.ndarray) -> np.ndarray:
-        return _draw(self._tiles, images, self._lamp)
 
     def _infos(self, missions: Sequence[str], seen: dict[str, np.ndarray]) -> list[dict[str, Any]]:
         pairs = zip(missions, seen["obs:direction"].tolist(), strict=True)
@@ -264,7 +260,7 @@ def _draw(tiles: TileAtlas, images: np.ndarray, agent: np.ndarray | None = None)
     return tiles.draw(tiles.tile_ids(images).transpose(0, 2, 1), agent)
 
 
-@functools.lru_cache(maxsize=8)
+@lru_cache(maxsize=8)
 def _shown(tiles: TileAtlas) -> TileAtlas:
     """The tiles of MiniGrid's symbols: as of ``tiles``, where all that is not unseen is highlighted."""
     index = tiles.index.copy()
