@@ -1,7 +1,7 @@
 """EnvPool's worlds, many stepped together in compiled code: MiniGrid and BabyAI as pixels, Procgen and Atari games."""
 
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepR
 
 from envs.minigrid.render import atlas, one_hot
 from rlpre.data.adapters import VectorVecEnv
-from rlpre.data.tiles import AGENT_SHIFT, HIGHLIGHT, PALETTES
+from rlpre.data.tiles import AGENT_SHIFT, HIGHLIGHT, PALETTES, TileAtlas
 from rlpre.errors import RlpreError, lookup
 
 MEGABYTES = {"minigrid": 0.1, "procgen": 4.4, "atari": 1.4}  # of memory for one environment, measured
@@ -128,9 +128,9 @@ class PoolVecEnv(VectorVecEnv):
     def step_async(self, actions: np.ndarray) -> None:
         """As in SB3."""
         super().step_async(actions)
-        count, shape = int(self.action_space.n), (self.num_envs,)
-        if self._actions.shape != shape or not 0 <= self._actions.min() <= self._actions.max() < count:
-            raise RlpreError(f"actions {self._actions.tolist()}: give {shape[0]} numbers from 0 to {count - 1}")
+        count, given = int(self.action_space.n), self._actions.tolist()
+        if self._actions.shape != (self.num_envs,) or not 0 <= min(given) <= max(given) < count:
+            raise RlpreError(f"actions {given}: give {self.num_envs} numbers from 0 to {count - 1}")
 
     def step_wait(self) -> VecEnvStepReturn:
         """As in SB3."""
@@ -157,8 +157,9 @@ class GridPool(PoolVecEnv):
     Episodes are others for the same seed. An episode that fails without a reward, as in lava, in the very last step
     that it may take counts as truncated: EnvPool does not tell the difference.
 
+    The compiled pool is called directly: EnvPool's own layers in Python cost a fifth of a step.
+
     Attributes:
-        codes: (n_envs, R, C, 3) uint8 of the current observations, see `rlpre.data.tiles`.
         terminal_codes: environment -> codes (R, C, 3) of the last frame of its episode, for episodes that ended in the
             last step.
     """
@@ -166,54 +167,74 @@ class GridPool(PoolVecEnv):
     def __init__(
         self, create: Callable[[Sequence[int]], Any], n_envs: int, seed: int, tile_size: int, palette: str, state: bool
     ) -> None:
-        lookup("palette", palette, PALETTES)
+        night = lookup("palette", palette, PALETTES)
         self.atlas, self.palette, self.state = atlas(tile_size), palette, state
+        self._tiles = _shown(self.atlas)
         super().__init__(create, n_envs, seed)
-        side = self.observation_space["image"].shape[0] * tile_size
-        self.observation_space = spaces.Box(0, 255, (3, side, side), np.uint8)
+        size = self.observation_space["image"].shape[0]
+        self.observation_space = spaces.Box(0, 255, (3, size * tile_size, size * tile_size), np.uint8)
         self.terminal_codes: dict[int, np.ndarray] = {}
+        self._lamp = np.array([size * (size - 1) + size // 2]) if night else None  # the agent's cell
         self._missions = [""] * n_envs
+        self._all = np.arange(n_envs, dtype=np.int32)
+
+    @property
+    def codes(self) -> np.ndarray:
+        """The current observations, (n_envs, R, C, 3) uint8, see `rlpre.data.tiles`."""
+        return _codes(self._images)
 
     def reset(self) -> VecEnvObs:
         """As in SB3."""
         self._reseed()
         self._reset_options()
-        seen, _ = self.env.reset()
-        self._missions = _texts(seen["mission"])
-        self.codes, self.terminal_codes = _codes(seen["image"]), {}
-        self.reset_infos = self._infos(self._missions, seen["direction"], self.codes)
-        return self.atlas.decode(self.codes, self.palette)
+        seen = self._begin(self._all)
+        self._images, self._missions, self.terminal_codes = seen["obs:image"], _texts(seen["obs:mission"]), {}
+        self.reset_infos = self._infos(self._missions, seen)
+        return _draw(self._tiles, self._images, self._lamp)
 
     def step_wait(self) -> VecEnvStepReturn:
         """As in SB3."""
-        seen, rewards, terminated, truncated, _ = self.env.step(self._actions)
-        dones, codes = terminated | truncated, _codes(seen["image"])
-        infos = self._infos(self._missions, seen["direction"], codes)
-        cut = truncated & (rewards == 0)  # EnvPool calls every end in the last step that is allowed a truncation
+        self.env._send([self._all, self._all, self._actions.astype(np.int32)])
+        seen = self._receive()
+        rewards, dones = seen["reward"], seen["done"]
+        infos = self._infos(self._missions, seen)
+        cut = seen["trunc"] & (rewards == 0)  # EnvPool calls every end in the last step that is allowed a truncation
         for info, is_cut in zip(infos, cut.tolist(), strict=True):
             info["TimeLimit.truncated"] = is_cut
-        self.codes, self.terminal_codes = codes, {}
-        frames = self._restart_grids(dones, infos) if dones.any() else self.atlas.decode(codes, self.palette)
+        self._images, self.terminal_codes = seen["obs:image"], {}
+        frames = self._restart_grids(dones, infos) if dones.any() else _draw(self._tiles, self._images, self._lamp)
         return frames, rewards, dones, infos
 
     def _restart_grids(self, dones: np.ndarray, infos: list[dict[str, Any]]) -> np.ndarray:
         """The frames after a step that ended episodes; the last frames of these go to ``infos``."""
         ended = np.flatnonzero(dones)
-        first, _ = self.env.reset(ended)
-        last, self.codes[ended] = self.codes[ended], _codes(first["image"])
-        frames = self.atlas.decode(np.concatenate([self.codes, last]), self.palette)
-        missions = _texts(first["mission"])
-        begun = self._infos(missions, first["direction"], self.codes[ended])
+        first = self._begin(ended.astype(np.int32))
+        last, self._images[ended] = self._images[ended], first["obs:image"]
+        frames = _draw(self._tiles, np.concatenate([self._images, last]), self._lamp)
+        missions, codes = _texts(first["obs:mission"]), _codes(last)
+        begun = self._infos(missions, first)
         for k, i in enumerate(ended.tolist()):
             infos[i]["terminal_observation"] = frames[self.num_envs + k].copy()
-            self.terminal_codes[i], self._missions[i], self.reset_infos[i] = last[k], missions[k], begun[k]
+            self.terminal_codes[i], self._missions[i], self.reset_infos[i] = codes[k], missions[k], begun[k]
         return frames[: self.num_envs]
 
-    def _infos(self, missions: Sequence[str], directions: np.ndarray, codes: np.ndarray) -> list[dict[str, Any]]:
-        pairs = zip(missions, directions.tolist(), strict=True)
+    def _begin(self, ids: np.ndarray) -> dict[str, np.ndarray]:
+        """Starts episodes in environments ``ids`` (n,) int32."""
+        self.env._reset(ids)
+        return self._receive()
+
+    def _receive(self) -> dict[str, np.ndarray]:
+        """What EnvPool tells after a step or a reset, with the agent in each image, (n, C, R, 3)."""
+        seen: dict[str, np.ndarray] = dict(zip(self.env._state_keys, self.env._recv(), strict=True))
+        _mark_agent(seen["obs:image"])
+        return seen
+
+    def _infos(self, missions: Sequence[str], seen: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+        pairs = zip(missions, seen["obs:direction"].tolist(), strict=True)
         infos: list[dict[str, Any]] = [{"mission": mission, "direction": direction} for mission, direction in pairs]
-        for info, state in zip(infos, one_hot(codes).reshape(len(codes), -1) if self.state else (), strict=self.state):
-            info["state"] = state
+        if self.state:
+            for info, state in zip(infos, one_hot(_codes(seen["obs:image"])).reshape(len(infos), -1), strict=True):
+                info["state"] = state
         return infos
 
 
@@ -222,13 +243,29 @@ def _spread(seed: int | None, count: int) -> list[int]:
     return (np.random.SeedSequence(seed).generate_state(count) >> 1).tolist()
 
 
+def _mark_agent(images: np.ndarray) -> None:
+    """Marks the agent's cell in MiniGrid's symbols (N, C, R, 3) of the partial view."""
+    images[:, images.shape[1] // 2, -1, 2] |= _UP
+
+
 def _codes(images: np.ndarray) -> np.ndarray:
-    """Tile codes (N, R, C, 3) of MiniGrid's symbols (N, C, R, 3)."""
+    """Tile codes (N, R, C, 3) of MiniGrid's symbols (N, C, R, 3), where the agent is marked."""
     codes = images.transpose(0, 2, 1, 3).copy()
-    size = codes.shape[1]
-    codes[:, -1, size // 2, 2] |= _UP
     codes[..., 2] |= _SHOWN[codes[..., 0]]
     return codes
+
+
+def _draw(tiles: TileAtlas, images: np.ndarray, agent: np.ndarray | None = None) -> np.ndarray:
+    """The frames of those symbols, without codes in between; ``tiles`` are `_shown`, ``agent`` is as in `draw`."""
+    return tiles.draw(tiles.tile_ids(images).transpose(0, 2, 1), agent)
+
+
+@lru_cache(maxsize=8)
+def _shown(tiles: TileAtlas) -> TileAtlas:
+    """The tiles of MiniGrid's symbols: as of ``tiles``, where all that is not unseen is highlighted."""
+    index = tiles.index.copy()
+    index[1:] = index[1:, :, np.arange(index.shape[2]) | HIGHLIGHT]
+    return TileAtlas(tiles.tiles, index, tiles.light)
 
 
 def _texts(missions: np.ndarray) -> list[str]:

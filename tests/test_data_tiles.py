@@ -1,5 +1,6 @@
 """The tile atlas: pixels by hand, at night, against MiniGrid's own tiles, on disk."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -73,13 +74,13 @@ def test_any_batch_shape(batch: tuple[int, ...]) -> None:
     assert np.array_equal(atlas.decode(codes, "night").reshape(-1, 3, 6, 8), np.array(flat).reshape(-1, 3, 6, 8))
 
 
-@pytest.mark.parametrize(("cell", "message"), [((0, 0, 3), "names no tile"), ((9, 0, 0), "name no tile")])
-def test_codes_of_another_atlas_are_refused(cell: tuple[int, int, int], message: str) -> None:
+@pytest.mark.parametrize("cell", [(0, 0, 3), (0, 0, 255), (0, 1, 0), (0, 255, 255), (9, 0, 0), (255, 255, 255)])
+def test_codes_of_another_atlas_are_refused(cell: tuple[int, int, int]) -> None:
     codes = tiny_codes(4)
     with pytest.raises(RlpreError, match="did you mean 'night'"):
         tiny().decode(codes, "nigth")
     codes[2, 1, 1] = cell
-    with pytest.raises(RlpreError, match=message):
+    with pytest.raises(RlpreError, match=re.escape(f"the code {list(cell)} (type, color, flags) names no tile")):
         tiny().decode(codes)
 
 

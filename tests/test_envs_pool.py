@@ -33,9 +33,10 @@ def test_the_same_symbols_give_the_same_pixels(env_id: str) -> None:
     world = envs.make(env_id)
     rng, (frame, info) = np.random.default_rng(0), world.reset(seed=0)
     for _ in range(200):
-        codes = pool._codes(world.unwrapped.gen_obs()["image"][None])
-        assert np.array_equal(codes[0], info["codes"])
-        assert np.array_equal(envs.atlas(8).decode(codes)[0], frame)
+        images = world.unwrapped.gen_obs()["image"][None]
+        pool._mark_agent(images)
+        assert np.array_equal(pool._codes(images)[0], info["codes"])
+        assert np.array_equal(pool._draw(pool._shown(envs.atlas(8)), images)[0], frame)
         frame, _, terminated, truncated, info = world.step(rng.choice([0, 1, 2, 2, 3, 4, 5]))
         if terminated or truncated:
             frame, info = world.reset()
@@ -47,9 +48,10 @@ def same(first: Any, second: Any) -> bool:
     return bool(np.array_equal(first, second))
 
 
-def test_a_level_without_chance_gives_all_that_our_own_worlds_give() -> None:
+@pytest.mark.parametrize("palette", ["day", "night"])
+def test_a_level_without_chance_gives_all_that_our_own_worlds_give(palette: str) -> None:
     """Frames, rewards, ends, infos, terminal observations and codes, over successes and time limits."""
-    ours, theirs = (envs.make_vec(EMPTY, 8, 0, engine=engine) for engine in ("minigrid", "envpool"))
+    ours, theirs = (envs.make_vec(EMPTY, 8, 0, engine=engine, palette=palette) for engine in ("minigrid", "envpool"))
     assert same(ours.reset(), theirs.reset())
     assert same(ours.unwrapped.codes, theirs.unwrapped.codes)
     rng, ends = np.random.default_rng(0), Counter()

@@ -14,6 +14,7 @@ from rlpre.utils import atomic
 HIGHLIGHT = 1 << 2
 AGENT_SHIFT = 3
 PALETTES = {"day": False, "night": True}  # name -> whether the agent's lamp is the only light
+_BYTES = np.array([1 << 16, 1 << 8, 1], np.float32)  # of a code, read as one number
 _CHUNK = 16  # frames decoded at a time: their tiles stay in the second-level cache between the two copies
 
 
@@ -55,17 +56,41 @@ class TileAtlas:
             RlpreError: if a code names no tile, or the palette is unknown.
         """
         *batch, rows, columns, _ = codes.shape
-        ids = self._tile_ids(codes.reshape(-1, rows, columns, 3))
+        agent = None
         if lookup("palette", palette, PALETTES):
             agent = (codes.reshape(-1, rows * columns, 3)[..., 2] >> AGENT_SHIFT).argmax(1)
+        frames = self.draw(self.tile_ids(codes.reshape(-1, rows, columns, 3)), agent)
+        return frames.reshape(*batch, *frames.shape[1:])
+
+    def tile_ids(self, codes: np.ndarray) -> np.ndarray:
+        """The number of the tile of each code: (...) of codes (..., 3) uint8.
+
+        Raises:
+            RlpreError: if a code names no tile.
+        """
+        # One look-up of the three bytes as one number; it and all parts of the sum are exact in single precision.
+        numbers = codes.reshape(-1, 3).astype(np.float32) @ _BYTES
+        ids: np.ndarray = self._by_number.take(numbers.astype(np.intp), mode="clip").reshape(codes.shape[:-1])
+        if ids.size and ids.max() == len(self.tiles):
+            bad = codes[ids == len(self.tiles)][0].tolist()
+            raise RlpreError(f"the code {bad} (type, color, flags) names no tile: it belongs to another atlas")
+        return ids
+
+    def draw(self, ids: np.ndarray, agent: np.ndarray | None = None) -> np.ndarray:
+        """Frames (N, 3, R * T, C * T) uint8, contiguous, of the tiles ``ids`` (N, R, C).
+
+        At night ``agent`` (N,) or (1,) is the cell of the agent, row-major.
+        """
+        count, rows, columns = ids.shape
+        if agent is not None:
             levels = _light_levels(rows, columns, len(self.light))[agent]
-            ids = ids + levels.reshape(ids.shape) * np.intp(len(self.tiles))
+            ids = ids + levels.reshape(-1, rows, columns) * np.intp(len(self.tiles))
         tiles = self._lit_tiles
-        frames = np.empty((len(ids), 3, rows, self.tile_size, columns, tiles.shape[-1]), tiles.dtype)
+        frames = np.empty((count, 3, rows, self.tile_size, columns, tiles.shape[-1]), tiles.dtype)
         cells = frames.transpose(0, 2, 4, 1, 3, 5)
-        for start in range(0, len(ids), _CHUNK):
+        for start in range(0, count, _CHUNK):
             cells[start : start + _CHUNK] = tiles.take(ids[start : start + _CHUNK], axis=0)
-        return frames.view(np.uint8).reshape(*batch, 3, rows * self.tile_size, columns * self.tile_size)
+        return frames.view(np.uint8).reshape(count, 3, rows * self.tile_size, columns * self.tile_size)
 
     def decode_torch(self, codes: torch.Tensor, palette: str = "day") -> torch.Tensor:
         """Like `decode`, on the device of ``codes``; on an accelerator the codes are not checked."""
@@ -100,16 +125,13 @@ class TileAtlas:
         light = self.light[_light_levels(rows, columns, len(self.light))[agent]].reshape(rows, columns)
         return _dimmed(frame, light.repeat(self.tile_size, 0).repeat(self.tile_size, 1))
 
-    def _tile_ids(self, codes: np.ndarray) -> np.ndarray:
-        """Tile numbers (N, R, C) of codes (N, R, C, 3)."""
-        try:
-            ids: np.ndarray = self.index[codes[..., 0], codes[..., 1], codes[..., 2]]
-        except IndexError as error:
-            raise RlpreError(f"codes name no tile ({error}): they are damaged or belong to another atlas") from error
-        if ids.size and ids.min() < 0:
-            bad = codes[ids < 0][0].tolist()
-            raise RlpreError(f"the code {bad} (type, color, flags) names no tile: it belongs to another atlas")
-        return ids
+    @functools.cached_property
+    def _by_number(self) -> np.ndarray:
+        """The tile of each code, read as a number of three bytes; ``len(tiles)`` for codes that do not exist."""
+        kinds, colors, flags = self.index.shape
+        table = np.full((kinds + 1, 256, 256), len(self.tiles), np.min_scalar_type(len(self.tiles)))
+        table[:kinds, :colors, :flags] = np.where(self.index < 0, len(self.tiles), self.index)
+        return table.ravel()
 
     @functools.cached_property
     def _lit_tiles(self) -> np.ndarray:

@@ -372,7 +372,8 @@ def encode_unique(encode: Callable[[Tensor], Tensor], frames: Tensor, hash_weigh
     first = torch.full((len(frames),), len(frames)).scatter_reduce(0, group, rows, "amin")
     original = first[group]
     repeats = rows[original != rows]
-    if not len(repeats) or not torch.equal(flat[repeats], flat[original[repeats]]):  # equal hashes, unequal frames
+    pairs = zip(repeats.tolist(), original[repeats].tolist(), strict=True)  # compared one by one, without copies
+    if not len(repeats) or not all(torch.equal(flat[i], flat[j]) for i, j in pairs):  # equal hashes, unequal frames
         return encode(frames)
     return encode(frames[first[: int(group.max()) + 1]])[group]
 
