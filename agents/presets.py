@@ -405,6 +405,24 @@ PRESETS = {
         pretrain=CHANGE,
         train=AgentConfig(view="distract", strength=0.5, eval_every=8192),
     ),
+    # And on clean levels? One encoder of each seed for all of "headroom", whose scratch and transplants are its own.
+    "clean": Preset(
+        environments=tuple(MANY),
+        steps=tuple(MANY.values()),
+        data={"mixed": Data(tuple(MANY), 60_000)},
+        arms={
+            "scratch": Arm("scratch"),
+            "fresh-map": Arm("random", whiten="map"),
+            "fresh-map-soft": Arm("random", whiten="map", power=0.5),
+            "change-soft": Arm("frozen", "change", whiten=True, power=0.5),
+            "transplant": Arm("transplant"),
+        },
+        answer="change-soft",
+        seeds=5,
+        each_seed=True,
+        pretrain=CHANGE,
+        train=AgentConfig(eval_every=2048, eval_episodes=16),
+    ),
     # The same encoders where behind the cells are pictures that no frame showed; one level is new to them too.
     "held-out": Preset(
         environments=(DOORKEY, "MiniGrid-DoorKey-6x6-v0"),
