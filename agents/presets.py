@@ -405,6 +405,27 @@ PRESETS = {
         pretrain=CHANGE,
         train=AgentConfig(view="distract", strength=0.5, eval_every=8192),
     ),
+    # And in another world? Frames of random play are enough to see the monster of ViZDoom's Basic from every side.
+    "doom": Preset(
+        environments=("VizdoomBasic-v1",),
+        steps=(61_440,),
+        data={"random": Data(("VizdoomBasic-v1",), 30_000, "random")},
+        arms={
+            "scratch": Arm("scratch"),
+            "fresh-map": Arm("random", whiten="map"),
+            "fresh-map-soft": Arm("random", whiten="map", power=0.5),
+            "change-soft": Arm("frozen", "change", whiten=True, power=0.5),
+            "contrastive-soft": Arm("frozen", "contrastive", whiten=True, power=0.5),
+            f"{BEST}-soft": Arm("frozen", BEST, whiten=True, power=0.5),
+            ORACLE: Arm(ORACLE),
+        },
+        answer=f"{BEST}-soft",  # of four objectives in a pilot with one other seed
+        seeds=5,
+        threshold=60,  # a hit is worth 101, each frame before it costs 1: found and shot within ten decisions
+        each_seed=True,
+        pretrain=replace(CHANGE, steps=1500, checkpoint_every=1500),
+        train=AgentConfig(eval_every=2048, eval_episodes=16),
+    ),
     # And on clean levels? One encoder of each seed for all of "headroom", whose scratch and transplants are its own.
     "clean": Preset(
         environments=tuple(MANY),
