@@ -33,18 +33,8 @@ from sklearn.preprocessing import OneHotEncoder
 
 import envs
 import rlpre
-from agents.scoreboard_report import (
-    CONDITION,
-    FRESH,
-    GROUPS,
-    IMITATION,
-    PROBED,
-    READOUTS,
-    SCORE,
-    SIGNAL,
-    SUPERVISED,
-    report,
-)
+from agents import scoreboard_report as metrics
+from agents.scoreboard_report import FRESH, GROUPS, READOUTS, SUPERVISED, report
 from rlpre import FrameStore, PretrainConfig, RlpreError, pretrain
 from rlpre.compare.runner import Measurements, Run, run_study, succeed
 from rlpre.data.store import UNKNOWN, Indices
@@ -86,6 +76,7 @@ class Scoreboard:
     rows: int = 2500  # distinct frames among them that a probe reads
     seeds: int = 5  # each has weights, batches and shifts of its own
     first_seed: int = 0  # settings were tuned on seeds from 100 on
+    published: Path | None = None  # a comparison on these worlds: how well do scores rank its arms?
     pretrain: PretrainConfig = field(default_factory=lambda: PretrainConfig(features=256, steps=1500, gap=1, lr=3e-3))
 
     @property
@@ -99,13 +90,7 @@ class Scoreboard:
         return (FRESH, SUPERVISED, *self.objectives)
 
 
-def scoreboard(
-    study: Scoreboard,
-    out: Path,
-    workers: int | None = None,
-    executor: Executor | None = None,
-    published: Path | None = None,
-) -> str:
+def scoreboard(study: Scoreboard, out: Path, workers: int | None = None, executor: Executor | None = None) -> str:
     """Runs a scoreboard, or what is missing of it.
 
     Args:
@@ -113,7 +98,6 @@ def scoreboard(
         out: receives the frames, the encoders with their scores, and the report.
         workers: runs at a time on one machine; default one per core.
         executor: where they run; default processes of this machine.
-        published: a comparison on the same worlds; the report then says how well each score ranks its arms.
 
     Returns:
         The report as text.
@@ -124,7 +108,7 @@ def scoreboard(
     check(study)
     out = out.resolve()  # workers may have another working directory
     settings = asdict(study)
-    for free in ("worlds", "objectives", "seeds", "first_seed"):  # more can be added later
+    for free in ("worlds", "objectives", "seeds", "first_seed", "published"):  # more can be added later
         del settings[free]
     seeds = range(study.first_seed, study.first_seed + study.seeds)
     for world in study.worlds:
@@ -135,7 +119,7 @@ def scoreboard(
     configuration = {"study": "scoreboard", **settings}
     work = partial(measure, study, out)
     succeed(run_study(out / "runs", runs, work, configuration, steps, executor=executor, workers=workers, keep=True))
-    return report(out / "runs", study.worlds, study.arms, published)
+    return report(out / "runs", study.worlds, study.arms, study.published)
 
 
 def check(study: Scoreboard) -> None:
@@ -169,7 +153,7 @@ def measure(study: Scoreboard, home: Path, run: Run, out: Path, report: Report) 
         config = replace(study.pretrain, **recipe(run.arm), seed=run.seed)
         encoder = pretrain(frames, out=out, config=config, report=report).encoder
     rows = distinct_rows(make_reader(asked, encoder), study.rows, seed=0)
-    measured = {CONDITION: conditioning(encode(encoder, asked, rows)).number}
+    measured = {metrics.CONDITION: conditioning(encode(encoder, asked, rows)).number}
     for readout, how in READOUTS.items():
         features = encode(rlpre.whiten(encoder, frames, **how), asked, rows).numpy()
         measured |= {f"{readout}/{name}": value for name, value in scores(features, asked, rows).items()}
@@ -214,8 +198,8 @@ def returns(store: FrameStore) -> npt.NDArray[np.float64]:
 def scores(features: Floats, store: FrameStore, rows: Indices) -> dict[str, float]:
     """All scores of the features (n, dim) of ``rows`` (n,), in [0, 1].
 
-    They are by group in `GROUPS` the mean score above chance of its probes, `PROBED`, the mean over the groups,
-    `imitation`, `SCORE`, the mean of these two, and `signal`.
+    They are by group in `GROUPS` the mean score above chance of its probes, `metrics.PROBED`, the mean over the groups,
+    `imitation`, `metrics.SCORE`, the mean of these two, and `signal`.
 
     Raises:
         RlpreError: if there are too few frames with the expert's action.
@@ -226,20 +210,20 @@ def scores(features: Floats, store: FrameStore, rows: Indices) -> dict[str, floa
         for name, group in factors(store, rows).items()
     }
     features, rows = features[action.places], rows[action.places]
-    found[PROBED], found[IMITATION] = float(np.mean(list(found.values()))), imitation(features, action)
-    found[SCORE] = (found[PROBED] + found[IMITATION]) / 2
-    return {**found, SIGNAL: signal(features, action, symbols(store, rows))}
+    found[metrics.PROBED], found[metrics.IMITATION] = float(np.mean(list(found.values()))), imitation(features, action)
+    found[metrics.SCORE] = (found[metrics.PROBED] + found[metrics.IMITATION]) / 2
+    return {**found, metrics.SIGNAL: signal(features, action, symbols(store, rows))}
 
 
 def above(score: float, factor: Factor) -> float:
-    """A score above chance: 0 for that of a constant prediction or less, 1 for the best one."""
+    """0 for the score of a constant prediction, or less; 1 for the best one."""
     return max(0.0, (score - factor.chance) / (1 - factor.chance))
 
 
 def imitation(features: Floats, action: Factor) -> float:
     """The balanced accuracy above chance of a network like PPO's that had `UPDATES` updates on `LABELS` actions.
 
-    It is trained on ``features`` (n, dim) as they are, and tested on other episodes.
+    It reads ``features`` (n, dim) as they are, of other episodes.
     """
     predicted = np.empty_like(action.values)
     for fold, (train, test) in enumerate(action.folds()):
@@ -253,11 +237,7 @@ def imitation(features: Floats, action: Factor) -> float:
 
 
 def signal(features: Floats, action: Factor, known: Floats) -> float:
-    """The share of the variance of ``features`` (n, dim) that a linear map of the symbols (n, numbers) explains.
-
-    It is fitted as the probes are, and measured on other episodes. What it leaves is no part of the task, such as a
-    background, or no linear function of the symbols.
-    """
+    """The share of the variance of features (n, dim) that a linear map of symbols (n, numbers) explains elsewhere."""
     predicted = cross_val_predict(Ridge(RIDGE), known, features, cv=action.folds())
     return max(0.0, float(r2_score(features, predicted, multioutput="variance_weighted")))
 

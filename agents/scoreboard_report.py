@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure as Plot
-from scipy.stats import rankdata
+from scipy.stats import pearsonr, rankdata
 
 from rlpre.compare.report import write_report
 from rlpre.compare.runner import Row, read_rows, read_study
@@ -14,14 +14,13 @@ from rlpre.compare.summary import read_results
 from rlpre.errors import RlpreError
 from rlpre.evaluation import page
 from rlpre.evaluation.page import COLOURS, CONTROLS, Cell, Figure, Section, Table, Toned, short_names, show_interval
-from rlpre.evaluation.stats import CONFIDENCE, FEWEST, RESAMPLES, Floats, Interval, mean_interval
+from rlpre.evaluation.stats import CONFIDENCE, Floats, Interval, mean_interval
 
 FRESH, SUPERVISED = "fresh", "supervised"
 READOUTS = {  # by name the arguments of `rlpre.whiten`
-    "output": {},
-    "output-soft": {"power": 0.5},
-    "map": {"features": "map"},
-    "map-soft": {"features": "map", "power": 0.5},
+    features + end: {"features": features, "power": power}
+    for features in ("output", "map")
+    for end, power in (("", 1.0), ("-soft", 0.5))
 }
 GROUPS = ("cells", "place", "carried", "door", "distance", "action", "return")  # what is probed
 SCORE, IMITATION, SIGNAL, PROBED = SCORES = "score", "imitation", "signal", "probes"  # the first ranks the arms
@@ -77,14 +76,9 @@ def standings(rows: Sequence[Row], world: str, arms: Sequence[str]) -> list[Stan
 def rank_correlations(found: Mapping[str, Sequence[Standing]], published: Path) -> dict[str, Interval]:
     """How well does each of `SCORES` rank the arms of a published comparison, whose areas show how fast agents learn?
 
-    Points are its arms with a frozen encoder, in the readout that agents had there; score and area are means over
-    seeds. Both are ranked among the arms of a world, so that worlds may differ in difficulty: the correlation is
-    Spearman's if there is one. The interval is a bootstrap over points. Few points in the same order have one without
-    width, so the number of points matters.
-
-    Args:
-        found: the standings by world.
-        published: a directory with ``study.json`` and ``rows.json``.
+    It is Spearman's correlation, with ranks among the arms of a world, and Fisher's interval, which has no width if the
+    order is the same. Points are the arms with a frozen encoder, read as agents read it; scores (by world in ``found``)
+    and areas are means over seeds.
 
     Raises:
         RlpreError: if the comparison has no two such arms on a world.
@@ -93,34 +87,22 @@ def rank_correlations(found: Mapping[str, Sequence[Standing]], published: Path) 
     ranks: list[Floats] = []  # by world (1 + scores, points)
     for world, standings_of in found.items():
         means, points = {one.arm: one.means for one in standings_of}, []
-        for name, curves in tasks.get(world, {}).items():
-            arm = arms.get(name, {"mode": "unknown"})
-            scored = means.get(FRESH if arm["mode"] == "random" else arm.get("encoder"))
-            if scored and arm["mode"] in ("random", "frozen") and arm["whiten"]:
-                readout = "map" if arm["whiten"] == "map" else "output"
-                readout += "-soft" * (arm.get("power") == READOUTS["map-soft"]["power"])
-                points.append([curves.areas.mean(), *(scored[f"{readout}/{score}"] for score in SCORES)])
+        for name, arm in arms.items() if world in tasks else ():
+            objective = {"random": FRESH, "frozen": arm["encoder"]}.get(arm["mode"])
+            how = ("map" if arm["whiten"] == "map" else "output", 1.0 if arm.get("power") is None else arm["power"])
+            readout = next((each for each, known in READOUTS.items() if tuple(known.values()) == how), None)
+            if name in tasks[world] and objective in means and arm["whiten"] and readout and not arm.get("clone"):
+                scored = [means[objective][f"{readout}/{score}"] for score in SCORES]
+                points.append([tasks[world][name].areas.mean(), *scored])
         if len(points) > 1:
             ranked = rankdata(np.transpose(points), axis=1)
             ranks.append(ranked - ranked.mean(1, keepdims=True))
     if not ranks:
         raise RlpreError(f"{published} has no two arms with a frozen, whitened encoder on a world of this scoreboard")
-    points = np.concatenate(ranks, axis=1)
-    number = points.shape[1]
-    values, ends = _correlations(points), [[None] * len(SCORES)] * 2
-    if number > FEWEST:
-        drawn = points[:, np.random.default_rng(0).integers(number, size=(RESAMPLES, number))]
-        ends = np.nanquantile(_correlations(drawn), [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], axis=-1).tolist()
-    intervals = (Interval(*found, number).within(-1, 1) for found in zip(values.tolist(), *ends, strict=True))
-    return dict(zip(SCORES, intervals, strict=True))
-
-
-def _correlations(points: Floats) -> Floats:
-    """Pearson's correlation of the first of (1 + scores, ..., points) with the others; NaN for equal numbers."""
-    centred = points - points.mean(-1, keepdims=True)
-    with np.errstate(invalid="ignore"):
-        unit = centred / np.linalg.norm(centred, axis=-1, keepdims=True)
-    return np.asarray((unit[:1] * unit[1:]).sum(-1))
+    areas, *scored = np.concatenate(ranks, axis=1)
+    results = {name: pearsonr(areas, values) for name, values in zip(SCORES, scored, strict=True)}
+    ends = {name: result.confidence_interval(CONFIDENCE) for name, result in results.items()}
+    return {name: Interval(results[name].statistic, *ends[name], len(areas)) for name in SCORES}
 
 
 def report(directory: Path, worlds: Sequence[str], arms: Sequence[str], published: Path | None = None) -> str:
@@ -154,8 +136,7 @@ def report(directory: Path, worlds: Sequence[str], arms: Sequence[str], publishe
     sections[0] = Section(sections[0].title, blocks=[Figure("Gap closed", plot), *sections[0].blocks])
     if published:
         ranked = rank_correlations(found, published)
-        number = ranked[SCORE].n
-        note = f"Rank correlation with the areas of {number} arms of {published.name} [95 % interval]."
+        note = f"Rank correlation with the areas of {ranked[SCORE].n} arms of {published.name} [95 % interval]."
         cells: list[list[Cell]] = [[name, show_interval(each)] for name, each in ranked.items()]
         sections.append(Section("What is a score worth?", blocks=[Table(["score", "correlation"], cells, note=note)]))
     question = "Which objective's features say what a policy must know?"

@@ -12,19 +12,17 @@ from cli import Where, run
 def main(
     study: Annotated[tyro.conf.OmitArgPrefixes[Scoreboard], tyro.conf.arg(name="")],
     out: Path = Path("runs/scoreboard"),
-    published: Path | None = None,
     where: tyro.conf.OmitArgPrefixes[Where] = Where(),  # noqa: B008 (frozen)
 ) -> None:
-    """Pretrains every objective on the same frames of each world and scores its features.
+    """Pretrains every objective on the same frames of each world and probes what a policy must know.
 
     Args:
         study: the worlds, and settings.
         out: results directory; an interrupted scoreboard there is resumed.
-        published: a comparison on the same worlds, such as results/eyes; says how well the scores rank its arms.
         where: processes of this machine, or a cluster.
     """
     with where.executor() as executor:
-        print(scoreboard(study, out, where.workers, executor, published))
+        print(scoreboard(study, out, where.workers, executor))
     print(f"page: {out}/runs/report.html   numbers: {out}/runs/summary.json")
 
 

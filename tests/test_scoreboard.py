@@ -67,7 +67,7 @@ def test_the_gap_closed_by_hand() -> None:
 
 
 def test_a_score_that_orders_arms_as_their_areas_do_has_rank_correlation_1() -> None:
-    """Areas of the published arms: change-soft .78, change-map .60, fresh-map .51, fresh-map-soft .48, fresh .19."""
+    """Published areas: change-soft .78, change-map .60, fresh-map .51, fresh-map-soft .48, fresh .19."""
     change = Row("scoreboard", WORLD, "change", 0, f"output-soft/{SCORE}", 0.9)
     rows = planted({FRESH: ([-0.1], [0.5]), SUPERVISED: ([1.0], [1.0]), "change": ([0.3], [0.7])})
     found = {WORLD: standings([*rows, change], WORLD, (FRESH, SUPERVISED, "change"))}
