@@ -223,7 +223,7 @@ def above(score: float, factor: Factor) -> float:
 def imitation(features: Floats, action: Factor) -> float:
     """The balanced accuracy above chance of a network like PPO's that had `UPDATES` updates on `LABELS` actions.
 
-    It reads ``features`` (n, dim) as they are, of other episodes.
+    It is trained on features (n, dim) as they are, and tested on other episodes.
     """
     predicted = np.empty_like(action.values)
     for fold, (train, test) in enumerate(action.folds()):
@@ -237,7 +237,7 @@ def imitation(features: Floats, action: Factor) -> float:
 
 
 def signal(features: Floats, action: Factor, known: Floats) -> float:
-    """The share of the variance of features (n, dim) that a linear map of symbols (n, numbers) explains elsewhere."""
+    """The share of the variance of features (n, dim) that symbols (n, numbers) explain linearly on other episodes."""
     predicted = cross_val_predict(Ridge(RIDGE), known, features, cv=action.folds())
     return max(0.0, float(r2_score(features, predicted, multioutput="variance_weighted")))
 
