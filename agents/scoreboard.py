@@ -1,15 +1,17 @@
 """The scoreboard: in minutes, how much of what supervision adds to fresh weights does each objective add?
 
-Every objective is pretrained on the same frames of a world. Linear probes then ask its encoder, on frames of other
-episodes, for what a policy must know. Fresh weights are the control and `supervised`, which reads the symbols, is the
-ceiling. Every encoder is read twice: its output and its feature map, both whitened (`rlpre.whiten`).
+Every objective is pretrained on the same frames of a world. Then its encoder is scored on frames of other episodes.
+Linear probes ask for what a policy must know. `imitation` is how well a network like PPO's predicts the expert's action
+after a few updates: unlike a probe it depends on how features are scaled, as PPO does. The score is the mean of both.
+Fresh weights are the control and `supervised`, which reads the symbols, is the ceiling.
 
     gap closed = (score - score of fresh) / (score of supervised - score of fresh)
 
-The score is the mean over `GROUPS` of what the probes score above chance, from 0 to 1. Of every arm the readout counts
-that has the higher mean score over the seeds. Seeds draw weights, batches and shifts; the frames are the same.
+Every encoder is read in four ways, see `READOUTS`; of every arm that with the highest mean score over the seeds counts.
+Seeds draw weights, batches and shifts; the frames are the same. `rank_correlations` says how well scores rank arms.
 """
 
+import warnings
 from collections.abc import Callable
 from concurrent.futures import Executor
 from contextlib import suppress
@@ -22,29 +24,36 @@ import numpy as np
 import numpy.typing as npt
 import tyro
 from minigrid.core.constants import IDX_TO_OBJECT, OBJECT_TO_IDX
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import Ridge
+from sklearn.metrics import r2_score
+from sklearn.model_selection import cross_val_predict
+from sklearn.neural_network import MLPClassifier
+from sklearn.preprocessing import OneHotEncoder
 
 import envs
 import rlpre
-from agents.scoreboard_report import CONDITION, FEW, FRESH, GROUPS, NUMBERS, READOUTS, SCORE, SUPERVISED, report
+from agents import scoreboard_report as metrics
+from agents.scoreboard_report import FRESH, GROUPS, READOUTS, SUPERVISED, report
 from rlpre import FrameStore, PretrainConfig, RlpreError, pretrain
 from rlpre.compare.runner import Measurements, Run, run_study, succeed
 from rlpre.data.store import UNKNOWN, Indices
 from rlpre.data.tiles import AGENT_SHIFT
 from rlpre.errors import at_least, lookup
 from rlpre.evaluation.health import conditioning
-from rlpre.evaluation.probes import Factor, Floats, cross_score, distinct_rows, fresh, label_efficiency, sparsity
+from rlpre.evaluation.probes import RIDGE, Factor, Floats, cross_score, distinct_rows, fresh
 from rlpre.features import encode
 from rlpre.objectives import make_reader, parse_objective
 from rlpre.objectives.losses import AUGMENTATIONS
-from rlpre.objectives.symbols import BACKGROUND
+from rlpre.objectives.symbols import BACKGROUND, CLASSES
 from rlpre.pretrain import first_encoder
 
 FRAMES, PROBES = "frames", "probes"  # in a study's directory
 DISCOUNT = 0.99  # of the return; SB3's default
 DOOR_STATE = 0b11  # the bits of a cell's flags that hold the state of a door
 QUANTITIES = ("distance", "return")  # groups that are numbers; the others are classes
-SPARSE = ("carried", "door")  # groups that sparse probes are fitted to, which takes long for many classes
-LABELS = 200  # of the score with few labels
+HIDDEN, RATE = (64, 64), 2e-3  # of the network that imitates: PPO's in our comparisons
+LABELS, UPDATES = 200, 100  # that it learns from, with all labels in a batch
 
 OBJECTIVES = ("change", "inverse@none", "change+inverse@none", "inverse", "forward", "temporal", "temporal+inverse")
 OBJECTIVES += ("contrastive", "jigsaw")
@@ -67,6 +76,7 @@ class Scoreboard:
     rows: int = 2500  # distinct frames among them that a probe reads
     seeds: int = 5  # each has weights, batches and shifts of its own
     first_seed: int = 0  # settings were tuned on seeds from 100 on
+    published: Path | None = None  # a comparison on these worlds: how well do scores rank its arms?
     pretrain: PretrainConfig = field(default_factory=lambda: PretrainConfig(features=256, steps=1500, gap=1, lr=3e-3))
 
     @property
@@ -98,7 +108,7 @@ def scoreboard(study: Scoreboard, out: Path, workers: int | None = None, executo
     check(study)
     out = out.resolve()  # workers may have another working directory
     settings = asdict(study)
-    for free in ("worlds", "objectives", "seeds", "first_seed"):  # more can be added later
+    for free in ("worlds", "objectives", "seeds", "first_seed", "published"):  # more can be added later
         del settings[free]
     seeds = range(study.first_seed, study.first_seed + study.seeds)
     for world in study.worlds:
@@ -109,7 +119,7 @@ def scoreboard(study: Scoreboard, out: Path, workers: int | None = None, executo
     configuration = {"study": "scoreboard", **settings}
     work = partial(measure, study, out)
     succeed(run_study(out / "runs", runs, work, configuration, steps, executor=executor, workers=workers, keep=True))
-    return report(out / "runs", study.worlds, study.arms, LABELS)
+    return report(out / "runs", study.worlds, study.arms, study.published)
 
 
 def check(study: Scoreboard) -> None:
@@ -135,7 +145,7 @@ def recipe(arm: str) -> dict[str, str]:
 
 
 def measure(study: Scoreboard, home: Path, run: Run, out: Path, report: Report) -> Measurements:
-    """Makes the encoder of a run, or goes on with it, and scores both readouts."""
+    """Makes the encoder of a run, or goes on with it, and scores all readouts."""
     frames, asked = (FrameStore.open(home / part / run.task) for part in (FRAMES, PROBES))
     if run.arm == FRESH:
         encoder = fresh(first_encoder(frames, None, study.pretrain), run.seed)
@@ -143,10 +153,10 @@ def measure(study: Scoreboard, home: Path, run: Run, out: Path, report: Report) 
         config = replace(study.pretrain, **recipe(run.arm), seed=run.seed)
         encoder = pretrain(frames, out=out, config=config, report=report).encoder
     rows = distinct_rows(make_reader(asked, encoder), study.rows, seed=0)
-    measured = {CONDITION: conditioning(encode(encoder, asked, rows)).number}
-    for readout in READOUTS:
-        features = encode(rlpre.whiten(encoder, frames, features=readout), asked, rows).numpy()
-        measured |= {f"{readout}/{name}": value for name, value in scores(features, factors(asked, rows)).items()}
+    measured = {metrics.CONDITION: conditioning(encode(encoder, asked, rows)).number}
+    for readout, how in READOUTS.items():
+        features = encode(rlpre.whiten(encoder, frames, **how), asked, rows).numpy()
+        measured |= {f"{readout}/{name}": value for name, value in scores(features, asked, rows).items()}
     return measured
 
 
@@ -185,28 +195,55 @@ def returns(store: FrameStore) -> npt.NDArray[np.float64]:
     return value
 
 
-def scores(features: Floats, groups: dict[str, list[Factor]]) -> dict[str, float]:
-    """By group the mean score above chance of its probes, in [0, 1], and `SCORE`, the mean over the groups.
+def scores(features: Floats, store: FrameStore, rows: Indices) -> dict[str, float]:
+    """All scores of the features (n, dim) of ``rows`` (n,), in [0, 1].
 
-    `FEW` is the mean over all factors except cells with `LABELS` labels, or with all, if there are fewer. `NUMBERS` is
-    the geometric mean over the factors of `SPARSE` of the number of features that suffice; of all, if fewer do not.
+    They are by group in `GROUPS` the mean score above chance of its probes, `metrics.PROBED`, the mean over the groups,
+    `imitation`, `metrics.SCORE`, the mean of these two, and `signal`.
+
+    Raises:
+        RlpreError: if there are too few frames with the expert's action.
     """
-
-    def above(score: float, factor: Factor) -> float:
-        return max(0.0, (score - factor.chance) / (1 - factor.chance))
-
-    def few(factor: Factor) -> float:
-        labels = min(LABELS, len(factor.folds()[0][0]))
-        given = {"": features[factor.places]}
-        return float(label_efficiency(given, factor, counts=(labels,), seeds=1).scores[""].mean())
-
+    action = Factor.from_labels("expert", store.column("expert")[rows], store.episode[rows])
     found = {
         name: float(np.mean([above(cross_score(features[each.places], each), each) for each in group]))
-        for name, group in groups.items()
+        for name, group in factors(store, rows).items()
     }
-    shown = [each for name, group in groups.items() if name != "cells" for each in group]
-    found[FEW] = float(np.mean([above(few(each), each) for each in shown]))
-    found[SCORE] = float(np.mean([found[name] for name in groups]))
-    sparse = [each for name in SPARSE for each in groups.get(name, ())]
-    needed = [sparsity(features[each.places], each).smallest["features"] or features.shape[1] for each in sparse]
-    return {**found, NUMBERS: float(np.exp(np.mean(np.log(needed))))}
+    features, rows = features[action.places], rows[action.places]
+    found[metrics.PROBED], found[metrics.IMITATION] = float(np.mean(list(found.values()))), imitation(features, action)
+    found[metrics.SCORE] = (found[metrics.PROBED] + found[metrics.IMITATION]) / 2
+    return {**found, metrics.SIGNAL: signal(features, action, symbols(store, rows))}
+
+
+def above(score: float, factor: Factor) -> float:
+    """0 for the score of a constant prediction, or less; 1 for the best one."""
+    return max(0.0, (score - factor.chance) / (1 - factor.chance))
+
+
+def imitation(features: Floats, action: Factor) -> float:
+    """The balanced accuracy above chance of a network like PPO's that had `UPDATES` updates on `LABELS` actions.
+
+    It is trained on features (n, dim) as they are, and tested on other episodes.
+    """
+    predicted = np.empty_like(action.values)
+    for fold, (train, test) in enumerate(action.folds()):
+        shown = np.random.default_rng(fold).permutation(train)[:LABELS]
+        network = MLPClassifier(HIDDEN, "tanh", learning_rate_init=RATE, max_iter=UPDATES, tol=0, random_state=fold)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # it is stopped early on purpose
+            network.fit(features[shown], action.values[shown])
+        predicted[test] = network.predict(features[test])
+    return above(action.score(predicted), action)
+
+
+def signal(features: Floats, action: Factor, known: Floats) -> float:
+    """The share of the variance of features (n, dim) that symbols (n, numbers) explain linearly on other episodes."""
+    predicted = cross_val_predict(Ridge(RIDGE), known, features, cv=action.folds())
+    return max(0.0, float(r2_score(features, predicted, multioutput="variance_weighted")))
+
+
+def symbols(store: FrameStore, rows: Indices) -> Floats:
+    """What is in every cell and what is carried, one-hot, (n, numbers)."""
+    cells = store.codes(rows).reshape(len(rows), -1, 3).astype(int) @ (1, CLASSES[0], CLASSES[0] * CLASSES[1])
+    encoder = OneHotEncoder(drop="first", sparse_output=False)
+    return encoder.fit_transform(np.column_stack([cells, store.column("carrying")[rows]]))

@@ -7,11 +7,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from agents.scoreboard import DISCOUNT, Scoreboard, factors, returns, scoreboard, scores
-from agents.scoreboard_report import FEW, FRESH, GROUPS, NUMBERS, SCORE, SUPERVISED, standings
+from agents.scoreboard import DISCOUNT, Scoreboard, factors, returns, scoreboard, scores, symbols
+from agents.scoreboard_report import (
+    FRESH,
+    GROUPS,
+    IMITATION,
+    PROBED,
+    SCORE,
+    SCORES,
+    SIGNAL,
+    SUPERVISED,
+    rank_correlations,
+    standings,
+)
 from rlpre import FrameStore, PretrainConfig, RlpreError
 from rlpre.compare.runner import Row
 from rlpre.utils import read_json
+
+RESULTS = Path(__file__).parents[1] / "results"
 
 WORLD = "MiniGrid-DoorKey-5x5-v0"
 TINY = Scoreboard(
@@ -26,12 +39,14 @@ TINY = Scoreboard(
 
 
 def planted(scores_of: dict[str, tuple[list[float], list[float]]]) -> list[Row]:
-    """Scores of (output, map) by arm and seed."""
+    """Scores of (output, map) by arm and seed, whitened fully; softly they are lower."""
     return [
-        Row("scoreboard", WORLD, arm, seed, f"{readout}/{SCORE}", value)
+        Row("scoreboard", WORLD, arm, seed, f"{readout}{end}/{score}", value - 0.1 * len(end))
         for arm, both in scores_of.items()
         for readout, values in zip(("output", "map"), both, strict=True)
         for seed, value in enumerate(values)
+        for end in ("", "-soft")
+        for score in SCORES
     ]
 
 
@@ -51,23 +66,34 @@ def test_the_gap_closed_by_hand() -> None:
     assert all(one.gap is None for one in standings(planted(scores_of), WORLD, list(scores_of))), "no gap is known"
 
 
-def test_what_is_probed_is_found_in_the_symbols_and_not_in_noise(doorkey: FrameStore) -> None:
+def test_a_score_that_orders_arms_as_their_areas_do_has_rank_correlation_1() -> None:
+    """Published areas: change-soft .78, change-map .60, fresh-map .51, fresh-map-soft .48, fresh .19."""
+    change = Row("scoreboard", WORLD, "change", 0, f"output-soft/{SCORE}", 0.9)
+    rows = planted({FRESH: ([-0.1], [0.5]), SUPERVISED: ([1.0], [1.0]), "change": ([0.3], [0.7])})
+    found = {WORLD: standings([*rows, change], WORLD, (FRESH, SUPERVISED, "change"))}
+    ranked = rank_correlations(found, RESULTS / "eyes")
+    assert (ranked[SCORE].value, ranked[SCORE].n) == (pytest.approx(1), 5)
+    assert ranked[SIGNAL].value == pytest.approx(0), "change-soft is the last here and the first there"
+    assert -1 <= ranked[SIGNAL].low < 0 < ranked[SIGNAL].high <= 1
+    with pytest.raises(RlpreError, match="habits has no two arms with a frozen, whitened encoder on a world of this"):
+        rank_correlations(found, RESULTS / "habits")
+
+
+def test_what_is_scored_is_found_in_the_symbols_and_not_in_noise(doorkey: FrameStore) -> None:
     rows = np.unique(doorkey.ids, return_index=True)[1]
     asked = factors(doorkey, rows)
     assert set(GROUPS) - set(asked) == set()
     assert {factor.name for factor in asked["place"]} >= {"door", "key"}
     assert len(asked["cells"]) > 10
-    cells = doorkey.codes(rows).reshape(len(rows), -1, 3) @ (1, 0, 64)  # kinds and flags
-    known = np.stack([column == value for column in cells.T for value in np.unique(column)[1:]], axis=1)
+    known = symbols(doorkey, rows)
     noise = np.random.default_rng(0).normal(size=(len(rows), 32))
-    of_symbols, of_noise = scores(known.astype(float), asked), scores(noise, asked)
-    for name in ("cells", "place", "carried", "door"):
-        assert of_symbols[name] > 0.9, name
+    of_symbols, of_noise, of_both = (scores(each, doorkey, rows) for each in (known, noise, np.hstack([known, noise])))
+    for name in ("cells", "place", "carried", "door", SIGNAL):
+        assert of_symbols[name] > 0.85, name
         assert of_noise[name] < 0.2, name
-    assert of_symbols[FEW] > of_noise[FEW] + 0.4
-    assert of_symbols[SCORE] > of_noise[SCORE] + 0.4
-    assert of_symbols[NUMBERS] < known.shape[1] / 2
-    assert of_noise[NUMBERS] == noise.shape[1]
+    for name in (SCORE, IMITATION, PROBED):
+        assert of_symbols[name] > of_noise[name] + 0.4, name
+    assert of_symbols[IMITATION] > of_both[IMITATION] + 0.02, "noise as large as the symbols slows learning down"
 
 
 def test_returns_are_discounted_within_an_episode(doorkey: FrameStore) -> None:
@@ -82,7 +108,7 @@ def test_returns_are_discounted_within_an_episode(doorkey: FrameStore) -> None:
 def test_a_scoreboard_is_reported_and_resumed(tmp_path: Path) -> None:
     executor = ThreadPoolExecutor(1)
     text = scoreboard(TINY, tmp_path, executor=executor)
-    assert [name for name in (*GROUPS, FEW, NUMBERS) if name not in text] == []
+    assert [name for name in (*GROUPS, *SCORES) if name not in text] == []
     records = read_json(tmp_path / "runs/summary.json")["records"]
     assert {one["arm"] for one in records} == {FRESH, SUPERVISED, "inverse@none"}
     done = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs").rglob("done.json")}
