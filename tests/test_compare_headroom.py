@@ -1,5 +1,6 @@
 """How much could an encoder save? Oracles, transplants and fresh weights by each readout, in small comparisons."""
 
+import html
 import re
 from pathlib import Path
 from typing import Any
@@ -161,8 +162,9 @@ FAST, SLOW = [2000, 3000, 4000], [8000, 9000, 10_000]
         (
             SLOW,
             FAST,
-            r"Scratch needs 3\.00 \[.*\] times the steps of the oracle: no encoder can save more than that here\.",
+            r"Scratch needs 3\.00 \[.*\] times the steps of the oracle: an encoder can hardly save more than that\b",
         ),
+        (SLOW, [4000, 4000, 4000], r"Scratch needs 2\.25 \[.*\] times .*: more can be saved, as the arm 'best' shows"),
         (
             [9000, 9000, NEVER],
             FAST,
@@ -185,7 +187,7 @@ def test_the_first_sentence(scratch: list[Any], oracle: list[Any], sentence: str
     assert re.search(sentence, found)
     first = " ".join(report(study).splitlines()[:3])
     assert first.startswith(found)
-    assert not found or found in (study / "report.html").read_text()
+    assert not found or found in html.unescape((study / "report.html").read_text())
 
 
 def test_every_task_has_its_headroom_and_all_together_the_geometric_mean(tmp_path: Path) -> None:
