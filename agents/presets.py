@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import tyro
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
 import envs
 from agents import causes
@@ -90,6 +91,7 @@ class AgentConfig:
     strength: float | None = None  # of view "distract": weight of the pictures, 0 to 1; default 0.5
     pictures: str | None = None  # of view "distract": "train", "test" or a folder; default "train"
     engine: str = "minigrid"  # or "envpool", see envs.make_vec
+    normalize_reward: bool = False  # agents learn from rewards divided by the SD of returns; reports show plain ones
     eval_every: int = 2048  # environment steps between evaluations
     eval_episodes: int = 32  # episodes per evaluation, on seeds of their own
     device: str = "auto"  # "cpu", "cuda", ...
@@ -103,7 +105,12 @@ class AgentConfig:
 
     def make_env(self, env: str, **look: Any) -> MakeEnv:
         """The function that makes environments of a level; ``look`` holds further arguments of `envs.make_vec`."""
-        return envs.find(env, self.engine, **self.look, **look)
+        make = envs.find(env, self.engine, **self.look, **look)
+        return partial(_normalize_reward, make) if self.normalize_reward else make
+
+
+def _normalize_reward(make: MakeEnv, n_envs: int, seed: int) -> VecEnv:
+    return VecNormalize(make(n_envs, seed), norm_obs=False)
 
 
 @dataclass(frozen=True)
@@ -424,7 +431,8 @@ PRESETS = {
         threshold=60,  # a hit is worth 101, each frame before it costs 1: found and shot within ten decisions
         each_seed=True,
         pretrain=replace(CHANGE, steps=1500, checkpoint_every=1500),
-        train=AgentConfig(eval_every=2048, eval_episodes=16),
+        # Rewards of a hundred would swamp the encoder of an agent from scratch with the errors of its value head.
+        train=AgentConfig(normalize_reward=True, eval_every=2048, eval_episodes=16),
     ),
     # And on clean levels? One encoder of each seed for all of "headroom", whose scratch and transplants are its own.
     "clean": Preset(
