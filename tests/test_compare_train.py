@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from pixel_world import Quadrant, odd_encoder, refuse, worlds
 from sb3_contrib import ARS
 from stable_baselines3 import PPO
 from stable_baselines3.common.policies import ActorCriticPolicy
-from stable_baselines3.common.vec_env import DummyVecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecMonitor, VecNormalize
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import envs
@@ -240,6 +241,31 @@ def test_an_agent_learns(tmp_path: Path) -> None:
         env="MiniGrid-Empty-5x5-v0", agent="random-frozen", steps=8192, eval_episodes=16, device="cpu", ppo=ppo
     )
     assert train(config.training(), tmp_path)["return"][-1][1] > 0.8, "chance is 0.2"
+
+
+class Hundredfold(VecEnvWrapper):
+    """Rewards times a hundred, before they are summed to returns."""
+
+    def reset(self) -> Any:
+        return self.venv.reset()
+
+    def step_wait(self) -> Any:
+        frames, rewards, dones, infos = self.venv.step_wait()
+        return frames, rewards * 100, dones, infos
+
+
+@pytest.mark.parametrize("normalized", [False, True])
+def test_large_returns_are_a_reason_to_normalize_rewards(normalized: bool, home: Path, tmp_path: Path) -> None:
+    def make(n_envs: int, seed: int) -> VecEnv:
+        venv = VecMonitor(Hundredfold(envs.make_vec(TINY.env, n_envs, seed)))
+        return VecNormalize(venv, norm_obs=False) if normalized else venv
+
+    training = replace(tiny("scratch", home).training(), make_env=make)
+    with warnings.catch_warnings(record=True) as said:
+        returns = [value for _, value in train(training, tmp_path)["return"]]
+    assert max(returns) > 20, "plain returns are reported"
+    advice = [str(each.message) for each in said if "VecNormalize(venv, norm_obs=False)" in str(each.message)]
+    assert len(advice) == (0 if normalized else 1)
 
 
 @pytest.mark.parametrize(

@@ -109,6 +109,17 @@ def test_frames_show_other_pictures_than_agents_see_where_these_are_held_out(tmp
         assert np.array_equal(store.frames(np.arange(100)), other.frames(np.arange(100))) is same
 
 
+def test_agents_learn_from_normalized_rewards_and_reports_show_plain_returns() -> None:
+    venv, rng = AgentConfig(normalize_reward=True).make_env("MiniGrid-Empty-5x5-v0")(4, 0), np.random.default_rng(0)
+    venv.reset()
+    learned, shown = [], []
+    for _ in range(400):
+        _, rewards, _, infos = venv.step(rng.integers(0, 3, 4))
+        learned += rewards[rewards > 0].tolist()
+        shown += [info["episode"]["r"] for info in infos if "episode" in info]
+    assert min(learned) > 1 > max(shown) > 0, "a reward of MiniGrid is below 1"
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_can_run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*_: object, **__: object) -> None:

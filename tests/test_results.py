@@ -32,8 +32,8 @@ def test_a_published_study_can_be_shown_again(tmp_path):
 
 
 def test_all_studies_are_published():
-    names = "ablation clean eyes full habits headroom many memory quick scaling study why".split()
-    assert [study.name for study in STUDIES] == names
+    names = " ".join(study.name for study in STUDIES)
+    assert names == "ablation clean doom eyes full habits headroom many memory quick scaling study why"
     overall = read_results(RESULTS / "many").record(ALL, "temporal+inverse-whitened", "random-frozen")
     assert overall is not None
     assert overall.ratio is not None

@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from functools import partial
@@ -23,7 +24,13 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
-from stable_baselines3.common.vec_env import VecEnv, VecMonitor, VecTransposeImage, is_vecenv_wrapped
+from stable_baselines3.common.vec_env import (
+    VecEnv,
+    VecMonitor,
+    VecNormalize,
+    VecTransposeImage,
+    is_vecenv_wrapped,
+)
 from torch import nn
 
 from rlpre.compare.arms import ORACLE, Arm, Backbone, Clone, fresh_encoder, in_front, variant
@@ -56,6 +63,7 @@ BEST_MODEL, LAST_MODEL = "best_model.zip", "last_model.zip"
 EVALUATION_SEED = 1_000_000  # evaluation shares no seed with training
 FILM_SEED = 2_000_000
 EPISODES, EPISODE_STEPS = 3, 50  # of a film
+LARGE = 20  # size of returns from which the value head's errors may drown what an encoder learns from the policy
 SIDE = 160  # most pixels of a film's width and height
 MILLISECONDS, LAST_MILLISECONDS = 120, 800  # that a picture is shown; the last one of an episode
 
@@ -205,6 +213,7 @@ def train(spec: Training, out: Path, report: Report = lambda steps: None) -> Mea
     if spec.clone:
         _clone(spec, model, cast(AnyEncoder, encoder), out / "clone")
     curve = _learn(spec, model, evaluation, out, report)
+    _warn_of_large_returns(venv, curve)
     model.save(str(out / LAST_MODEL))
     best = spec.algorithm.load(out / BEST_MODEL, device=device)
     if encoder is not None:
@@ -257,6 +266,17 @@ def _learn(spec: Training, model: BaseAlgorithm, evaluation: VecEnv, out: Path, 
     model.learn(spec.steps, callback=CallbackList(callbacks), tb_log_name="tensorboard")
     with np.load(out / EVALUATIONS) as file:
         return curve + list(zip(file["timesteps"].tolist(), file["results"].mean(axis=1).tolist(), strict=True))
+
+
+def _warn_of_large_returns(venv: VecEnv, curve: Curve) -> None:
+    """Agents that train their encoder suffer from large rewards more than others, which makes a comparison unfair."""
+    largest = max((value for _, value in curve), key=abs)
+    if abs(largest) >= LARGE and not is_vecenv_wrapped(venv, VecNormalize):
+        warnings.warn(
+            f"returns are as large as {largest:.0f}: they slow down agents that train their encoder more than others; "
+            "let make_env return VecNormalize(venv, norm_obs=False), which leaves the reported returns as they are",
+            stacklevel=3,
+        )
 
 
 def _evaluation(algorithm: type[BaseAlgorithm]) -> type[EvalCallback]:
