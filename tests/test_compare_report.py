@@ -168,6 +168,8 @@ def test_report_writes_everything(tmp_path):
         colour = [int(style(arm, METRIC)[0][i : i + 2], 16) for i in (1, 3, 5)]
         assert (pixels == colour).all(axis=1).sum() > 500
     assert len({style(arm, METRIC) for arm in METRIC.arms}) == len(METRIC.arms)
+    many = replace(METRIC, arms=METRIC.arms | {f"control {number}": 0 for number in range(5)})
+    assert len({style(arm, many) for arm in many.arms}) == len(many.arms)
     # The published files alone give the same report, without any chance in it.
     published = tmp_path / "published"
     published.mkdir()

@@ -455,7 +455,8 @@ def style(arm: str, metric: Metric) -> tuple[str, str]:
     controls.sort(key=lambda name: name != metric.baseline)
     if arm in controls:
         place = controls.index(arm)
-        return page.CONTROLS[place % len(page.CONTROLS)], page.DASHES[place % len(page.DASHES)]
+        turn = place + place // len(page.CONTROLS)  # of nine controls no two look alike
+        return page.CONTROLS[place % len(page.CONTROLS)], page.DASHES[turn % len(page.DASHES)]
     place = [name for name in metric.arms if name not in controls].index(arm)
     return page.COLOURS[place % len(page.COLOURS)], page.DASHES[place // len(page.COLOURS) % len(page.DASHES)]
 
