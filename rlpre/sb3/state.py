@@ -17,8 +17,7 @@ STATE = "state"  # the key of the state in an info, or in a Dict observation
 class StateVecEnv(VecEnvWrapper):
     """Gives SB3 the true state of each environment, (n,) float32, and nothing else; train ``"MlpPolicy"`` on it.
 
-    An encoder can hardly hope for fewer steps than such an agent needs, unless a convolution shares over places what the
-    perceptron must learn for each.
+    An encoder hardly needs fewer steps, unless a convolution shares over places what the perceptron learns for each.
 
     An environment puts its state, an array of numbers of constant length, into ``info["state"]`` at every reset and
     step. As in SB3, at the end of an episode the ``info`` of the step belongs to the terminal observation, and
