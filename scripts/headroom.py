@@ -8,10 +8,11 @@ import tyro
 
 from agents.presets import PRESETS, AgentConfig
 from cli import Where, run
-from rlpre.compare.arms import TRANSPLANT, Arm
-from rlpre.compare.report import headroom
+from rlpre.compare.arms import ORACLE, TRANSPLANT, Arm
+from rlpre.compare.report import answers, headroom
 from rlpre.compare.summary import ALL, Record, Results, read_results
-from rlpre.evaluation.page import Table, aligned, short_names, show_interval, show_ratio, thousands
+from rlpre.errors import RlpreError
+from rlpre.evaluation.page import Table, aligned, sentence, short_names, show_interval, show_ratio, thousands
 
 KNOWN = PRESETS["headroom"]
 
@@ -21,6 +22,7 @@ def main(
     steps: tuple[int, ...] = (100_000,),
     seeds: int = KNOWN.seeds,
     threshold: float = KNOWN.threshold,
+    oracle: bool = True,
     transplant: bool = True,
     out: Path = Path("runs/headroom"),
     train: AgentConfig = KNOWN.train,
@@ -29,24 +31,29 @@ def main(
     """Compares agents that learn from pixels with oracles, which learn from the environment's true state.
 
     Args:
-        envs: ids of MiniGrid or BabyAI, or environments of your own that put their true state into ``info["state"]``:
+        envs: ids of `envs.make_vec`, or environments of your own that put their true state into ``info["state"]``:
             Gymnasium ids or module:function. Default: the levels of our own table.
         steps: environment steps of a run, one number for all environments or one for each; not for the default.
         seeds: runs of every arm.
         threshold: return to reach.
+        oracle: whether to compare with agents that learn from the true state; not all environments tell it.
         transplant: whether to freeze the encoders that the agents have learned from pixels, and to learn once more.
         out: results directory; interrupted runs there go on.
         train: how agents see their levels and learn.
         where: processes of this machine, or a cluster.
     """
-    arms = KNOWN.arms | ({TRANSPLANT: Arm(TRANSPLANT)} if transplant else {})
-    preset = replace(KNOWN, arms=arms, seeds=seeds, threshold=threshold, train=train)
+    bounds = [mode for mode, wanted in {ORACLE: oracle, TRANSPLANT: transplant}.items() if wanted]
+    if not bounds:
+        raise RlpreError("neither oracle nor transplant: leave one of them, or there is nothing to compare with")
+    arms = {"scratch": Arm("scratch"), **{mode: Arm(mode) for mode in bounds}}
+    preset = replace(KNOWN, arms=arms, answer=bounds[0], seeds=seeds, threshold=threshold, train=train)
     if envs:
         preset = replace(preset, environments=tuple(dict.fromkeys(envs)), steps=steps)
     with where.executor() as executor:
         preset.run(out, where.workers, executor)
     results = read_results(out)
-    print(headroom(results, ALL if len(results.tasks) > 1 else next(iter(results.tasks))), end="\n\n")
+    task = ALL if len(results.tasks) > 1 else next(iter(results.tasks))
+    print(headroom(results, task) or sentence(str(answers(results)[task])), end="\n\n")
     print(aligned(table(results)))
     print(f"\npage: {out}/report.html   numbers: {out}/summary.json")
 

@@ -268,7 +268,7 @@ def test_frames_are_collected_and_ppo_learns_on_features(tmp_path: Path) -> None
         ("Pong-v6", {}, "did you mean 'Pong-v5'"),
         ("CartPole-v1", {"engine": "envpool"}, "EnvPool steps .* here, not CartPole-v1: leave out the engine"),
         ("CartPole-v1", {"view": "full"}, "CartPole-v1 does not take 'view': leave it out"),
-        (LEAPER, {"state": True}, "EnvPool does not tell the state of LeaperEasy-v0: leave out state=True"),
+        (LEAPER, {"state": True}, "EnvPool does not tell the state of LeaperEasy-v0: leave out state=True, or"),
         (LEAPER, {"tile_size": 16}, "LeaperEasy-v0 does not take 'tile_size': leave it out"),
         (LEAPER, {"n_envs": 10**6}, "1000000 of LeaperEasy-v0 need about 4400 GB"),
     ],

@@ -186,13 +186,15 @@ def test_compare_killed_and_resumed_answers(tmp_path: Path, call: Call) -> None:
     assert {marker: marker.stat().st_mtime_ns for marker in markers()} == after
 
 
-def test_headroom_of_two_worlds(tmp_path: Path) -> None:
-    out, settings = (
-        tmp_path / "results",
-        [f"--train.{name}={value}" for name, value in RUN.items() if name != "features"],
-    )
+def small_headroom(*arguments: object) -> str:
+    settings = [f"--train.{name}={value}" for name, value in RUN.items() if name != "features"]
     settings += [f"--train.ppo.{name}={value}" for name, value in PPO.items()]
-    printed = succeed("headroom", WORLD, "MiniGrid-Empty-6x6-v0", "--out", out, STEPS, "--seeds=1", *settings)
+    return succeed("headroom", *arguments, STEPS, "--seeds=1", *settings)
+
+
+def test_headroom_of_two_worlds(tmp_path: Path) -> None:
+    out = tmp_path / "results"
+    printed = small_headroom(WORLD, "MiniGrid-Empty-6x6-v0", "--out", out)
     metric = read_json(out / "study.json")["metric"]
     assert (list(metric["arms"]), metric["oracle"]) == (["scratch", "oracle", "transplant"], "oracle")
     assert "the oracle" in printed.splitlines()[0]
@@ -204,6 +206,13 @@ def test_headroom_of_two_worlds(tmp_path: Path) -> None:
         said = read_json(out / WORLD / arm / "seed-0" / "run.json")["configuration"]
         rates[arm] = said["algorithm_kwargs"]["learning_rate"]
     assert rates == {"scratch": 5e-4, "oracle": 1e-3, "transplant": 2e-3}
+
+
+def test_headroom_without_an_oracle_where_the_state_is_not_told(tmp_path: Path) -> None:
+    printed = small_headroom("LeaperEasy-v0", "--oracle=False", "--threshold=0", "--out", tmp_path / "results")
+    assert list(read_json(tmp_path / "results" / "study.json")["metric"]["arms"]) == ["scratch", "transplant"]
+    assert "scratch needs 1.00 (n<3) times the steps of transplant" in printed.splitlines()[0]
+
 
 
 def one_sentence(complaints: str, words: str) -> bool:
@@ -247,6 +256,8 @@ BAD = [
     ("train --steps 100 --out {new}", "steps=100 end before the first evaluation"),
     ("headroom MiniGrid-Emty-5x5-v0 --out {new}", "did you mean 'MiniGrid-Empty-5x5-v0'"),
     ("headroom pixel_world:worlds --out {new}", "arm 'oracle': environment 0 does not tell its true state"),
+    ("headroom LeaperEasy-v0 --out {new}", "does not tell the state of LeaperEasy-v0: leave out state=True, or"),
+    ("headroom --oracle False --transplant False --out {new}", "neither oracle nor transplant: leave one of them"),
     ("compare --out {new} own --env {world} --arm a=oracle --steps 9", "does not tell its true state"),
     ("compare --out {new} quick --answer scrach", "unknown arm 'scrach': did you mean 'scratch'"),
     ("compare --out {new} quick --baseline scrach", "unknown arm 'scrach': did you mean 'scratch'"),

@@ -295,7 +295,8 @@ class FeaturesVecEnv(VecEnvWrapper):
         venv = as_vec_env(venv)
         self._normalizer = unwrap_vec_normalize(venv)
         _check_frames_unchanged(self._normalizer)
-        self.encoder = copy.deepcopy(encoder).eval().to(resolve_device(device))
+        self._device = resolve_device(device)  # to look for it in the encoder takes as long as a small layer
+        self.encoder = copy.deepcopy(encoder).eval().to(self._device)
         freeze(self.encoder)
         self._frames = self.encoder.frames if isinstance(self.encoder, SequenceEncoder) else self.encoder
         self._known: dict[bytes, np.ndarray] = {}  # features by hash of the frame
@@ -393,7 +394,7 @@ class FeaturesVecEnv(VecEnvWrapper):
         assert isinstance(self.encoder, SequenceEncoder)
         step = history.steps[-1]
         features, actions, missions, starts = (
-            torch.from_numpy(part).to(self.encoder.device)
+            torch.from_numpy(part).to(self._device)
             for part in (step["features"], step["actions"], self._missions, history.ages == 1)
         )
         mission = missions if self._vocabulary else None
@@ -427,9 +428,9 @@ class FeaturesVecEnv(VecEnvWrapper):
 
     @torch.inference_mode()
     def _compute(self, frames: np.ndarray) -> np.ndarray:
-        batch, device = torch.from_numpy(frames), self._frames.device
-        if device.type == "cuda":
-            batch = batch.pin_memory().to(device, non_blocking=True)
+        batch = torch.from_numpy(frames)
+        if self._device.type == "cuda":
+            batch = batch.pin_memory().to(self._device, non_blocking=True)
         return cast(np.ndarray, self._frames(batch).float().cpu().numpy())
 
 
