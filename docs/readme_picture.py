@@ -32,7 +32,7 @@ def draw() -> Figure:
     left, right = figure.subplots(1, 2, sharey=True)
     _panel(left, "eyes", "MiniGrid-MultiRoom-N2-S4-v0", EYES, "Seeing is hard: pretrain the encoder")
     _panel(right, "habits", "MiniGrid-MultiRoom-N4-S5-v0", HABITS, "Rewards are rare: clone the policy")
-    left.legend(frameon=False, loc="center right")
+    left.legend(frameon=False, loc="center right", bbox_to_anchor=(1, 0.63))
     right.legend(frameon=False, loc="upper left")
     left.set(ylabel="mean return of an evaluation", ylim=(0, 1.02))
     return figure
