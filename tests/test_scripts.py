@@ -214,7 +214,6 @@ def test_headroom_without_an_oracle_where_the_state_is_not_told(tmp_path: Path) 
     assert "scratch needs 1.00 (n<3) times the steps of transplant" in printed.splitlines()[0]
 
 
-
 def one_sentence(complaints: str, words: str) -> bool:
     lines = complaints.splitlines()
     return len(lines) == 1 and lines[0].startswith("error: ") and words in lines[0]
