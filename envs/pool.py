@@ -76,7 +76,7 @@ def make_pool(env_id: str, n_envs: int, seed: int, state: bool = False, **look: 
     if look:
         raise RlpreError(f"{env_id} does not take {next(iter(look))!r}: leave it out")
     if state and kind != "atari":
-        raise RlpreError(f"EnvPool does not tell the state of {env_id}: leave out state=True, or a comparison's oracle")
+        raise RlpreError(f"EnvPool does not tell the state of {env_id}: leave out state=True, or the oracle")
     return VecMonitor(PoolVecEnv(create, n_envs, seed, ram=state))
 
 

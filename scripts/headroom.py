@@ -44,7 +44,7 @@ def main(
     """
     bounds = [mode for mode, wanted in {ORACLE: oracle, TRANSPLANT: transplant}.items() if wanted]
     if not bounds:
-        raise RlpreError("neither oracle nor transplant: leave one of them, or there is nothing to compare with")
+        raise RlpreError("oracle and transplant are both False: scratch has nothing to be compared with, keep one")
     arms = {"scratch": Arm("scratch"), **{mode: Arm(mode) for mode in bounds}}
     preset = replace(KNOWN, arms=arms, answer=bounds[0], seeds=seeds, threshold=threshold, train=train)
     if envs:

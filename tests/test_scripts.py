@@ -256,7 +256,10 @@ BAD = [
     ("headroom MiniGrid-Emty-5x5-v0 --out {new}", "did you mean 'MiniGrid-Empty-5x5-v0'"),
     ("headroom pixel_world:worlds --out {new}", "arm 'oracle': environment 0 does not tell its true state"),
     ("headroom LeaperEasy-v0 --out {new}", "does not tell the state of LeaperEasy-v0: leave out state=True, or"),
-    ("headroom --oracle False --transplant False --out {new}", "neither oracle nor transplant: leave one of them"),
+    (
+        "headroom --oracle False --transplant False --out {new}",
+        "oracle and transplant are both False: scratch has nothing to be compared with",
+    ),
     ("compare --out {new} own --env {world} --arm a=oracle --steps 9", "does not tell its true state"),
     ("compare --out {new} quick --answer scrach", "unknown arm 'scrach': did you mean 'scratch'"),
     ("compare --out {new} quick --baseline scrach", "unknown arm 'scrach': did you mean 'scratch'"),

@@ -295,7 +295,7 @@ class FeaturesVecEnv(VecEnvWrapper):
         venv = as_vec_env(venv)
         self._normalizer = unwrap_vec_normalize(venv)
         _check_frames_unchanged(self._normalizer)
-        self._device = resolve_device(device)  # to look for it in the encoder takes as long as a small layer
+        self._device = resolve_device(device)  # a frozen copy would have to be searched for it, module by module
         self.encoder = copy.deepcopy(encoder).eval().to(self._device)
         freeze(self.encoder)
         self._frames = self.encoder.frames if isinstance(self.encoder, SequenceEncoder) else self.encoder
