@@ -265,7 +265,7 @@ def test_the_longer_wait_counts(features: VecEnv) -> None:
         (lambda: floored_advantages(0), "floor is 0: it must be a positive number"),
         (lambda: kl_penalty(coin(0.5), beta=-1), "beta is -1: give the cost of a nat"),
         (lambda: kl_penalty(coin(0.5), half_life=0), "half_life is 0: give environment steps"),
-        (lambda: kl_penalty(coin(0.5), least=0.3), "least is 0.3: beta starts at 0.2"),
+        (lambda: kl_penalty(coin(0.5), least=0.3), "least is 0.3: beta starts at 0.05"),
         (lambda: kl_penalty(coin(0.5), floor=0), "floor is 0"),
         (lambda: PPO("MlpPolicy", worlds(), **kl_penalty(coin(0.5))), "the reference policy is for Box"),
         (lambda: value_first(coin(0.5), 3), "optimizer 'Adam' cannot let parameters wait"),

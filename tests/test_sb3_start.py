@@ -210,7 +210,7 @@ def test_another_model_gets_one_sentence(
         ("value_first is -1", {"value_first": -1}),
         ("beta is -1: give the cost of a nat", {"kl": -1}),
         ("half_life is 0: give environment steps", {"kl_decay": 0}),
-        ("least is 0.3: beta starts at 0.2", {"kl_least": 0.3}),
+        ("least is 0.3: beta starts at 0.05", {"kl_least": 0.3}),
     ],
 )
 def test_numbers_out_of_range_get_one_sentence(named: str, changes: dict[str, Any], policy: ActorCriticPolicy) -> None:

@@ -38,6 +38,7 @@ from rlpre.errors import RlpreError
 from rlpre.sb3.optim import EncoderOptimizer
 
 FLOOR = 0.05  # in units of return; no other value was compared
+KL = 0.05  # cost of a nat, in units of reward; 0.2 holds clones back, 0 may lose them (results, MultiRoom-N4-S5)
 HALF_LIFE = 100_000  # environment steps; a run of 300,000 has VPT's three halvings
 
 
@@ -135,7 +136,7 @@ class KLRolloutBuffer(FlooredRolloutBuffer):
 
 def kl_penalty(
     policy: ActorCriticPolicy,
-    beta: float = 0.2,
+    beta: float = KL,
     half_life: float = HALF_LIFE,
     least: float = 0.0,
     floor: float = FLOOR,
@@ -160,7 +161,7 @@ def kl_penalty(
         RlpreError: if a number is out of range.
     """
     if not 0 <= beta < float("inf"):
-        raise RlpreError(f"beta is {beta}: give the cost of a nat in units of reward, 0 or more, such as 0.2")
+        raise RlpreError(f"beta is {beta}: give the cost of a nat in units of reward, 0 or more, such as {KL}")
     if not half_life > 0:
         raise RlpreError(f"half_life is {half_life}: give environment steps, such as {HALF_LIFE:,}, or inf: no decay")
     if not 0 <= least <= beta:

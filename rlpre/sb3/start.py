@@ -24,7 +24,7 @@ from rlpre.sb3 import ppo
 from rlpre.sb3.clone import load_clone
 from rlpre.sb3.optim import EncoderOptimizer, encoder_optimizer
 from rlpre.sb3.policy import EncoderExtractor, SequenceExtractor
-from rlpre.sb3.ppo import HALF_LIFE, kl_penalty
+from rlpre.sb3.ppo import HALF_LIFE, KL, kl_penalty
 from rlpre.sb3.vecenv import FeatureSpace, learned_normalizations, normalizations
 
 VALUE_FIRST = 10_000  # environment steps
@@ -36,7 +36,7 @@ def start_from(
     policy: ActorCriticPolicy | str | PathLike[str],
     *,
     value_first: int = VALUE_FIRST,
-    kl: float = 0.2,
+    kl: float = KL,
     kl_decay: float = HALF_LIFE,
     kl_least: float = 0.0,
 ) -> None:
