@@ -3,7 +3,7 @@
 Every objective is pretrained on the same frames of a world. Then its encoder is scored on frames of other episodes.
 Linear probes ask for what a policy must know. `imitation` is how well a network like PPO's predicts the expert's action
 after a few updates: unlike a probe it depends on how features are scaled, as PPO does. The score is the mean of both.
-Fresh weights are the control and `supervised`, which reads the symbols, is the ceiling.
+Fresh weights are the control and `supervised`, which reads the symbols (ViZDoom: the labels), is the ceiling.
 
     gap closed = (score - score of fresh) / (score of supervised - score of fresh)
 
@@ -27,7 +27,7 @@ from minigrid.core.constants import IDX_TO_OBJECT, OBJECT_TO_IDX
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import Ridge
 from sklearn.metrics import r2_score
-from sklearn.model_selection import cross_val_predict
+from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.neural_network import MLPClassifier
 from sklearn.preprocessing import OneHotEncoder
 
@@ -45,7 +45,7 @@ from rlpre.evaluation.probes import RIDGE, Factor, Floats, cross_score, distinct
 from rlpre.features import encode
 from rlpre.objectives import make_reader, parse_objective
 from rlpre.objectives.losses import AUGMENTATIONS
-from rlpre.objectives.symbols import BACKGROUND, CLASSES
+from rlpre.objectives.symbols import BACKGROUND, CLASSES, label_edges
 from rlpre.pretrain import first_encoder
 
 FRAMES, PROBES = "frames", "probes"  # in a study's directory
@@ -65,14 +65,15 @@ Report = Callable[[int], None]
 class Scoreboard:
     """Everything that decides the numbers of a scoreboard."""
 
-    worlds: tyro.conf.Positional[tuple[str, ...]] = ("MiniGrid-DoorKey-6x6-v0",)  # ids of grid worlds
+    worlds: tyro.conf.Positional[tuple[str, ...]] = ("MiniGrid-DoorKey-6x6-v0",)  # of MiniGrid, BabyAI or ViZDoom
     objectives: tuple[str, ...] = OBJECTIVES  # each with "@none" if frames are not to be shifted
     view: str = "partial"  # see `envs.make`, also for the next two
     strength: float | None = None  # of view "distract": weight of the pictures, 0 to 1; default 0.5
     pictures: str | None = None  # of view "distract": "train", "test" or a folder; default "train"
     behaviour: str = "0.5*random + 0.5*expert:0.3"  # who collects the frames to pretrain on, see `envs.collect`
     frames: int = 60_000  # to pretrain on
-    probes: int = 20_000  # of the expert with noise, to probe on
+    probes: int = 20_000  # to probe on
+    player: str = "expert:0.3"  # who collects these; ViZDoom has an expert for MyWayHome alone, give "random" elsewhere
     rows: int = 2500  # distinct frames among them that a probe reads
     seeds: int = 5  # each has weights, batches and shifts of its own
     first_seed: int = 0  # settings were tuned on seeds from 100 on
@@ -113,7 +114,7 @@ def scoreboard(study: Scoreboard, out: Path, workers: int | None = None, executo
     seeds = range(study.first_seed, study.first_seed + study.seeds)
     for world in study.worlds:
         envs.collect(world, out / FRAMES / world, study.frames, 0, study.behaviour, **study.look)
-        envs.collect(world, out / PROBES / world, study.probes, 1, "expert:0.3", **study.look)
+        envs.collect(world, out / PROBES / world, study.probes, 1, study.player, **study.look)
     runs = [Run(world, arm, seed) for world in study.worlds for arm in study.arms for seed in seeds]
     steps = dict.fromkeys(study.worlds, study.pretrain.steps)
     configuration = {"study": "scoreboard", **settings}
@@ -166,25 +167,34 @@ def factors(store: FrameStore, rows: Indices) -> dict[str, list[Factor]]:
     Factors that do not vary, or have too few examples, are left out. Frames of an episode share its level (and its
     background): they are on the same side of every split.
     """
-    codes, episode = store.codes(rows).reshape(len(rows), -1, 3).astype(int), store.episode[rows]
-    kinds = np.where(codes[..., 2] >> AGENT_SHIFT, OBJECT_TO_IDX["empty"], codes[..., 0])
-    asked: dict[str, dict[str, npt.NDArray[Any]]] = {name: {} for name in GROUPS}
-    asked["cells"] = {f"cell {number}": kind for number, kind in enumerate(kinds.T)}
+    found: dict[str, list[Factor]] = {}
+    symbols_of = _cells(store.codes(rows)) if store.atlas else {}
+    for group, labels in GROUPS.items():
+        asked = {name: store.column(name)[rows] for name in labels if name in store.labels} | symbols_of.get(group, {})
+        if group == "return":
+            asked = {group: returns(store)[rows]}
+        for name, values in asked.items():
+            with suppress(RlpreError):
+                factor = Factor.from_labels(name, values, store.episode[rows], group in QUANTITIES)
+                found[group] = [*found.get(group, []), factor]
+    return found
+
+
+def _cells(codes: npt.NDArray[np.uint8]) -> dict[str, dict[str, npt.NDArray[Any]]]:
+    """What the symbols (n, rows, columns, 3) of a grid world show, as integers (n,) by group and name."""
+    symbols_of = codes.reshape(len(codes), -1, 3).astype(int)
+    kinds = np.where(symbols_of[..., 2] >> AGENT_SHIFT, OBJECT_TO_IDX["empty"], symbols_of[..., 0])
+    place = {}
     for kind in range(BACKGROUND, kinds.max() + 1):
         there = kinds == kind
-        asked["place"][IDX_TO_OBJECT[kind]] = np.where(there.any(1), there.argmax(1), kinds.shape[1])
+        place[IDX_TO_OBJECT[kind]] = np.where(there.any(1), there.argmax(1), kinds.shape[1])
     door = kinds == OBJECT_TO_IDX["door"]
-    state = codes[np.arange(len(rows)), door.argmax(1), 2] & DOOR_STATE
-    labels = {"carried": "carrying", "distance": "distance", "action": "expert"}
-    asked |= {name: {label: store.column(label)[rows]} for name, label in labels.items()}
-    asked |= {"door": {"door": np.where(door.any(1), state, UNKNOWN)}, "return": {"return": returns(store)[rows]}}
-    found: dict[str, list[Factor]] = {}
-    for name, labels_of in asked.items():
-        found[name] = []
-        for label, values in labels_of.items():
-            with suppress(RlpreError):
-                found[name].append(Factor.from_labels(label, values, episode, quantity=name in QUANTITIES))
-    return {name: group for name, group in found.items() if group}
+    state = symbols_of[np.arange(len(kinds)), door.argmax(1), 2] & DOOR_STATE
+    return {
+        "cells": {f"cell {number}": kind for number, kind in enumerate(kinds.T)},
+        "place": place,
+        "door": {"door": np.where(door.any(1), state, UNKNOWN)},
+    }
 
 
 def returns(store: FrameStore) -> npt.NDArray[np.float64]:
@@ -199,20 +209,19 @@ def scores(features: Floats, store: FrameStore, rows: Indices) -> dict[str, floa
     """All scores of the features (n, dim) of ``rows`` (n,), in [0, 1].
 
     They are by group in `GROUPS` the mean score above chance of its probes, `metrics.PROBED`, the mean over the groups,
-    `imitation`, `metrics.SCORE`, the mean of these two, and `signal`.
-
-    Raises:
-        RlpreError: if there are too few frames with the expert's action.
+    `imitation`, `metrics.SCORE`, the mean of these two, and `signal`. Where no expert's action is known, imitation is
+    left out and the score is that of the probes.
     """
-    action = Factor.from_labels("expert", store.column("expert")[rows], store.episode[rows])
+    groups = factors(store, rows)
     found = {
         name: float(np.mean([above(cross_score(features[each.places], each), each) for each in group]))
-        for name, group in factors(store, rows).items()
+        for name, group in groups.items()
     }
-    features, rows = features[action.places], rows[action.places]
-    found[metrics.PROBED], found[metrics.IMITATION] = float(np.mean(list(found.values()))), imitation(features, action)
-    found[metrics.SCORE] = (found[metrics.PROBED] + found[metrics.IMITATION]) / 2
-    return {**found, metrics.SIGNAL: signal(features, action, symbols(store, rows))}
+    found[metrics.SCORE] = found[metrics.PROBED] = float(np.mean(list(found.values())))
+    for action in groups.get("action", []):
+        found[metrics.IMITATION] = imitation(features[action.places], action)
+        found[metrics.SCORE] = (found[metrics.PROBED] + found[metrics.IMITATION]) / 2
+    return {**found, metrics.SIGNAL: signal(features, symbols(store, rows), store.episode[rows])}
 
 
 def above(score: float, factor: Factor) -> float:
@@ -236,14 +245,20 @@ def imitation(features: Floats, action: Factor) -> float:
     return above(action.score(predicted), action)
 
 
-def signal(features: Floats, action: Factor, known: Floats) -> float:
-    """The share of the variance of features (n, dim) that symbols (n, numbers) explain linearly on other episodes."""
-    predicted = cross_val_predict(Ridge(RIDGE), known, features, cv=action.folds())
+def signal(features: Floats, known: Floats, groups: Indices) -> float:
+    """The share of the variance of features (n, dim) that ``known`` (n, numbers) explains linearly.
+
+    Rows whose ``groups`` (n,), their episodes, are the same are on the same side of every split.
+    """
+    predicted = cross_val_predict(Ridge(RIDGE), known, features, cv=GroupKFold(), groups=groups)
     return max(0.0, float(r2_score(features, predicted, multioutput="variance_weighted")))
 
 
 def symbols(store: FrameStore, rows: Indices) -> Floats:
-    """What is in every cell and what is carried, one-hot, (n, numbers)."""
+    """What is in every cell and what is carried, one-hot; or the classes of all labels as steps. (n, numbers)."""
+    if store.atlas is None:
+        columns = np.stack([store.column(name)[rows] for name in store.labels], axis=1)[..., None]
+        return np.concatenate([columns >= 0, columns >= label_edges(store).numpy()], axis=2).reshape(len(rows), -1)
     cells = store.codes(rows).reshape(len(rows), -1, 3).astype(int) @ (1, CLASSES[0], CLASSES[0] * CLASSES[1])
     encoder = OneHotEncoder(drop="first", sparse_output=False)
     return encoder.fit_transform(np.column_stack([cells, store.column("carrying")[rows]]))

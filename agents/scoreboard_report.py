@@ -22,15 +22,24 @@ READOUTS = {  # by name the arguments of `rlpre.whiten`
     for features in ("output", "map")
     for end, power in (("", 1.0), ("-soft", 0.5))
 }
-GROUPS = ("cells", "place", "carried", "door", "distance", "action", "return")  # what is probed
+GROUPS = {  # what is probed, and those of its factors that are stored as labels; not every world has all
+    "cells": (),
+    "place": ("x", "y", "angle", "object", "direction"),
+    "carried": ("carrying", "health", "ammo"),
+    "door": (),
+    "distance": ("distance",),
+    "action": ("expert",),
+    "return": (),
+}
 SCORE, IMITATION, SIGNAL, PROBED = SCORES = "score", "imitation", "signal", "probes"  # the first ranks the arms
 CONDITION = "condition"  # a further metric
 READING = (
     "Means over seeds [95 % interval]. gap closed: (score - fresh) / (supervised - fresh), each in its best readout. "
     "score: the mean of imitation and probes. imitation: the expert's action, above chance, by a network like PPO's "
-    "after a few updates. signal: the share of the features' variance that the symbols explain. probes: the mean of "
-    f"the columns from {GROUPS[0]} to {GROUPS[-1]}, each what linear probes score above chance on other episodes. "
-    "condition: largest / smallest variance of the features before whitening."
+    "after a few updates; without an expert only the probes count. signal: the share of the features' variance that "
+    "the symbols (ViZDoom: the labels) explain. probes: the mean of the columns from cells to return, as far as the "
+    "world has them, each what linear probes score above chance on other episodes. condition: largest / smallest "
+    "variance of the features before whitening."
 )
 
 
@@ -78,7 +87,7 @@ def rank_correlations(found: Mapping[str, Sequence[Standing]], published: Path) 
 
     It is Spearman's correlation, with ranks among the arms of a world, and Fisher's interval, which has no width if the
     order is the same. Points are the arms with a frozen encoder, read as agents read it; scores (by world in ``found``)
-    and areas are means over seeds.
+    and areas are means over seeds. A score that a world does not have, such as imitation, is left out.
 
     Raises:
         RlpreError: if the comparison has no two such arms on a world.
@@ -92,7 +101,7 @@ def rank_correlations(found: Mapping[str, Sequence[Standing]], published: Path) 
             how = ("map" if arm["whiten"] == "map" else "output", 1.0 if arm.get("power") is None else arm["power"])
             readout = next((each for each, known in READOUTS.items() if tuple(known.values()) == how), None)
             if name in tasks[world] and objective in means and arm["whiten"] and readout and not arm.get("clone"):
-                scored = [means[objective][f"{readout}/{score}"] for score in SCORES]
+                scored = [means[objective].get(f"{readout}/{score}", np.nan) for score in SCORES]
                 points.append([tasks[world][name].areas.mean(), *scored])
         if len(points) > 1:
             ranked = rankdata(np.transpose(points), axis=1)
@@ -100,9 +109,10 @@ def rank_correlations(found: Mapping[str, Sequence[Standing]], published: Path) 
     if not ranks:
         raise RlpreError(f"{published} has no two arms with a frozen, whitened encoder on a world of this scoreboard")
     areas, *scored = np.concatenate(ranks, axis=1)
-    results = {name: pearsonr(areas, values) for name, values in zip(SCORES, scored, strict=True)}
+    known = {name: values for name, values in zip(SCORES, scored, strict=True) if np.isfinite(values).all()}
+    results = {name: pearsonr(areas, values) for name, values in known.items()}
     ends = {name: result.confidence_interval(CONFIDENCE) for name, result in results.items()}
-    return {name: Interval(results[name].statistic, *ends[name], len(areas)) for name in SCORES}
+    return {name: Interval(results[name].statistic, *ends[name], len(areas)) for name in results}
 
 
 def report(directory: Path, worlds: Sequence[str], arms: Sequence[str], published: Path | None = None) -> str:
@@ -150,8 +160,8 @@ def _closes(best: Standing) -> str:
 
 
 def _table(table: Sequence[Standing], note: str) -> Table:
-    groups = [name for name in GROUPS if f"{table[0].readout}/{name}" in table[0].means]
-    metrics = [IMITATION, SIGNAL, PROBED, *groups]
+    known = table[0].means
+    metrics = [name for name in (IMITATION, SIGNAL, PROBED, *GROUPS) if f"{table[0].readout}/{name}" in known]
     rows: list[list[Cell]] = []
     for one in table:
         gap = "-" if one.gap is None or one.arm in (FRESH, SUPERVISED) else show_interval(one.gap)

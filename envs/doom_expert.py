@@ -19,7 +19,7 @@ from scipy.sparse.csgraph import dijkstra
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.vec_env import VecEnv
 
-from envs.doom import DoomEnv, make_doom, scenarios
+from envs.doom import DoomEnv, make_doom, read_labels, scenarios
 from envs.minigrid.collect import Behaviour, MixturePlayer, load_agent, parse
 from rlpre.data.collect import collect
 from rlpre.data.store import FrameStore
@@ -107,7 +107,7 @@ def read_map(env_id: str) -> tuple[Floats, Floats]:
 
 
 class DoomPlayer(MixturePlayer):
-    """Plays games by a mixture of behaviours; a policy for `rlpre.collect`, which asks for the `advice` first."""
+    """Plays games by a mixture of behaviours; a policy for `rlpre.collect`, which asks for the `known` labels first."""
 
     labels = ("expert",)
 
@@ -118,11 +118,11 @@ class DoomPlayer(MixturePlayer):
         experts = any(part.kind == "expert" for part in behaviours)
         self.guide = Guide(self.worlds[0].spec.id) if experts else None
 
-    def advice(self, venv: VecEnv) -> dict[str, ArrayLike]:
-        """The expert's actions (n_envs,); -1 if no behaviour asks for them."""
+    def known(self, venv: VecEnv) -> dict[str, ArrayLike]:
+        """The expert's actions (n_envs,), -1 if no behaviour asks for them; and what the frames show."""
         advised = [self.guide.advise(game) if self.guide else -1 for game in self.worlds]
         self.advised = np.array(advised)[:, None]
-        return {"expert": self.advised[:, 0]}
+        return {"expert": self.advised[:, 0], **read_labels(venv)}
 
     def __call__(self, observed: np.ndarray) -> np.ndarray:
         for env in np.flatnonzero(self.venv.episode_lengths == 0):
@@ -133,13 +133,16 @@ class DoomPlayer(MixturePlayer):
 def collect_doom(
     env_id: str, out: str | Path, steps: int, seed: int, behaviour: str = "random", n_envs: int = 16, **look: Any
 ) -> FrameStore:
-    """Collects frames of a scenario, with the label "expert", as `envs.collect`; ``look`` is that of `make_doom`."""
+    """Collects frames of a scenario, as `envs.collect`; ``look`` is that of `make_doom`.
+
+    Labels are "expert" and those of `frame_labels`.
+    """
     behaviours = parse(behaviour)
-    venv = make_doom(env_id, n_envs, seed, state=True, **look)
+    venv = make_doom(env_id, n_envs, seed, state=True, labels=True, **look)
     paths = [part.agent for part in behaviours if part.agent]
     agents = {path: load_agent(path, venv.observation_space) for path in paths}
     player = DoomPlayer(venv, behaviours, agents, np.random.default_rng(seed))
     player.__qualname__ = " ".join([behaviour, *(sha256(Path(path))[:12] for path in paths)])  # the store's spec has it
-    store = collect(venv, out, steps, player, seed, task=env_id, labels=player.advice)
+    store = collect(venv, out, steps, player, seed, task=env_id, labels=player.known)
     venv.close()
     return store

@@ -6,7 +6,7 @@ import numpy as np
 from pixel_world import refuse
 
 import envs
-from envs.doom import make_doom
+from envs.doom import LABELS, make_doom
 from envs.doom_expert import Guide, read_map
 from rlpre import FrameStore
 
@@ -39,7 +39,7 @@ def test_frames_of_a_mixture_are_collected_once(tmp_path: Path) -> None:
         return envs.collect([HOME], out, 1200, seed, behaviour, n_envs=4, view="partial", tile_size=8)
 
     store = collect(tmp_path / "a", "expert:0.3")
-    assert (store.space.shape, store.tasks, store.labels) == ((3, 60, 80), [HOME], ["expert"])
+    assert (store.space.shape, store.tasks, store.labels) == ((3, 60, 80), [HOME], ["expert", *LABELS])
     action, advice = (store.column(name)[store.acted] for name in ("action", "expert"))
     assert 0.6 < np.mean(action == advice) < 0.85, "30 % of the actions are random, an eighth of these as advised"
     assert store.column("reward").sum() > 3

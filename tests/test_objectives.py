@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pixel_world import worlds
+from stable_baselines3.common.vec_env import VecEnv
 from torch.nn import functional as F
 
 import rlpre
@@ -19,7 +21,7 @@ from rlpre.objectives.batches import Batch, FrameReader, FrameViews
 from rlpre.objectives.forward import Forward, decorrelation
 from rlpre.objectives.jigsaw import Jigsaw, assemble, ordered_permutations
 from rlpre.objectives.losses import info_nce, random_shift
-from rlpre.objectives.symbols import BACKGROUND, CLASSES, LOGITS
+from rlpre.objectives.symbols import BACKGROUND, BINS, CLASSES, LOGITS, label_edges
 from rlpre.pretrain import Pretext
 
 
@@ -208,6 +210,39 @@ def test_supervised_weighs_objects_as_much_as_all_other_cells(doorkey, encoder, 
     objects = symbols[..., 0] >= BACKGROUND
     expected = 50 * (wrong[objects].mean() + wrong[~objects].mean()) / 2
     assert float(supervised(batch.views(encoder))[0].detach()) == pytest.approx(float(expected), rel=1e-4)
+
+
+def test_supervised_reads_the_labels_of_pixels(tmp_path: Path) -> None:
+    """Of the bright quadrant, unknown if it is the last, and a number with more values than classes."""
+
+    def read(venv: VecEnv) -> dict[str, list[int]]:
+        shown = np.array(venv.get_attr("quadrant"))
+        return {"quadrant": np.where(shown == 3, -1, shown), "number": 100 * shown + np.arange(len(shown)), "same": 5}
+
+    frames = rlpre.collect(
+        worlds(4), tmp_path, 1200, labels=lambda venv: {k: list(np.resize(v, 4)) for k, v in read(venv).items()}
+    )
+    edges = label_edges(frames)
+    assert edges.shape == (3, BINS - 1)
+    assert edges[0].tolist() == [1, 2] + [math.inf] * 5
+    assert not edges[2].isfinite().any()
+    classes = (torch.from_numpy(frames.column("number").astype(int))[:, None] >= edges[1]).sum(1)
+    assert classes.bincount(minlength=BINS).min() > 0.3 * len(frames) / BINS, "about the same size"
+    encoder, supervised, batch = learn("supervised", frames, 120, gap=1)
+    assert batch.labels.shape == (64, 3)
+    assert -1 in batch.labels
+    with torch.no_grad():
+        loss, metrics = supervised(batch.views(encoder))
+        assert metrics["accuracy"] > 0.7
+        known = batch.labels >= 0
+        other = torch.where(known, batch.labels, 77)
+        unknown = dataclasses.replace(batch, labels=torch.full_like(other, -1))
+        assert float(supervised(unknown.views(encoder))[0]) == 0
+        wrong = dataclasses.replace(batch, labels=torch.where(known, (batch.labels + 1) % 3, -1))
+        assert supervised(wrong.views(encoder))[0] > 2 * loss
+    plain = dot_world(tmp_path / "plain", "moves")
+    with pytest.raises(RlpreError, match="holds plain pixels without labels: pretrain with contrastive"):
+        OBJECTIVES["supervised"](encoder, plain)
 
 
 def test_decorrelation_by_hand() -> None:

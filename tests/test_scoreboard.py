@@ -118,6 +118,18 @@ def test_a_scoreboard_is_reported_and_resumed(tmp_path: Path) -> None:
         scoreboard(replace(TINY, rows=101), tmp_path, executor=executor)
 
 
+def test_games_without_an_expert_are_scored_by_probes(tmp_path: Path) -> None:
+    study = replace(TINY, worlds=("VizdoomBasic-v1",), behaviour="random", player="random", objectives=("change",))
+    text = scoreboard(study, tmp_path, executor=ThreadPoolExecutor(1))
+    records = read_json(tmp_path / "runs/summary.json")["records"]
+    assert {one["arm"] for one in records} == {FRESH, SUPERVISED, "change"}
+    for one in records:
+        assert one[f"output/{SCORE}"] == one[f"output/{PROBED}"]
+        assert not [name for name in one if IMITATION in name or "cells" in name]
+        assert {f"map/{name}" for name in ("place", "carried", "distance", "return", SIGNAL)} <= set(one)
+    assert "imitation  " not in text
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [

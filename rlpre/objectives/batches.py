@@ -148,6 +148,7 @@ class Batch:
     anchor_id: Tensor  # equal for identical anchors, (batch,) int64
     later_id: Tensor  # the same for the later frames, in one numbering with ``anchor_id``
     codes: Tensor | None  # the anchors' symbols, (batch, rows, columns, 3) uint8; None for plain pixels
+    labels: Tensor | None = None  # the anchors' label columns, (batch, labels) int64; -1 is unknown
 
     def views(self, encoder: Encoder, world: int = 1, augment: str = "shift") -> FrameViews:
         """The encoder's features of the batch."""
@@ -215,10 +216,11 @@ class FrameReader:
         raw = to_device(frames.read(anchor), self.device)
         shown = frames.decode(raw)
         shown_later = frames.decode(to_device(frames.read(later), self.device)) if self.pairs else shown
-        numbers = (actions, later - anchor, frames.ids[anchor], frames.ids[later])
-        acted, gap, anchor_id, later_id = (to_device(each, self.device) for each in numbers)
+        labels = np.array([frames.column(name)[anchor] for name in frames.labels], np.int64).reshape(-1, size).T
+        numbers = (actions, later - anchor, frames.ids[anchor], frames.ids[later], labels)
+        acted, gap, anchor_id, later_id, known = (to_device(each, self.device) for each in numbers)
         codes = frames.grid(raw) if frames.atlas else None
-        return Batch(shown, shown_later, acted, gap, anchor_id, later_id, codes)
+        return Batch(shown, shown_later, acted, gap, anchor_id, later_id, codes, known)
 
     def distinct(self, rows: Indices) -> Indices:
         """One of ``rows`` for each different frame among them."""

@@ -1,4 +1,4 @@
-"""Reading the symbols of a grid world's cells from features: type, colour and flags of each cell."""
+"""Reading what frames show from features: the symbols of a grid world's cells (type, colour, flags), or labels."""
 
 from abc import abstractmethod
 from typing import Any, cast
@@ -18,6 +18,7 @@ from rlpre.utils import image_grid
 CLASSES = (16, 8, 64)  # of type, colour and flags: enough for every grid-world code
 LOGITS = sum(CLASSES)
 BACKGROUND = 4  # types below: unseen, empty, wall, floor
+BINS = 8  # classes of a label; one with more values is cut into so many of about the same size
 
 
 class SymbolObjective(Objective):
@@ -48,23 +49,51 @@ class SymbolObjective(Objective):
 
 
 class Supervised(Objective):
-    """Every cell's symbols from the features. Not a pretext task, but the upper bound in a comparison.
+    """What frames show, from their features: the symbols of all cells, or the label columns of a store of pixels.
 
-    The loss is `symbol_loss`, `balanced` over the cells. "accuracy" is the share of cells with all symbols right. The
-    frames are not shifted: that would move the cells out of their places.
+    Not a pretext task, but the upper bound in a comparison. "accuracy" is the share of cells with all symbols right, or
+    of known labels whose class is right. The loss of symbols is `symbol_loss`, `balanced` over the cells; that of
+    labels the mean cross-entropy of the known ones. The frames are not shifted: that would move the cells out of their
+    places.
     """
+
+    edges: Tensor  # (labels, BINS - 1), see `label_edges`
 
     def __init__(self, encoder: Encoder, frames: FrameStore) -> None:
         super().__init__(encoder, frames)
-        self.cells = count_cells(self, frames)
-        self.head = head(encoder.num_features, self.cells * LOGITS)
+        self.reads_labels = frames.atlas is None and bool(frames.labels)
+        self.cells = 0 if self.reads_labels else count_cells(self, frames)
+        self.register_buffer("edges", label_edges(frames), persistent=False)
+        self.head = head(encoder.num_features, len(self.edges) * BINS if self.reads_labels else self.cells * LOGITS)
 
     def forward(self, views: FrameViews) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``Objective.forward``."""
+        logits = self.head(views.plain).float()
+        if self.reads_labels:
+            labels = views.batch.labels
+            classes = (labels[..., None] >= self.edges).sum(-1)
+            scores = logits.view(*classes.shape, BINS)
+            loss = F.cross_entropy(scores.flatten(0, 1), classes.flatten(), reduction="none").view_as(classes)
+            right = scores.argmax(-1) == classes
+            return mean_where(loss, labels >= 0), {"accuracy": mean_where(right.float(), labels >= 0)}
         symbols = views.batch.codes.flatten(1, 2).long()  # (batch, cells, 3)
-        logits = self.head(views.plain).float().view(len(symbols), self.cells, LOGITS)
-        loss, right = symbol_loss(logits, symbols)
+        loss, right = symbol_loss(logits.view(len(symbols), self.cells, LOGITS), symbols)
         return balanced(loss, foreground(symbols)), {"accuracy": right.float().mean()}
+
+
+def label_edges(frames: FrameStore) -> Tensor:
+    """The least values of all classes but the first of every label, (labels, BINS - 1); inf if there are fewer classes.
+
+    A label with more than ``BINS`` values has classes of about the same size. Unknown values (-1) are left out.
+    """
+    edges = torch.full((len(frames.labels), BINS - 1), torch.inf)
+    for row, name in zip(edges, frames.labels, strict=True):
+        column = frames.column(name)
+        starts = np.unique(known := column[column >= 0])[1:]
+        if len(starts) >= BINS:
+            starts = np.unique(np.quantile(known, np.arange(1, BINS) / BINS))
+        row[: len(starts)] = torch.from_numpy(starts.astype(np.float32))
+    return edges
 
 
 def count_cells(objective: Objective, frames: FrameStore) -> int:
@@ -76,8 +105,8 @@ def count_cells(objective: Objective, frames: FrameStore) -> int:
     if frames.atlas is None:
         other = "cpc" if objective.kind == "sequence" else "contrastive"
         raise RlpreError(
-            f"objective {type(objective).__name__.lower()!r} reads symbols, but {frames.path} holds plain pixels: "
-            f"pretrain with {other}, which needs none"
+            f"objective {type(objective).__name__.lower()!r} reads symbols, but {frames.path} holds plain pixels"
+            f"{' without labels' if objective.kind == 'vision' else ''}: pretrain with {other}, which needs none"
         )
     return int(frames.codes([0])[0, ..., 0].size)
 

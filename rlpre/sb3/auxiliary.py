@@ -154,7 +154,7 @@ class _Rollout:
     """The frames of a rollout, with the part of a `FrameStore`'s interface that a `FrameReader` uses."""
 
     path = Path("the last rollout")
-    atlas = None
+    atlas, labels = None, ()
 
     def __init__(
         self, extractor: EncoderExtractor, observations: Any, actions: np.ndarray, starts: np.ndarray, model: Any
