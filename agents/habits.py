@@ -175,9 +175,13 @@ def joined(out: Path, parts: list[Path], by_labels: bool) -> ComparisonResult:
     """
     results = [read_results(part) for part in parts]
     metric = results[0].metric
-    metric = replace(
-        metric, thresholds={task: goal for each in results for task, goal in each.metric.thresholds.items()}
-    )
+    for other in results[1:]:  # of other environments, perhaps with other numbers of labels
+        metric = replace(
+            metric,
+            arms={**metric.arms, **other.metric.arms},
+            labels={**metric.labels, **other.metric.labels},
+            thresholds={**metric.thresholds, **other.metric.thresholds},
+        )
     rows = [row for each in results for row in each.rows]
     if by_labels:
         rows = [_by_labels(row) for row in rows if row.metric == "return" and row.step == 0]

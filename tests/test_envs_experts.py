@@ -58,6 +58,12 @@ def test_the_planner_succeeds_and_recovers_from_any_mistake(name: str, noise: fl
         assert noise or ((np.diff(distances) < 0).all() and distances[-1] == 1)
 
 
+def test_the_bot_moves_what_blocks_a_door() -> None:
+    env = world("MiniGrid-BlockedUnlockPickup")
+    assert min(play(env, seed)[0] for seed in range(20)) > 0.9
+    assert np.mean([play(env, seed, 0.3)[0] > 0 for seed in range(20)]) > 0.8
+
+
 @pytest.mark.parametrize("name", LAVA)
 def test_the_planner_never_advises_death(name: str) -> None:
     env = world(f"MiniGrid-{name}")

@@ -10,9 +10,10 @@ import gymnasium as gym
 import numpy as np
 from minigrid.core.actions import Actions
 from minigrid.core.constants import OBJECT_TO_IDX
+from minigrid.core.roomgrid import RoomGrid
 from minigrid.core.world_object import Door, Goal, Key, WorldObj
 from minigrid.envs.babyai.core.roomgrid_level import RoomGridLevel
-from minigrid.envs.babyai.core.verifier import AfterInstr, Instr, ObjDesc, PutNextInstr, SeqInstr
+from minigrid.envs.babyai.core.verifier import AfterInstr, Instr, ObjDesc, PickupInstr, PutNextInstr, SeqInstr
 from minigrid.minigrid_env import MiniGridEnv
 from minigrid.utils.baby_ai_bot import BabyAIBot, DisappearedBoxError, DropSubgoal, GoNextToSubgoal
 
@@ -191,10 +192,10 @@ class Bot(BabyAIBot):
     as at the start of the episode, with the map that it has seen so far. While the advice is followed both act alike.
 
     Args:
-        mission: a BabyAI environment that was just reset.
+        mission: an environment that was just reset, with the instruction ``instrs``.
     """
 
-    def __init__(self, mission: RoomGridLevel) -> None:
+    def __init__(self, mission: RoomGrid) -> None:
         super().__init__(mission)
         self.world: MiniGridEnv = mission.unwrapped
         self.advised: int | None = None
@@ -304,6 +305,10 @@ def expert_for(env: gym.Env) -> Expert | None:
     world = env.unwrapped
     if isinstance(world, RoomGridLevel):
         return None if world.spec and world.spec.id in UNPLANNED else Bot(world)
+    if isinstance(world, grids.BlockedUnlockPickupEnv):  # the same mission as an instruction, which the bot reads
+        world.instrs = PickupInstr(ObjDesc(world.obj.type, world.obj.color))
+        world.instrs.reset_verifier(world)
+        return Bot(world)
     if isinstance(world, REACH_GOAL):
         goal = next(thing for thing in world.grid.grid if isinstance(thing, Goal))
         return Planner(world, goal, FORWARD)
