@@ -128,27 +128,26 @@ class Habits:
             fuse(model, encoder, as_model=True).save(temporary)
 
     def label_arms(self) -> dict[str, Arm]:
-        """Clones of ever more labels, alone and with PPO; PPO alone."""
+        """Clones of ever more labels, alone and with PPO; the same of what the expert advised there; PPO alone."""
         arms = {"scratch": Arm("scratch"), "fresh-map": Arm("random", whiten="map")}
         for labels in self.labels:
             config = replace(self.clone, limit=labels)
             arms |= _alone_and_tuned(name := f"cloned-{labels}", config, NOISY)
             arms[f"{name}+frozen, no KL"] = Arm("random", whiten="map", clone=Clone(config, start={"kl": 0}))
+            arms |= _alone_and_tuned(f"advised-{labels}", replace(config, labels="expert"), NOISY)
         config = replace(self.clone, limit=self.compared)
         arms["cloned+frozen, no KL"] = arms.pop(f"cloned-{self.compared}+frozen, no KL")
         arms["cloned+finetuned"] = Arm("finetuned", BEST, whiten="map", clone=Clone(config))
         return {**arms, "cloned+frozen": arms.pop(f"cloned-{self.compared}+frozen")}
 
     def player_arms(self) -> dict[str, Arm]:
-        """Clones of several demonstrators, of an expert's advice to one of them, and of advice to a clone (DAgger)."""
+        """Clones of several demonstrators, and of an expert's advice to a clone (DAgger)."""
         arms = {"fresh-map": Arm("random", whiten="map")}
         config = replace(self.clone, limit=self.compared)
         for player in (*NOISE, MEDIOCRE):
             arms |= _alone_and_tuned(player, config, player)
         arms |= _alone_and_tuned("noise-60-weighted", replace(config, weights="return"), "noise-60")
-        for name, player in ((DAGGER, DAGGER), ("advice", NOISY)):
-            arms |= _alone_and_tuned(name, replace(config, labels="expert"), player)
-        return arms
+        return arms | _alone_and_tuned(DAGGER, replace(config, labels="expert"), DAGGER)
 
     def feature_arms(self) -> dict[str, Arm]:
         """Clones alone, by what the policy reads and the number of labels."""

@@ -42,7 +42,7 @@ def test_environments_are_run_one_by_one_and_reported_together(tmp_path: Path) -
     assert set(metric["thresholds"]) == {EMPTY, RANDOM}
     assert metric["labels"]["cloned-40+frozen"] == 40
     assert (metric["answer"], metric["baseline"]) == ("cloned+frozen", "scratch")
-    assert set(metric["arms"]) > {"cloned-40", "cloned-80", "cloned+frozen, no KL", "cloned+finetuned", "fresh-map"}
+    assert set(metric["arms"]) > {"cloned-40", "cloned-80", "cloned+frozen, no KL", "cloned+finetuned", "advised-40"}
     other = replace(TINY, environments=(DOORS,), labels=(120,), compared=120, only=("cloned-120",))
     records = run(other, tmp_path)
     assert {record["arm"] for record in records if record["task"] == DOORS} == {"cloned-120"}
@@ -56,7 +56,6 @@ def test_players_are_clones_advice_and_mediocre_agents(tmp_path: Path) -> None:
         "mediocre+frozen",
         "noise-60-weighted",
         "dagger",
-        "advice",
     }
     frames = tmp_path / "parts/players" / EMPTY / "frames"
     behaviours = {path.name: FrameStore.open(path).manifest["spec"]["behaviour"] for path in frames.iterdir()}
