@@ -21,7 +21,7 @@ EYES = {
 }
 HABITS = {
     "fresh-map": ("PPO alone", CONTROLS[1]),
-    "cloned+frozen": ("PPO from a clone of 3,000 labels, with KL", COLOURS[0]),
+    "cloned+frozen": ("PPO from a clone of 3,000 labels", COLOURS[0]),
     "cloned+frozen, no KL": ("without KL", COLOURS[1]),
 }
 
