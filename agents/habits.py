@@ -28,7 +28,7 @@ from rlpre.compare.compare import ComparisonResult
 from rlpre.compare.report import report
 from rlpre.compare.runner import FORMAT, ROWS, STUDY, Row
 from rlpre.compare.summary import Metric, read_results, save_rows
-from rlpre.errors import lookup
+from rlpre.errors import RlpreError, lookup
 from rlpre.utils import atomic, write_json
 
 BUDGETS = {  # environment steps of a run; in pilots or by the zoo's table scratch does not solve those with a million
@@ -175,6 +175,9 @@ def joined(out: Path, parts: list[Path], by_labels: bool) -> ComparisonResult:
     results = [read_results(part) for part in parts]
     metric = results[0].metric
     for other in results[1:]:  # of other environments, perhaps with other numbers of labels
+        both = metric.labels.keys() & other.metric.labels.keys()
+        if differ := sorted(arm for arm in both if metric.labels[arm] != other.metric.labels[arm]):
+            raise RlpreError(f"arm {differ[0]!r} has other numbers of labels in {out.parent}: give another directory")
         metric = replace(
             metric,
             arms={**metric.arms, **other.metric.arms},

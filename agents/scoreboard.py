@@ -211,8 +211,13 @@ def scores(features: Floats, store: FrameStore, rows: Indices) -> dict[str, floa
     They are by group in `GROUPS` the mean score above chance of its probes, `metrics.PROBED`, the mean over the groups,
     `imitation`, `metrics.SCORE`, the mean of these two, and `signal`. Where no expert's action is known, imitation is
     left out and the score is that of the probes.
+
+    Raises:
+        RlpreError: if nothing can be probed.
     """
     groups = factors(store, rows)
+    if not groups:
+        raise RlpreError(f"nothing in {store.path} can be probed: collect more frames, from more episodes")
     found = {
         name: float(np.mean([above(cross_score(features[each.places], each), each) for each in group]))
         for name, group in groups.items()

@@ -8,10 +8,11 @@ import pytest
 
 from agents.habits import READOUTS, Habits
 from agents.presets import AgentConfig, PPOConfig
-from rlpre import CloneConfig, FrameStore, PretrainConfig
+from rlpre import CloneConfig, FrameStore, PretrainConfig, RlpreError
 from rlpre.utils import read_json
 
 EMPTY, RANDOM, DOORS = "MiniGrid-Empty-5x5-v0", "MiniGrid-Empty-Random-5x5-v0", "MiniGrid-DoorKey-5x5-v0"
+OTHER = "MiniGrid-Empty-6x6-v0"
 PPO = PPOConfig(n_envs=2, n_steps=16, batch_size=32, n_epochs=1)
 TINY = Habits(
     environments=(EMPTY,),
@@ -43,10 +44,12 @@ def test_environments_are_run_one_by_one_and_reported_together(tmp_path: Path) -
     assert metric["labels"]["cloned-40+frozen"] == 40
     assert (metric["answer"], metric["baseline"]) == ("cloned+frozen", "scratch")
     assert set(metric["arms"]) > {"cloned-40", "cloned-80", "cloned+frozen, no KL", "cloned+finetuned", "advised-40"}
-    other = replace(TINY, environments=(DOORS,), labels=(120,), compared=120, only=("cloned-120",))
+    other = replace(TINY, environments=(DOORS,), labels=(80, 120), only=("cloned-120",))
     records = run(other, tmp_path)
     assert {record["arm"] for record in records if record["task"] == DOORS} == {"cloned-120"}
     assert read_json(tmp_path / "labels/study.json")["metric"]["labels"]["cloned-120"] == 120
+    with pytest.raises(RlpreError, match=r"arm 'cloned.* has other numbers of labels in"):
+        run(replace(TINY, environments=(OTHER,), compared=40, only=("cloned-40",)), tmp_path)
 
 
 def test_players_are_clones_advice_and_mediocre_agents(tmp_path: Path) -> None:

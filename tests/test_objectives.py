@@ -240,6 +240,9 @@ def test_supervised_reads_the_labels_of_pixels(tmp_path: Path) -> None:
         assert float(supervised(unknown.views(encoder))[0]) == 0
         wrong = dataclasses.replace(batch, labels=torch.where(known, (batch.labels + 1) % 3, -1))
         assert supervised(wrong.views(encoder))[0] > 2 * loss
+    same = rlpre.collect(worlds(), tmp_path / "same", 20, labels=lambda venv: {"same": [5] * venv.num_envs})
+    with pytest.raises(RlpreError, match=r"no label of .*same has two known values, so none can be learned"):
+        OBJECTIVES["supervised"](encoder, same)
     plain = dot_world(tmp_path / "plain", "moves")
     with pytest.raises(RlpreError, match="holds plain pixels without labels: pretrain with contrastive"):
         OBJECTIVES["supervised"](encoder, plain)

@@ -96,6 +96,11 @@ def test_what_is_scored_is_found_in_the_symbols_and_not_in_noise(doorkey: FrameS
     assert of_symbols[IMITATION] > of_both[IMITATION] + 0.02, "noise as large as the symbols slows learning down"
 
 
+def test_too_few_frames_are_refused(doorkey: FrameStore) -> None:
+    with pytest.raises(RlpreError, match="can be probed: collect more frames, from more episodes"):
+        scores(np.zeros((4, 2)), doorkey, np.arange(4))
+
+
 def test_returns_are_discounted_within_an_episode(doorkey: FrameStore) -> None:
     found, reward, end = returns(doorkey), doorkey.column("reward"), np.flatnonzero(doorkey.column("terminated"))
     last = end[reward[end] > 0][0]

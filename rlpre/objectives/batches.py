@@ -148,7 +148,7 @@ class Batch:
     anchor_id: Tensor  # equal for identical anchors, (batch,) int64
     later_id: Tensor  # the same for the later frames, in one numbering with ``anchor_id``
     codes: Tensor | None  # the anchors' symbols, (batch, rows, columns, 3) uint8; None for plain pixels
-    labels: Tensor | None = None  # the anchors' label columns, (batch, labels) int64; -1 is unknown
+    labels: Tensor | None = None  # the anchors' label columns, (batch, labels) int64, of pixels; -1 is unknown
 
     def views(self, encoder: Encoder, world: int = 1, augment: str = "shift") -> FrameViews:
         """The encoder's features of the batch."""
@@ -216,7 +216,8 @@ class FrameReader:
         raw = to_device(frames.read(anchor), self.device)
         shown = frames.decode(raw)
         shown_later = frames.decode(to_device(frames.read(later), self.device)) if self.pairs else shown
-        labels = np.array([frames.column(name)[anchor] for name in frames.labels], np.int64).reshape(-1, size).T
+        names = () if frames.atlas else frames.labels  # symbols say more
+        labels = np.array([frames.column(name)[anchor] for name in names], np.int64).reshape(-1, size).T
         numbers = (actions, later - anchor, frames.ids[anchor], frames.ids[later], labels)
         acted, gap, anchor_id, later_id, known = (to_device(each, self.device) for each in numbers)
         codes = frames.grid(raw) if frames.atlas else None

@@ -64,6 +64,8 @@ class Supervised(Objective):
         self.reads_labels = frames.atlas is None and bool(frames.labels)
         self.cells = 0 if self.reads_labels else count_cells(self, frames)
         self.register_buffer("edges", label_edges(frames), persistent=False)
+        if self.reads_labels and not self.edges.isfinite().any():
+            raise RlpreError(f"no label of {frames.path} has two known values, so none can be learned: use contrastive")
         self.head = head(encoder.num_features, len(self.edges) * BINS if self.reads_labels else self.cells * LOGITS)
 
     def forward(self, views: FrameViews) -> tuple[Tensor, dict[str, Tensor]]:
