@@ -8,7 +8,7 @@ study: $(INSTALLED)
 	$(BIN)/python scripts/compare.py --out runs/study study
 
 test: lint browser qt
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2
 
 browser: # opens the report in a test
 	@command -v chromium >/dev/null || { apt-get update -q && apt-get install -yq --no-install-recommends chromium; } || \

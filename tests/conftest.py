@@ -1,11 +1,14 @@
 """What several test modules share: frames to learn from, and an environment in which only the wheel is installed."""
 
+import os
 import subprocess
 import sys
 import sysconfig
 import venv
 from pathlib import Path
 from shutil import copytree, ignore_patterns
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: orthogonal weights depend on the threads that LAPACK gets
 
 import pytest
 import torch
