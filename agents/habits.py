@@ -186,7 +186,8 @@ def joined(out: Path, parts: list[Path], by_labels: bool) -> ComparisonResult:
         )
     rows = [row for each in results for row in each.rows]
     if by_labels:
-        rows = [_by_labels(row) for row in rows if row.metric == "return" and row.step == 0]
+        starts = [_by_labels(row) for row in rows if row.metric == "return" and row.step == 0]
+        rows = sorted(starts, key=lambda row: row.step or 0)
         names = list(dict.fromkeys(arm.rpartition("-")[0] for arm in metric.arms))
         frames = {name: next(n for arm, n in metric.arms.items() if arm.rpartition("-")[0] == name) for name in names}
         metric = Metric(frames, names[-1], names[0], metric.threshold, thresholds=metric.thresholds)
