@@ -81,6 +81,10 @@ class Habits:
 
     def preset(self, env: str, out: Path) -> Preset:
         """The comparison on one environment."""
+        if self.part == "labels" and self.compared not in self.labels:
+            raise RlpreError(f"compared is {self.compared}, labels are {self.labels}: give one of them")
+        if self.part == "features" and self.steps:
+            raise RlpreError("part 'features' has clones alone, which take no steps: leave out steps")
         steps = self.train.eval_every if self.part == "features" else self.steps or lookup("level", env, BUDGETS)
         data = {
             name: Data((env,), self.demonstrations, behaviour) for name, behaviour in self.players(env, out).items()

@@ -14,7 +14,7 @@ from sb3_contrib import QRDQN, MaskablePPO, RecurrentPPO
 from stable_baselines3 import A2C, DQN, PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 from torch import Tensor, nn
 
 from rlpre import HistoryVecEnv, RlpreError
@@ -126,6 +126,23 @@ def worlds(count: int = 2, seed: int = 0, **arguments: Any) -> DummyVecEnv:
     venv = DummyVecEnv([lambda: Quadrant(**arguments)] * count)
     venv.seed(seed)
     return venv
+
+
+class Matrices(VecEnvWrapper):
+    """Continuous quadrant tasks whose actions are a matrix of some dtype, as of two joints with one motor each."""
+
+    def __init__(self, count: int, dtype: Any, seed: int = 0, **arguments: Any) -> None:
+        venv = worlds(count, seed, continuous=True, **arguments)
+        super().__init__(venv, action_space=spaces.Box(-1, 1, (1, 2), dtype))
+
+    def step_async(self, actions: np.ndarray) -> None:
+        self.venv.step_async(actions.reshape(self.num_envs, 2))
+
+    def step_wait(self) -> Any:
+        return self.venv.step_wait()
+
+    def reset(self) -> Any:
+        return self.venv.reset()
 
 
 def worlds_for(algorithm: type[BaseAlgorithm], count: int = 2, seed: int = 0, **arguments: Any) -> DummyVecEnv:

@@ -127,12 +127,36 @@ def test_each_task_has_its_own_threshold() -> None:
         ("mode 'oracle' reads the true state: leave out", Arm("oracle", clone=Clone(SHORT)), {}),
         (r"Demonstrator\(\) is the player of the frames", Arm("random"), {"threshold": Demonstrator()}),
         ("unknown data 'best'", Arm("random"), {"threshold": Demonstrator(data="best")}),
+        ("arm 'mine': clone is CloneConfig.*: give rlpre.Clone", Arm("random", clone=SHORT), {}),  # type: ignore[arg-type]
+        ("unknown weights 'returns'", Arm("random", clone=Clone(CloneConfig(weights="returns"))), {}),
+        (
+            "unknown argument of start in arm 'mine': 'value_frist': did you mean 'value_first'",
+            Arm("random", clone=Clone(SHORT, start={"value_frist": 3})),
+            {},
+        ),
+        ("start concerns agents that learn", Arm("random", clone=Clone(SHORT, tuned=False, start={"kl": 0})), {}),
     ],
 )
 def test_clones_that_cannot_be_get_one_sentence(named: str, arm: Arm, settings: dict[str, Any], tmp_path: Path) -> None:
     settings = {"algorithm_kwargs": {**SETTINGS, "n_steps": 16}, "controls": False, "baseline": "scratch", **settings}
     arms = {"mine": arm, "scratch": Arm("scratch")}
     refuse(named, lambda: compare(tmp_path, arms, make, **settings))
+
+
+@pytest.mark.parametrize("share", [-1, 0, float("nan"), "0.9"])
+def test_a_share_is_a_positive_number(share: Any) -> None:
+    refuse(r"Demonstrator\(.*\): give a share of the mean return", lambda: Demonstrator(share))
+
+
+def test_clones_have_the_heads_of_the_agents(tmp_path: Path) -> None:
+    heads = {"net_arch": {"pi": [16], "vf": [8]}, "activation_fn": torch.nn.ReLU}
+    arms = {"mine": Arm("random", whiten=True, clone=Clone(FEW))}
+    settings = {"algorithm_kwargs": {**SETTINGS, "policy_kwargs": heads}, "controls": False, "baseline": "mine"}
+    result = compare(tmp_path / "study", arms, make, frames=perfect(tmp_path / "frames"), **settings)
+    (run,) = (tmp_path / "study").glob("*/mine/seed-0/clone/run.json")
+    configuration = read_json(run)["configuration"]
+    assert (configuration["net_arch"], configuration["activation"]) == ([16], "ReLU")
+    assert result.rows
 
 
 def test_a_demonstrator_who_earns_nothing_is_no_threshold(tmp_path: Path) -> None:

@@ -20,7 +20,15 @@ from PIL import Image
 from pixel_world import build, refuse, worlds
 from sb3_contrib import MaskablePPO, RecurrentPPO
 from stable_baselines3 import DQN, PPO, SAC
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecFrameStack, VecTransposeImage
+from stable_baselines3.common.vec_env import (
+    DummyVecEnv,
+    VecEnv,
+    VecEnvWrapper,
+    VecFrameStack,
+    VecMonitor,
+    VecNormalize,
+    VecTransposeImage,
+)
 
 import rlpre
 from rlpre import FrameStore, RlpreError
@@ -188,6 +196,13 @@ def test_wrapped_environments(tmp_path: Path) -> None:
     inside = np.flatnonzero(~start)
     np.testing.assert_array_equal(frames[inside, 6:9], frames[inside - 1, 9:])
     assert not frames[start, :9].any()
+
+
+def test_stored_rewards_are_the_environments_own(tmp_path: Path) -> None:
+    plain = rlpre.collect(clocks(), tmp_path / "plain", 60)
+    normalised = rlpre.collect(VecMonitor(VecNormalize(clocks(), norm_obs=False)), tmp_path / "normalised", 60)
+    assert plain.column("reward").any()
+    np.testing.assert_array_equal(normalised.column("reward"), plain.column("reward"))
 
 
 @pytest.mark.parametrize(

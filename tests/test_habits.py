@@ -52,6 +52,13 @@ def test_environments_are_run_one_by_one_and_reported_together(tmp_path: Path) -
         run(replace(TINY, environments=(OTHER,), compared=40, only=("cloned-40",)), tmp_path)
 
 
+def test_settings_that_do_not_fit_a_part_get_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(RlpreError, match=r"compared is 90, labels are \(40, 80\): give one of them"):
+        run(replace(TINY, compared=90), tmp_path)
+    with pytest.raises(RlpreError, match="take no steps: leave out steps"):
+        run(replace(TINY, part="features"), tmp_path)
+
+
 def test_players_are_clones_advice_and_mediocre_agents(tmp_path: Path) -> None:
     records = run(replace(TINY, part="players"), tmp_path)
     assert {record["arm"] for record in records} > {
@@ -67,6 +74,8 @@ def test_players_are_clones_advice_and_mediocre_agents(tmp_path: Path) -> None:
 
 
 def test_features_are_compared_by_the_labels_that_they_need(tmp_path: Path) -> None:
-    records = run(replace(TINY, part="features", labels=(40, 120)), tmp_path)  # as words, "120" comes before "40"
+    records = run(
+        replace(TINY, part="features", labels=(40, 120), steps=None), tmp_path
+    )  # as words, "120" comes before "40"
     assert {record["arm"] for record in records} == set(READOUTS)
     assert {record["steps_to_threshold"] for record in records} <= {40, 120}

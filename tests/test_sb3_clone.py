@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pixel_world import FRAME, odd_sequence, refuse, same, worlds
+from gymnasium import spaces
+from pixel_world import FRAME, Matrices, odd_sequence, refuse, same, worlds
+from stable_baselines3 import PPO
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import VecMonitor
@@ -20,7 +22,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import rlpre
 from rlpre import EncodedVecEnv, Encoder, FrameStore, HistoryVecEnv, InputSpec, SequenceEncoder, clone, fuse
 from rlpre.features import encode
-from rlpre.sb3.clone import LEAST_STD, MOST_WEIGHT, WEIGHTS, CloneConfig, labelled, split
+from rlpre.sb3.clone import LEAST_STD, MOST_WEIGHT, WEIGHTS, CloneConfig, _Task, labelled, split
+from rlpre.sb3.vecenv import FeatureSpace
 from rlpre.utils import read_json
 
 SHORT = {"steps": 200, "lr": 3e-3, "check_every": 20, "net_arch": (32,), "device": "cpu"}
@@ -209,6 +212,15 @@ def test_balance_makes_a_rare_action_common(encoder: Encoder, tmp_path: Path) ->
     assert 0.3 < shares[1.0] < 0.7
 
 
+def test_balance_counts_the_rows_by_their_weights(mixed: FrameStore, encoder: Encoder) -> None:
+    config = CloneConfig(weights="return", balance=1, device="cpu")
+    rows = labelled(mixed, config)
+    policy = ActorCriticPolicy(FeatureSpace(encoder), mixed.action_space, lambda _: 1e-3)
+    task = _Task(policy, encoder, mixed, rows, config)
+    drawn = np.bincount(mixed.column("action")[rows[task.train]], task.chances)
+    np.testing.assert_allclose(drawn, 0.25, atol=0.05)
+
+
 def test_vectors_are_cloned_by_likelihood(encoder: Encoder, tmp_path: Path) -> None:
     frames = record(tmp_path / "frames", continuous, continuous=True)
     policy = clone(frames, encoder, out=tmp_path / "clone", **{**SHORT, "steps": 600})
@@ -217,6 +229,28 @@ def test_vectors_are_cloned_by_likelihood(encoder: Encoder, tmp_path: Path) -> N
     std = policy.log_std.exp()
     assert (std >= LEAST_STD - 1e-6).all()
     assert (std < 0.5).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_matrices_of_actions_are_flat_for_the_gaussian(dtype: Any, encoder: Encoder, tmp_path: Path) -> None:
+    venv = Matrices(8, dtype, noise=20, length=LENGTH)
+    frames = rlpre.collect(venv, tmp_path / "frames", 400, lambda seen: continuous(seen)[:, None].astype(dtype))
+    policy = clone(frames, encoder, out=tmp_path / "clone", **{**SHORT, "steps": 600})
+    assert read_json(tmp_path / "clone/run.json")["held_out_agreement"] > 0.8, "R2"
+    model = PPO("MlpPolicy", EncodedVecEnv(venv, encoder, device="cpu"), n_steps=8, policy_kwargs={"net_arch": [32]})
+    rlpre.start_from(model, policy, value_first=64)
+    model.learn(64)
+    assert np.abs(model.rollout_buffer.kl).max() < 1e-4, "the model still is its clone"
+
+
+def test_a_clone_of_other_actions_is_not_taken_for_this_one(encoder: Encoder, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, *FRAME.shape), np.uint8)
+    columns = {"action": np.arange(40) % 3, "reward": np.ones(40), "episode_start": np.arange(40) % 5 == 0}
+    few = rlpre.from_arrays(pixels, tmp_path / "few", **columns)
+    clone(few, encoder, out=tmp_path / "clone", **SHORT)
+    more = rlpre.from_arrays(pixels, tmp_path / "more", action_space=spaces.Discrete(4), **columns)
+    refuse("holds a clone with actions=", lambda: clone(more, encoder, out=tmp_path / "clone", **SHORT))
+    assert clone(more, encoder, out=tmp_path / "other", **SHORT).action_space == spaces.Discrete(4)
 
 
 @pytest.mark.parametrize("backbone", ["gru", "transformer"])
@@ -238,8 +272,12 @@ def test_a_player_who_never_succeeds_is_named(encoder: Encoder, tmp_path: Path) 
     told = r"the \d+ episodes of .* all have the same return \(least 0, lower quartile 0, median 0, .* most 0\)"
     with pytest.warns(UserWarning, match=f"{told}: their player never succeeds"):
         clone(frames, encoder, out=tmp_path / "clone", **{**SHORT, "steps": 2})
-    for weights in ("return", "advantage"):
-        refuse(told, lambda weights=weights: clone(frames, encoder, out=tmp_path / "other", weights=weights, **SHORT))
+    refuse(told, lambda: clone(frames, encoder, out=tmp_path / "other", weights="return", **SHORT))
+    with pytest.warns(UserWarning, match="or they were stored without rewards"):
+        refuse(
+            "no action of .* has an advantage over another",
+            lambda: clone(frames, encoder, out=tmp_path / "other", weights="advantage", **SHORT),
+        )
 
 
 def without_actions(path: Path) -> FrameStore:
@@ -258,6 +296,14 @@ def labelled_store(path: Path, label: list[int]) -> FrameStore:
     return FrameStore.open(path)
 
 
+def vectors(path: Path, width: float, action: float, reward: float = 1.0) -> FrameStore:
+    """Eight episodes of one-dimensional vectors, half of them ``action``."""
+    arguments = {"action_space": spaces.Box(-width, width, (1,)), "episode_start": np.arange(40) % 5 == 0}
+    pixels = np.random.default_rng(0).integers(0, 256, (40, *FRAME.shape), np.uint8)
+    actions = np.where(np.arange(40) % 2, action, 0).astype(np.float32)[:, None]
+    return rlpre.from_arrays(pixels, path, action=actions, reward=np.full(40, reward), **arguments)
+
+
 @pytest.mark.parametrize(
     ("named", "changes"),
     [
@@ -265,7 +311,15 @@ def labelled_store(path: Path, label: list[int]) -> FrameStore:
         ("a clone has no setting 'step': it has", {"step": 3}),
         ("unknown column of labels 'expert'", {"labels": "expert"}),
         ("has 400 labels 'action', limit is 500: collect more", {"limit": 500}),
-        ("1 of the 1 episodes .* can be learned from, and one is held out", {"limit": 4}),
+        ("1 of the 1 episodes .* can be learned from, and one is held out: raise limit", {"limit": 4}),
+        ("lr is -1: it must be a number above 0", {"lr": -1}),
+        ("clip is 0: it must be a number above 0", {"clip": 0}),
+        ("net_arch is 64: give the sizes of the hidden layers", {"net_arch": 64}),
+        ("net_arch is {'pi': .*}: give the sizes", {"net_arch": {"pi": [64], "vf": [64]}}),
+        (r"net_arch is \(0,\): give the sizes", {"net_arch": (0,)}),
+        ("unknown activation 'Relu': did you mean 'ReLU'", {"activation": "Relu"}),
+        ("temperature are those of weights='advantage', not of 'return'", {"weights": "return", "temperature": 1}),
+        ("the clone's actions are not finite any more: lower lr=1e\\+12", {"lr": 1e12}),
         ("held_out is 0: give a number above 0", {"held_out": 0}),
         ("label_smoothing is 1: it is a share", {"label_smoothing": 1}),
         ("limit is 1: it must be at least 2", {"limit": 1}),
@@ -275,7 +329,7 @@ def test_bad_settings_get_one_sentence(
     named: str, changes: dict[str, Any], expert: FrameStore, encoder: Encoder, tmp_path: Path
 ) -> None:
     refuse(named, lambda: clone(expert, encoder, out=tmp_path, **{**SHORT, **changes}))
-    assert not list(tmp_path.iterdir())
+    assert not list(tmp_path.glob("*.json")), "no clone"
 
 
 @pytest.mark.parametrize(
@@ -285,6 +339,10 @@ def test_bad_settings_get_one_sentence(
         ("the 400 labels 'action' of .* are all \\[2\\]", lambda path: record(path, lambda seen: np.full(8, 2))),
         ("label 'advice' of .* goes up to 5, the actions are Discrete", lambda path: labelled_store(path, [5, 1, -1])),
         ("the 0 labels 'advice' of .* are all \\[\\]", lambda path: labelled_store(path, [-1, -1, -1])),
+        ("some actions of .* are not finite", lambda path: vectors(path, 1, np.inf)),
+        ("a range of .-0.05, .* gymnasium.wrappers.RescaleAction", lambda path: vectors(path, 0.05, 0.05)),
+        ("a range of .-1000, ", lambda path: vectors(path, 1000, 1000)),
+        ("some rewards of .* are not finite", lambda path: vectors(path, 1, 1, reward=np.nan)),
     ],
 )
 def test_bad_frames_get_one_sentence(

@@ -11,11 +11,12 @@ from pixel_world import TINY, Algorithm, build, odd_encoder, odd_sequence, other
 from stable_baselines3 import A2C, DQN, PPO, SAC
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import VecNormalize
 from test_sb3_clone import quadrants
 
 from rlpre import EncodedVecEnv, FrameStore, HistoryVecEnv, clone, collect, fuse, policy_kwargs, start_from
-from rlpre.sb3 import kl_penalty
+from rlpre.sb3 import floored_advantages, kl_penalty
 
 ROLLOUT = 16  # environment steps, for PPO in TINY
 SETTINGS = {"steps": 60, "check_every": 20, "lr": 1e-2, "label_smoothing": 0.2, "net_arch": (8,), "device": "cpu"}
@@ -140,9 +141,46 @@ def test_the_penalty_halves_after_the_same_steps_whatever_the_rollout(
 def test_a_started_model_is_fused(policy: ActorCriticPolicy) -> None:
     model, (frames, features) = on_features(), pixels()
     start_from(model, policy)
-    fused = fuse(model, odd_encoder(), as_model=True)
-    np.testing.assert_allclose(shares(fused.policy, frames), shares(policy, features), atol=1e-5)
-    fused.learn(ROLLOUT)
+    for mode in ("frozen", "finetuned"):
+        fused = fuse(model, odd_encoder(), as_model=True, mode=mode)
+        head = fused.policy.action_net.weight.clone()
+        np.testing.assert_allclose(shares(fused.policy, frames), shares(policy, features), atol=1e-5)
+        fused.learn(ROLLOUT)
+        assert fused.policy.action_net.weight.equal(head), "the value head still learns alone"
+
+
+def test_a_floor_of_ones_own_stays(policy: ActorCriticPolicy) -> None:
+    model = on_features(**floored_advantages(0.5))
+    start_from(model, policy)
+    assert model.rollout_buffer.floor == 0.5
+
+
+@pytest.mark.parametrize("start", [{"value_first": 0}, {"kl": 0}])
+def test_a_model_starts_once(start: dict[str, Any], policy: ActorCriticPolicy) -> None:
+    model = on_features()
+    start_from(model, policy, **start)
+    refuse("has a KL penalty or waiting parameters already", lambda: start_from(model, policy, value_first=0, kl=0))
+
+
+class Doubled(FlattenExtractor):
+    """Changes the features, and keeps their number."""
+
+    def forward(self, observations: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(observations)
+
+
+def of_its_own() -> BaseAlgorithm:
+    arguments = {**NET, "features_extractor_class": Doubled}
+    return build(PPO, arguments, venv=EncodedVecEnv(worlds(), odd_encoder()), policy="Mlp")
+
+
+def of_adagrad() -> BaseAlgorithm:
+    arguments = {**NET, "optimizer_class": torch.optim.Adagrad}
+    return build(PPO, arguments, venv=EncodedVecEnv(worlds(), odd_encoder()), policy="Mlp")
+
+
+def stacked() -> BaseAlgorithm:
+    return build(PPO, NET, venv=EncodedVecEnv(worlds(), odd_encoder(), stack=2), policy="Mlp")
 
 
 def normalised() -> BaseAlgorithm:
@@ -172,6 +210,9 @@ def test_a_policy_that_learned_behind_vecnormalize_is_refused() -> None:
         ("the model has learned for 16 steps, which start_from would", lambda: on_features().learn(ROLLOUT)),
         ("VecNormalize changes the features", normalised),
         ("the clone acts on FeatureSpace.*, the model on FeatureSpace", other_encoder),
+        ("the model on FeatureSpace.*: give it the encoder .* without stack", stacked),
+        ("the model's policy changes the features by Doubled: leave out features_extractor_class", of_its_own),
+        ("optimizer 'Adagrad' cannot", of_adagrad),
         ("the clone acts on FeatureSpace.*, the model on Dict", windows),
         ("the model on Box", lambda: build(PPO, {})),
         ("the clone acts on FeatureSpace.*, the model on FeatureSpace", lambda: inside("scratch")),
@@ -211,6 +252,9 @@ def test_another_model_gets_one_sentence(
         ("beta is -1: give the cost of a nat", {"kl": -1}),
         ("half_life is 0: give environment steps", {"kl_decay": 0}),
         ("least is 0.3: beta starts at 0.05", {"kl_least": 0.3}),
+        ("half_life is -5: give environment steps", {"kl": 0, "kl_decay": -5}),
+        ("value_first is inf: give environment steps", {"value_first": float("inf")}),
+        ("value_first is nan: give environment steps", {"value_first": float("nan")}),
     ],
 )
 def test_numbers_out_of_range_get_one_sentence(named: str, changes: dict[str, Any], policy: ActorCriticPolicy) -> None:
@@ -218,7 +262,8 @@ def test_numbers_out_of_range_get_one_sentence(named: str, changes: dict[str, An
 
 
 def test_a_directory_without_a_clone_is_named(tmp_path: Path) -> None:
-    refuse("policy.zip cannot be read .*give the directory of a", lambda: start_from(on_features(), tmp_path))
+    refuse("cannot be read .*policy.zip.*give the directory of a", lambda: start_from(on_features(), tmp_path))
+    refuse("cannot be read .*or the policy that it returned", lambda: start_from(on_features(), on_features()))
 
 
 def test_a_penalty_by_hand_is_the_same(policy: ActorCriticPolicy) -> None:

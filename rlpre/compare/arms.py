@@ -17,7 +17,7 @@ from rlpre.errors import RlpreError, lookup
 from rlpre.features import map_stage
 from rlpre.objectives import parse_objective
 from rlpre.pretrain import PretrainConfig, step_directory
-from rlpre.sb3 import MODES, CloneConfig, KeepLearning, StateVecEnv, policy_kwargs
+from rlpre.sb3 import MODES, CloneConfig, KeepLearning, StateVecEnv, policy_kwargs, start_from
 from rlpre.sb3.policy import Mode
 from rlpre.sb3.vecenv import check_actions, find_image
 
@@ -268,6 +268,7 @@ def check_arm(name: str, arm: Arm, data: Collection[str], steps: int, venv: VecE
         parse_objective(arm.memory_objective, SequenceEncoder.kind)
     if arm.auxiliary:
         _check_auxiliary(name, arm.auxiliary)
+    _check_clone(name, arm.clone)
     for named in (arm.data, arm.clone.data if arm.clone else ""):
         if named:
             lookup("data", named, dict.fromkeys(data))
@@ -279,11 +280,24 @@ def check_arm(name: str, arm: Arm, data: Collection[str], steps: int, venv: VecE
 def _check_auxiliary(name: str, arguments: Mapping[str, Any]) -> None:
     parameters = inspect.signature(KeepLearning).parameters
     for key in arguments:
-        lookup(f"argument of arm {name!r}'s auxiliary", key, {each: each for each in parameters if each != "frames"})
+        lookup(f"argument of auxiliary in arm {name!r}:", key, {each: each for each in parameters if each != "frames"})
     missing = [key for key in ("objective", "updates") if key not in arguments]
     if missing:
         raise RlpreError(f"arm {name!r}: auxiliary has no {missing[0]}: give objective and updates")
     parse_objective(arguments["objective"], Encoder.kind)
+
+
+def _check_clone(name: str, clone: Clone | None) -> None:
+    if clone is None:
+        return
+    if not isinstance(clone, Clone):
+        raise RlpreError(f"arm {name!r}: clone is {clone!r}: give rlpre.Clone(config)")
+    clone.config.check()
+    if clone.start and not clone.tuned:
+        raise RlpreError(f"arm {name!r}: start concerns agents that learn: leave it out, or tuned=False")
+    for key in clone.start:
+        known = [each for each in inspect.signature(start_from).parameters if each not in ("model", "policy")]
+        lookup(f"argument of start in arm {name!r}:", key, {each: each for each in known})
 
 
 def _check_oracle(name: str, arm: Arm, venv: VecEnv) -> None:

@@ -1,5 +1,6 @@
 """`compare`: how many environment steps does an encoder save, on any environment?"""
 
+import math
 import pickle
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
@@ -68,6 +69,10 @@ class Demonstrator:
 
     share: float = 0.9
     data: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.share, int | float) or not 0 < self.share < math.inf:
+            raise RlpreError(f"Demonstrator({self.share!r}): give a share of the mean return, such as 0.9")
 
     def of(self, frames: FrameStore) -> float:
         """The threshold.

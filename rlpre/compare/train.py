@@ -22,7 +22,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalC
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 from stable_baselines3.common.vec_env import (
     VecEnv,
@@ -235,10 +235,11 @@ def _clone(spec: Training, model: BaseAlgorithm, encoder: AnyEncoder, out: Path)
     assert spec.clone is not None
     assert spec.demonstrations is not None
     config = replace(spec.clone.config, seed=spec.seed, device=str(model.device))
-    if isinstance(layers := model.policy.net_arch, list):
-        config = replace(config, net_arch=tuple(layers))
-    policy = clone(FrameStore.open(spec.demonstrations), encoder, out=out, config=config)
-    start_from(model, policy, **(spec.clone.start if spec.clone.tuned else {"value_first": 0, "kl": 0}))
+    policy = cast(ActorCriticPolicy, model.policy)
+    layers = policy.net_arch["pi"] if isinstance(policy.net_arch, dict) else policy.net_arch
+    config = replace(config, net_arch=tuple(layers), activation=policy.activation_fn.__name__)
+    start = clone(FrameStore.open(spec.demonstrations), encoder, out=out, config=config)
+    start_from(model, start, **(spec.clone.start if spec.clone.tuned else {"value_first": 0, "kl": 0}))
 
 
 def _learn(spec: Training, model: BaseAlgorithm, evaluation: VecEnv, out: Path, report: Report) -> Curve:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from gymnasium import spaces
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, unwrap_vec_normalize
 from torch.nn import functional as F
 from tqdm import tqdm
 
@@ -191,13 +191,15 @@ class Recorder:
         rows["frames"] = np.empty((*steps, *self.writer.manifest["frame_shape"]), np.uint8)
         rows["mission"] = np.empty(steps, object)
         ends: list[dict[int, Frames]] = [{} for _ in range(venv.num_envs)]  # the final frames, by step
+        normalize = unwrap_vec_normalize(venv)  # stored rewards are the environment's own
         for t in range(length):
             known = player.known()
             rows["frames"][t], rows["mission"][t] = player.frames(observed), _missions(venv)
             for label, values in zip(player.labels, known.T, strict=True):
                 rows[label][t] = values
             rows["action"][t] = player.act(observed, known)
-            observed, rows["reward"][t], done, infos = venv.step(rows["action"][t])
+            observed, rewards, done, infos = venv.step(rows["action"][t])
+            rows["reward"][t] = normalize.get_original_reward() if normalize else rewards
             for env in np.flatnonzero(done).tolist():
                 kind = "truncated" if infos[env].get("TimeLimit.truncated", False) else "terminated"
                 rows[kind][t, env] = True

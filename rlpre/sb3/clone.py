@@ -41,7 +41,7 @@ from rlpre.data.store import ActionSpace, FrameStore, Indices, has_action
 from rlpre.data.windows import Trajectories, Windows
 from rlpre.encoders import AnyEncoder, SequenceEncoder, as_encoder
 from rlpre.errors import RlpreError, at_least, lookup
-from rlpre.features import encode
+from rlpre.features import encode, finite
 from rlpre.pretrain import STATE, quiet, rate_factor, read_state
 from rlpre.sb3.fuse import fuse
 from rlpre.sb3.policy import policy_kwargs
@@ -50,6 +50,9 @@ from rlpre.utils import provenance, read_json, resolve_device, to_device, write_
 
 POLICY, PIXELS, RUN = "policy.zip", "pixels.zip", "run.json"
 LEAST_STD = 0.1  # of a Gaussian policy, in units of the action
+RANGES = (0.2, 50.0)  # half the width of an action's range, in which SB3's Gaussian and this least SD are of use
+ACTIVATIONS: dict[str, type[nn.Module]] = {name: getattr(nn, name) for name in nn.modules.activation.__all__}
+ADVANTAGE = (0.99, 0.5)  # discount and temperature
 MOST_WEIGHT = 20.0  # of a row, as in [0]
 WARMUP = 0.05  # share of the gradient steps
 CHUNK = 4096  # held-out rows at a time
@@ -78,6 +81,9 @@ class Schedule:
     def check(self) -> None:
         """Refuses numbers out of range and a missing device."""
         at_least(self, steps=1, batch=1, check_every=1, patience=1, seed=0, weight_decay=0)
+        for name in ("lr", "clip"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise RlpreError(f"{name} is {getattr(self, name)}: it must be a number above 0, or nothing is trained")
         if not 0 <= self.label_smoothing < 1:
             raise RlpreError(f"label_smoothing is {self.label_smoothing}: it is a share, at least 0 and below 1")
         resolve_device(self.device)
@@ -90,20 +96,27 @@ class CloneConfig(Schedule):
     labels: str = "action"  # the column to learn: the action taken, or a label column such as "expert", an advice
     weights: str = "uniform"  # of the rows: "uniform", "return" or "advantage"
     limit: int | None = None  # number of labels to use: episodes drawn by the seed, the last one cut; None: all
-    net_arch: tuple[int, ...] = (64, 64)  # hidden layers of the actor and of the critic, as in SB3
+    net_arch: tuple[int, ...] = (64, 64)  # sizes of the hidden layers, the same for actor and critic
+    activation: str = "Tanh"  # between them: the name of a class of torch.nn
     balance: float = 0.0  # rows of an action with share p are drawn p ** -balance as often; 1: all actions equally
     held_out: float = 0.1  # share of the episodes that decide when training stops
-    discount: float = 0.99  # of the returns behind the advantages
-    temperature: float = 0.5  # of the advantages, in their standard deviations
+    discount: float = ADVANTAGE[0]  # of the returns behind the advantages
+    temperature: float = ADVANTAGE[1]  # of the advantages, in their standard deviations
 
     def check(self) -> None:
         """Refuses numbers out of range, unknown names and a missing device."""
         super().check()
         lookup("weights", self.weights, WEIGHTS)
+        lookup("activation", self.activation, ACTIVATIONS)
         at_least(self, limit=2, balance=0)
+        layers = self.net_arch
+        if not isinstance(layers, list | tuple) or not all(isinstance(size, int) and size > 0 for size in layers):
+            raise RlpreError(f"net_arch is {layers!r}: give the sizes of the hidden layers, such as (64, 64)")
         for name in ("held_out", "temperature", "discount"):
             if not 0 < getattr(self, name) <= 1:
                 raise RlpreError(f"{name} is {getattr(self, name)}: give a number above 0, at most 1")
+        if self.weights != "advantage" and (self.discount, self.temperature) != ADVANTAGE:
+            raise RlpreError(f"discount and temperature are those of weights='advantage', not of {self.weights!r}")
 
 
 @dataclass(frozen=True)
@@ -128,7 +141,7 @@ def clone(
     """Clones the player of stored frames: a policy learns to act as it did, or as its expert advised.
 
     A clone that was killed goes on when called again and ends with the same weights; one that is complete is loaded.
-    An episode that the end of a collection cut counts with the return that it has.
+    An episode that was still running when the collection stopped counts with the reward it had earned so far.
 
     Args:
         frames: with actions, from somebody who sometimes succeeds.
@@ -147,7 +160,8 @@ def clone(
     Raises:
         RlpreError: for unknown settings or numbers out of range; frames without actions, without such a label, with
             labels of a single action or of no action of the space, too few episodes, or frames that the encoder does
-            not read; if nobody ever succeeded; or if ``out`` holds another clone.
+            not read; with weights by return, if all returns are equal (without, a warning if nobody ever earned
+            anything); or if ``out`` holds another clone.
 
     Example:
         >>> policy = rlpre.clone(frames, encoder, out="runs/clone", weights="return")
@@ -162,6 +176,7 @@ def clone(
     encoder, device = as_encoder(encoder), resolve_device(config.device)
     identity = {**asdict(config), "net_arch": list(config.net_arch)}
     identity |= {"device": None, "frames": frames.hash, "encoder": encoder.fingerprint()}
+    identity["actions"] = frames.manifest["action_space"]
     if (out / RUN).exists():
         _check_identity(out, read_json(out / RUN).get("configuration"), identity)
         return load_clone(out)
@@ -262,12 +277,15 @@ class _Task:
             self.features = self.trajectories.features(rows)
         else:
             self.features = encode(encoder, frames, rows).to(device)
+        finite(self.features.cpu().numpy(), "the encoder's features")
         labels = frames.column(config.labels)[rows]
-        self.labels = to_device(labels if labels.dtype.kind == "f" else labels.astype(np.int64), device)
+        if vectors := labels.dtype.kind == "f":  # SB3's Gaussian is over flat vectors
+            labels = labels.reshape(len(labels), -1)
+        self.labels = to_device(labels.astype(np.float32 if vectors else np.int64), device)
         self.variance = self.labels.float().var(0, correction=0).mean()
         weights = WEIGHTS[config.weights](frames, rows, self.features.cpu().numpy(), config)
-        if config.balance and labels.dtype.kind != "f":
-            weights = weights * np.bincount(labels)[labels] ** -config.balance
+        if config.balance:
+            weights = weights * np.bincount(labels, weights)[labels].clip(min=1e-12) ** -config.balance
         self.train, self.held_out = split(frames, rows, weights, config.held_out, config.seed)
         self.chances = weights[self.train] / weights[self.train].sum()
         self.shares = to_device(weights[self.held_out] / weights[self.held_out].sum(), device).float()
@@ -285,7 +303,10 @@ class _Task:
     def each(self, places: Indices) -> Tensor:
         """Loss and agreement, (2, n), at some of the rows."""
         labels = self.labels[to_device(places, self.labels.device)]
-        distribution = self.policy.get_distribution(self.observations(places)).distribution
+        try:
+            distribution = self.policy.get_distribution(self.observations(places)).distribution
+        except ValueError as fault:
+            raise RlpreError(f"the clone's actions are not finite any more: lower lr={self.config.lr:g}") from fault
         if isinstance(distribution, torch.distributions.Categorical):
             logits = distribution.logits
             loss = F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing, reduction="none")
@@ -323,6 +344,8 @@ def labelled(frames: FrameStore, config: CloneConfig) -> Indices:
             f"label {name!r} of {frames.path} goes up to {column.max()}, the actions are {space}: it is no action of "
             "that space, learn another column"
         )
+    if isinstance(space, spaces.Box):
+        _check_vectors(frames, space, config)
     rows = np.flatnonzero(frames.acted & has_action(column))
     if config.limit is not None:
         if len(rows) < config.limit:
@@ -338,6 +361,20 @@ def labelled(frames: FrameStore, config: CloneConfig) -> Indices:
     return rows
 
 
+def _check_vectors(frames: FrameStore, space: spaces.Box, config: CloneConfig) -> None:
+    if config.balance:
+        raise RlpreError(f"balance is for discrete actions, those of {frames.path} are {space}: leave it out")
+    if not np.isfinite(frames.column("action")[frames.acted]).all():
+        raise RlpreError(f"some actions of {frames.path} are not finite: collect again")
+    half = (space.high.astype(np.float64) - space.low) / 2
+    least, most = RANGES
+    for width in half[np.isfinite(half) & ((half < least) | (half > most))][:1]:
+        raise RlpreError(
+            f"the actions of {frames.path} are {space}, a range of +-{width:g}, where SB3's Gaussian policies are made "
+            "for about +-1: collect from, and train in, gymnasium.wrappers.RescaleAction(env, -1.0, 1.0)"
+        )
+
+
 def split(frames: FrameStore, rows: Indices, weights: Weights, share: float, seed: int) -> tuple[Indices, Indices]:
     """Places in ``rows`` to train on, and those of held-out episodes; rows of weight 0 are in neither.
 
@@ -348,8 +385,8 @@ def split(frames: FrameStore, rows: Indices, weights: Weights, share: float, see
     useful = np.unique(episode[weights > 0])
     if len(useful) < 2:
         raise RlpreError(
-            f"{len(useful)} of the {len(np.unique(episode))} episodes of {frames.path} can be learned from, and one is "
-            "held out: collect more episodes"
+            f"{len(useful)} of the {len(np.unique(episode))} episodes that are used of {frames.path} can be learned "
+            "from, and one is held out: raise limit, if there is one, or collect more episodes"
         )
     count = min(max(1, round(share * len(useful))), len(useful) - 1)
     held_out = np.isin(episode, np.random.default_rng(seed).permutation(useful)[:count])
@@ -381,6 +418,8 @@ def _by_advantage(frames: FrameStore, rows: Indices, features: npt.NDArray[Any],
     folds = GroupKFold(min(FOLDS, len(np.unique(episode))))
     ridge = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-1, 5, 7)))
     advantage = later[rows] - cross_val_predict(ridge, features, later[rows], groups=episode, cv=folds)
+    if not advantage.std() > 0:
+        raise RlpreError(f"no action of {frames.path} has an advantage over another: use weights='uniform'")
     return cast(Weights, np.exp(advantage / (config.temperature * advantage.std())).clip(max=MOST_WEIGHT))
 
 
@@ -398,12 +437,15 @@ def _check_success(frames: FrameStore, rows: Indices, config: CloneConfig) -> di
     found = dict(zip(QUANTILES, np.quantile(returns, list(QUANTILES.values())).tolist(), strict=True))
     text = ", ".join(f"{name} {value:.3g}" for name, value in found.items())
     fault = f"the {len(returns)} episodes of {frames.path} all have the same return ({text})"
-    if returns.min() == returns.max() and config.weights != "uniform":
+    if not np.isfinite(returns).all():
+        raise RlpreError(f"some rewards of {frames.path} are not finite: store them again")
+    if returns.min() == returns.max() and config.weights == "return":
         raise RlpreError(
             f"{fault}, which tells none apart: use weights='uniform', or collect from who sometimes succeeds"
         )
     if returns.min() == returns.max() <= 0 and config.labels == "action":
-        warnings.warn(f"{fault}: their player never succeeds, and the clone will not either", stacklevel=3)
+        reason = "their player never succeeds, and the clone will not either, or they were stored without rewards"
+        warnings.warn(f"{fault}: {reason}", stacklevel=3)
     return found
 
 
@@ -414,7 +456,8 @@ def _fresh_policy(encoder: AnyEncoder, actions: ActionSpace, config: CloneConfig
         space = window_space(encoder, encoder.window)
         arguments = policy_kwargs(encoder, "finetuned", encoder_lr_scale=1.0)
     assert actions is not None
-    return ActorCriticPolicy(space, actions, lambda _: config.lr, net_arch=list(config.net_arch), **arguments)
+    shape = {"net_arch": list(config.net_arch), "activation_fn": ACTIVATIONS[config.activation]}
+    return ActorCriticPolicy(space, actions, lambda _: config.lr, **shape, **arguments)
 
 
 # Files.
@@ -426,11 +469,12 @@ def load_clone(path: str | PathLike[str]) -> ActorCriticPolicy:
     Raises:
         RlpreError: if there is none.
     """
-    file = Path(path) / POLICY
     try:
+        file = Path(path) / POLICY
         return ActorCriticPolicy.load(str(file), device="cpu").eval()
     except Exception as error:
-        raise RlpreError(f"{file} cannot be read ({error}): give the directory of a complete rlpre.clone") from error
+        advice = "give the directory of a complete rlpre.clone, or the policy that it returned"
+        raise RlpreError(f"{path} cannot be read ({error}): {advice}") from error
 
 
 def _save_state(out: Path, content: Mapping[str, Any]) -> None:

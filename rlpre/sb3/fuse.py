@@ -23,7 +23,7 @@ from rlpre.encoders.encoder import check_tensors
 from rlpre.errors import RlpreError, lookup
 from rlpre.sb3.optim import EncoderOptimizer, encoder_optimizer
 from rlpre.sb3.policy import MODES, ProtectedExtractor, SequenceExtractor, policy_kwargs
-from rlpre.sb3.ppo import KLPenalty
+from rlpre.sb3.ppo import KLPenalty, continue_value_first
 from rlpre.sb3.vecenv import (
     EncoderLike,
     FeatureSpace,
@@ -195,6 +195,7 @@ class _Plan:
         for name, state in states.items():
             if name.endswith("optimizer") and (mode == "frozen" or not name.endswith(".optimizer")):
                 recursive_getattr(fused, name).load_state_dict(state)
+        continue_value_first(fused.policy, model.policy)
         for name, tensor in (variables or {}).items():
             if tensor is not None:
                 recursive_getattr(fused, name).data = tensor.data

@@ -126,6 +126,11 @@ class EncoderOptimizer(Optimizer):
                     if id(parameter) in waiting:
                         group[WARMUP][i] = max(group[WARMUP][i], updates)
 
+    def waiting(self, parameter: nn.Parameter) -> int:
+        """The steps that a parameter still waits; 0 if it is not trained here."""
+        pairs = (pair for group in self.param_groups for pair in zip(group["params"], group[WARMUP], strict=True))
+        return next((left for trained, left in pairs if trained is parameter), 0)
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As in torch; warm-ups continue where they were, and anchors are the saved ones."""
         with self._changing_warmups():

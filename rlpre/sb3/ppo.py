@@ -30,7 +30,7 @@ import torch
 from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.distributions import make_proba_distribution
-from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.utils import obs_as_tensor
 from torch import Tensor
 
@@ -123,6 +123,8 @@ class KLRolloutBuffer(FlooredRolloutBuffer):
         actions = torch.as_tensor(action, device=self.device)
         if isinstance(self.action_space, spaces.Discrete):
             actions = actions.flatten()
+        elif isinstance(self.action_space, spaces.Box):  # SB3's Gaussian is over flat vectors
+            actions = actions.flatten(1)
         with torch.no_grad():
             expected = self._reference.get_distribution(obs_as_tensor(obs, self.device)).log_prob(actions)
         kl = self.kl[self.pos] = (log_prob.flatten() - expected).cpu().numpy()
@@ -149,7 +151,7 @@ def kl_penalty(
 
     Args:
         policy: the reference, copied now; for the same observations and actions.
-        beta: the cost of a nat in the first rollout, in units of reward.
+        beta: the weight in the first rollout, in units of reward.
         half_life: environment steps after which beta has halved.
         least: beta falls no further.
         floor: of the advantages.
@@ -198,6 +200,19 @@ def value_first(policy: ActorCriticPolicy, updates: int) -> None:
         learning.append(policy.vf_features_extractor)
     free = {id(parameter) for part in learning for parameter in part.parameters()}
     policy.optimizer.wait([parameter for parameter in policy.parameters() if id(parameter) not in free], updates)
+
+
+def value_first_left(policy: BasePolicy) -> int:
+    """The gradient steps in which the value head still learns alone, see `value_first`."""
+    if not isinstance(policy, ActorCriticPolicy) or not isinstance(policy.optimizer, EncoderOptimizer):
+        return 0
+    return policy.optimizer.waiting(next(policy.action_net.parameters()))
+
+
+def continue_value_first(policy: BasePolicy, earlier: BasePolicy) -> None:
+    """Lets the value head of ``policy`` learn alone as long as that of ``earlier`` still would."""
+    if (left := value_first_left(earlier)) and isinstance(policy, ActorCriticPolicy):
+        value_first(policy, left)
 
 
 def frozen_copy(policy: ActorCriticPolicy) -> ActorCriticPolicy:

@@ -10,12 +10,15 @@ References:
     [1] Schmitt et al. 2018, "Kickstarting Deep Reinforcement Learning"; VPT and Wolczyk et al., see `rlpre.sb3.ppo`.
 """
 
+import math
+from functools import partial
 from os import PathLike
 from typing import Any
 
 from stable_baselines3 import A2C, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.torch_layers import FlattenExtractor
 
 from rlpre.encoders import Encoder
 from rlpre.encoders.encoder import check_tensors
@@ -24,7 +27,7 @@ from rlpre.sb3 import ppo
 from rlpre.sb3.clone import load_clone
 from rlpre.sb3.optim import EncoderOptimizer, encoder_optimizer
 from rlpre.sb3.policy import EncoderExtractor, SequenceExtractor
-from rlpre.sb3.ppo import HALF_LIFE, KL, kl_penalty
+from rlpre.sb3.ppo import FLOOR, HALF_LIFE, KL, kl_penalty
 from rlpre.sb3.vecenv import FeatureSpace, learned_normalizations, normalizations
 
 VALUE_FIRST = 10_000  # environment steps
@@ -51,13 +54,14 @@ def start_from(
         policy: what `rlpre.clone` returned, or its directory.
         value_first: environment steps in which only the value head learns, rounded up to whole rollouts; the policy
             acts as the clone meanwhile.
-        kl: cost of a nat of divergence from the clone per step, in units of reward; 0: no penalty. See `kl_penalty`.
-        kl_decay: environment steps after which this cost has halved, whatever the size of a rollout.
-        kl_least: the cost falls no further.
+        kl: weight of the KL penalty: the reward of each step loses ``kl * (log pi(a|s) - log pi_clone(a|s))``; 0: none.
+            See `kl_penalty`.
+        kl_decay: environment steps after which this weight has halved, whatever the size of a rollout.
+        kl_least: the weight falls no further.
 
     Raises:
-        RlpreError: for another algorithm, a policy of another architecture, encoder or action space, or a number out of
-            range.
+        RlpreError: for another algorithm, a model that has learned or started already, a policy of another
+            architecture, encoder or action space, or a number out of range.
     """
     if not isinstance(model, PPO | A2C):
         raise RlpreError(f"start_from is for PPO and A2C, whose actor a clone can be, not for {type(model).__name__}")
@@ -65,14 +69,22 @@ def start_from(
         raise RlpreError(
             f"the model has learned for {model.num_timesteps:,} steps, which start_from would overwrite: make a new one"
         )
-    if value_first != int(value_first) or value_first < 0:
+    earlier = model.rollout_buffer_kwargs or {}
+    if "penalty" in earlier or ppo.value_first_left(model.policy):
+        raise RlpreError(
+            "the model has a KL penalty or waiting parameters already, by kl_penalty or start_from: make a new one and "
+            "give start_from the numbers"
+        )
+    if not math.isfinite(value_first) or value_first != int(value_first) or value_first < 0:
         raise RlpreError(f"value_first is {value_first}: give environment steps, 0 or more, such as {VALUE_FIRST:,}")
     clone = policy if isinstance(policy, ActorCriticPolicy) else load_clone(policy)
+    penalty = partial(kl_penalty, beta=kl, half_life=kl_decay, least=kl_least, floor=earlier.get("floor", FLOOR))
+    penalty(clone)  # refuses numbers out of range before anything changes
     _check_same(model, clone)
-    _copy_actor(clone, model.policy)
     _let_parameters_wait(model)
+    _copy_actor(clone, model.policy)
     if kl:
-        _penalise(model, kl_penalty(model.policy, kl, kl_decay, kl_least))
+        _penalise(model, penalty(model.policy))
     rollout = model.n_steps * model.n_envs
     updates = model.n_epochs * -(-rollout // model.batch_size) if isinstance(model, PPO) else 1
     ppo.value_first(model.policy, -(-int(value_first) // rollout) * updates)
@@ -84,7 +96,7 @@ def _check_same(model: PPO | A2C, clone: ActorCriticPolicy) -> None:
     if clone.action_space != model.action_space:
         raise RlpreError(
             f"the clone's actions are {clone.action_space}, the environment's {model.action_space}: clone frames of "
-            "that environment"
+            "that environment; those made by from_arrays need action_space=venv.action_space"
         )
     encoder, reads = getattr(policy.features_extractor, "encoder", None), model.observation_space
     if isinstance(policy.features_extractor, EncoderExtractor) and isinstance(encoder, Encoder):
@@ -92,8 +104,12 @@ def _check_same(model: PPO | A2C, clone: ActorCriticPolicy) -> None:
     if clone.observation_space != reads:
         raise RlpreError(
             f"the clone acts on {clone.observation_space}, the model on {reads}: give it the encoder of the clone, by "
-            "EncodedVecEnv (of sequences HistoryVecEnv) or policy_kwargs"
+            "EncodedVecEnv (of sequences HistoryVecEnv, with the clone's window) or policy_kwargs; without stack, and "
+            "without other parts of a Dict, which the clone has not seen"
         )
+    if type(policy.features_extractor) not in (FlattenExtractor, EncoderExtractor, SequenceExtractor):
+        name = type(policy.features_extractor).__name__
+        raise RlpreError(f"the model's policy changes the features by {name}: leave out features_extractor_class")
     if normalizations(model.get_env()):
         raise RlpreError("VecNormalize changes the features that the clone has learned from: give it norm_obs=False")
     if learned_normalizations(clone.observation_space):
@@ -105,7 +121,8 @@ def _check_same(model: PPO | A2C, clone: ActorCriticPolicy) -> None:
     if ours != theirs or policy.activation_fn != clone.activation_fn:
         raise RlpreError(
             f"the clone's policy has net_arch={clone.net_arch} and {clone.activation_fn.__name__}, the model's "
-            f"{policy.net_arch} and {policy.activation_fn.__name__}: give both the same, and the model no gSDE"
+            f"{policy.net_arch} and {policy.activation_fn.__name__}: give both the same (rlpre.clone takes net_arch "
+            "and activation), and the model no gSDE"
         )
 
 
