@@ -451,13 +451,12 @@ def _check_success(frames: FrameStore, rows: Indices, config: CloneConfig) -> di
 
 def _fresh_policy(encoder: AnyEncoder, actions: ActionSpace, config: CloneConfig) -> ActorCriticPolicy:
     space: spaces.Space[Any] = FeatureSpace(encoder)
-    arguments: dict[str, Any] = {}
+    arguments: dict[str, Any] = {"activation_fn": ACTIVATIONS[config.activation]}
     if isinstance(encoder, SequenceEncoder):
         space = window_space(encoder, encoder.window)
-        arguments = policy_kwargs(encoder, "finetuned", encoder_lr_scale=1.0)
+        arguments |= policy_kwargs(encoder, "finetuned", encoder_lr_scale=1.0)
     assert actions is not None
-    shape = {"net_arch": list(config.net_arch), "activation_fn": ACTIVATIONS[config.activation]}
-    return ActorCriticPolicy(space, actions, lambda _: config.lr, **shape, **arguments)
+    return ActorCriticPolicy(space, actions, lambda _: config.lr, net_arch=list(config.net_arch), **arguments)
 
 
 # Files.
