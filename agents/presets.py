@@ -165,7 +165,7 @@ class TrainConfig(AgentConfig):
 class Data:
     """Frames to pretrain on."""
 
-    sources: tuple[str, ...]  # environments
+    sources: tuple[str, ...]  # environments; none: those of the comparison
     steps: int  # transitions to collect
     behaviour: str = MIXED
     distinct: int | None = None  # cut to whole episodes with exactly so many different frames; default all
@@ -234,14 +234,15 @@ class Preset:
     def collect(self, name: str, out: Path) -> FrameStore:
         """Collects the frames of that name, and those to measure encoders on, or what is missing of them."""
         data, seed, look = self.data[name], self.pretrain.seed, self.train.look
+        sources = data.sources or self.environments
         shown = look | ({"pictures": data.pictures} if data.pictures else {})
         if self.probe:
             for env in self.environments:  # in levels that no encoder was pretrained in
                 envs.collect(env, out / causes.TARGETS / env, self.probe, EVALUATION_SEED + seed, MIXED, **look)
         if data.distinct is None:
-            return envs.collect(data.sources, out / "frames" / name, data.steps, seed, data.behaviour, **shown)
+            return envs.collect(sources, out / "frames" / name, data.steps, seed, data.behaviour, **shown)
         first = next(other for other, each in self.data.items() if replace(each, distinct=data.distinct) == data)
-        pool = envs.collect(data.sources, out / "pools" / first, data.steps, seed, data.behaviour, **shown)
+        pool = envs.collect(sources, out / "pools" / first, data.steps, seed, data.behaviour, **shown)
         return take_distinct(pool, out / "frames" / name, data.distinct, seed)
 
 
@@ -309,7 +310,7 @@ PRESETS = {
     "study": Preset(
         environments=(DOORKEY,),
         steps=(122_880,),
-        data={"mixed": Data((DOORKEY,), 60_000), "noisy-expert": Data((DOORKEY,), 10_000, "expert:0.3")},
+        data={"mixed": Data((), 60_000), "noisy-expert": Data((), 10_000, "expert:0.3")},
         arms={
             "scratch": Arm("scratch"),
             "fresh-map": Arm("random", whiten="map"),
