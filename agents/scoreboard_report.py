@@ -68,17 +68,23 @@ def standings(rows: Sequence[Row], world: str, arms: Sequence[str]) -> list[Stan
             table.setdefault((row.arm, row.metric), {})[row.seed] = row.value
 
     def values(arm: str, metric: str) -> Floats:
-        return np.array([value for _, value in sorted(table[arm, metric].items())])
+        return np.array(list(table[arm, metric].values()))
+
+    def above_fresh(arm: str) -> Floats:
+        own, fresh = (table[each, f"{readout[each]}/{SCORE}"] for each in (arm, FRESH))
+        if not (seeds := sorted(own.keys() & fresh.keys())):
+            raise RlpreError(f"{arm!r} and {FRESH!r} have no seed in common on {world}: run both with the same seeds")
+        return np.array([own[seed] - fresh[seed] for seed in seeds])
 
     readout = {arm: max(READOUTS, key=lambda each, arm=arm: values(arm, f"{each}/{SCORE}").mean()) for arm in arms}
-    score = {arm: values(arm, f"{readout[arm]}/{SCORE}") for arm in arms}
-    gap, found = mean_interval(score[SUPERVISED] - score[FRESH]), []
+    gap, found = mean_interval(above_fresh(SUPERVISED)), []
     for arm in arms:
         share = None
         if (gap.low if gap.low is not None else gap.value) > 0:
-            share = mean_interval((score[arm] - score[FRESH]) / gap.value)
+            share = mean_interval(above_fresh(arm) / gap.value)
         means = {metric: float(values(arm, metric).mean()) for known, metric in table if known == arm}
-        found.append(Standing(world, arm, readout[arm], mean_interval(score[arm]), share, means))
+        score = mean_interval(values(arm, f"{readout[arm]}/{SCORE}"))
+        found.append(Standing(world, arm, readout[arm], score, share, means))
     return sorted(found, key=lambda standing: -standing.score.value)
 
 

@@ -109,6 +109,8 @@ class DoomEnv(gym.Env[np.ndarray, int]):
         config = lookup("environment", env_id, scenarios())
         arguments = {"shape": shape, "skip": skip, "state": state, "labels": labels}
         self.spec = EnvSpec(env_id, "envs.doom:DoomEnv", kwargs={"env_id": env_id, **arguments})
+        if len(shape) != 2:
+            raise RlpreError(f"shape is {shape}: give (height, width), the channels are 3")
         at_least(SimpleNamespace(**arguments, height=shape[0], width=shape[1]), skip=1, height=1, width=1)
         drawn = next((size for size in RESOLUTIONS if size[0] >= shape[0] and size[1] >= shape[1]), None)
         if drawn is None:
@@ -250,6 +252,8 @@ def frame_labels(player: Mapping[str, float], visible: Sequence[Any], width: int
 def read_labels(venv: VecEnv) -> dict[str, list[int]]:
     """The labels of games that were made with ``labels=True``, for ``rlpre.collect(..., labels=read_labels)``."""
     labels = venv.get_attr("labels")
+    if not all(labels):
+        raise RlpreError("these games tell no labels: make them with labels=True")
     return {name: [each[name] for each in labels] for name in LABELS}
 
 

@@ -1,7 +1,8 @@
 """Any environment by its name: MiniGrid and BabyAI levels, EnvPool's and ViZDoom's games, other Gymnasium ids."""
 
+import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import gymnasium as gym
 from stable_baselines3.common.vec_env import VecEnv
 
 from envs.minigrid.collect import collect as collect_grids
-from envs.minigrid.worlds import LOOK
+from envs.minigrid.worlds import LOOK, GridWorld
 from envs.minigrid.worlds import make_vec as make_grids
 from envs.pool import MEGABYTES, kinds, make_pool
 from rlpre.compare.train import MakeEnv, find_env
@@ -49,6 +50,7 @@ def find(name: str, engine: str = "minigrid", **look: Any) -> MakeEnv:
     """
     make = lookup("engine", engine, {"minigrid": make_grids, "envpool": make_pool})
     if name.startswith(("MiniGrid-", "BabyAI-")):
+        _check_look(name, look, GridWorld)
         return partial(_make, name, MEGABYTES["minigrid"], partial(make, name, **look))
     look = _own(look)
     doom, gymnasium = name.startswith("Vizdoom"), ":" in name or name in gym.registry
@@ -57,6 +59,7 @@ def find(name: str, engine: str = "minigrid", **look: Any) -> MakeEnv:
     if doom:
         from envs.doom import make_doom  # imports ViZDoom
 
+        _check_look(name, look, make_doom)
         return partial(make_doom, name, **look)
     if gymnasium:
         look.pop("state", None)  # it is the environment that puts it into its infos, or does not
@@ -83,12 +86,21 @@ def collect(
     """
     ids = [env_id] if isinstance(env_id, str) else list(env_id)
     if not any(name.startswith("Vizdoom") for name in ids):
+        _check_look(ids[0], look, GridWorld)
         return collect_grids(ids, out, steps, seed, behaviour, n_envs, **look)
-    from envs.doom_expert import collect_doom  # imports ViZDoom
+    from envs.doom import make_doom  # imports ViZDoom
+    from envs.doom_expert import collect_doom
 
     if len(ids) > 1:
         raise RlpreError(f"{len(ids)} environments with {ids[0]} among them: collect scenarios into one store each")
-    return collect_doom(ids[0], out, steps, seed, behaviour, n_envs, **_own(look))
+    _check_look(ids[0], look := _own(look), make_doom)
+    return collect_doom(ids[0], out, steps, seed, behaviour, n_envs, **look)
+
+
+def _check_look(name: str, look: Iterable[str], make: Callable[..., Any]) -> None:
+    known = [each for each in inspect.signature(make).parameters if each not in ("env", "env_id", "n_envs", "seed")]
+    for key in look:
+        lookup(f"argument of {name}:", key, dict.fromkeys(known))
 
 
 def _own(look: dict[str, Any]) -> dict[str, Any]:

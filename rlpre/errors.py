@@ -26,6 +26,9 @@ def lookup(kind: str, name: str, known: Mapping[str, T]) -> T:
     raise RlpreError(f"unknown {kind} {name!r}: {hint}known: {shown}")
 
 
+AXIS = "gymnasium.wrappers.GrayscaleObservation(env, keep_dim=True) adds an axis of channels"
+
+
 def at_least(settings: object, **least: float) -> None:
     """Checks that attributes of ``settings`` are None or not below these values.
 

@@ -4,9 +4,11 @@
     least).
 """
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from os import PathLike
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -92,7 +94,7 @@ def covariance(features: Tensor) -> Tensor:
 @torch.no_grad()
 def whiten(
     encoder: E | str | PathLike[str],
-    frames: FrameStore,
+    frames: FrameStore | str | Path,
     seed: int = 0,
     *,
     features: str = "output",
@@ -115,7 +117,8 @@ def whiten(
     Args:
         encoder: of frames or of sequences, its directory, or the result of `rlpre.pretrain`; it is copied with its mode
             and device.
-        frames: drawn as `FrameStore.sample` does; a sequence encoder reads the windows that end there.
+        frames: a store or its directory, drawn as `FrameStore.sample` does; a sequence encoder reads the windows that
+            end there.
         seed: of the draw.
         features: "output" or "map".
         stage: number of stages before the map; default all but the last two (for ``cnn``, the second convolution).
@@ -127,6 +130,7 @@ def whiten(
         RlpreError: for frames that the encoder does not read, features that are not finite, or that do not vary; for
             "map", if the encoder is one of sequences or of a map already, or has no such stage or size.
     """
+    frames = FrameStore.given(frames)
     if not 0 <= power <= 1:
         raise RlpreError(f"power is {power}: give 0 (features are only centred and scaled) to 1 (they become white)")
     source, rows = as_encoder(encoder), frames.sample(ROWS, np.random.default_rng(seed))
@@ -144,7 +148,13 @@ def _divisors(variances: Tensor, power: float) -> Tensor:
 
 def _white_output(encoder: AnyEncoder, frames: FrameStore, rows: Indices, power: float) -> AnyEncoder:
     features = encode(encoder, frames, rows)
-    _check_varying(features)
+    _check_varying(features, frames)
+    if (different := len(np.unique(frames.ids[rows]))) <= features.shape[1]:
+        warnings.warn(
+            f"{different} different frames cannot whiten {features.shape[1]} features: directions in which they do not "
+            "vary stay small there and may be large elsewhere; use more frames, or features='map'",
+            stacklevel=3,
+        )
     variances, directions = torch.linalg.eigh(covariance(features))
     whitening = directions / _divisors(variances.clamp_min(FLOOR * variances.mean()), power) @ directions.T
     mean, std = encoder.feature_mean.cpu().double(), encoder.feature_std.cpu().double()
@@ -164,7 +174,8 @@ def map_stage(encoder: AnyEncoder, stage: int | None = None) -> int:
     """
     last = len(encoder.stages) - 1 - encoder.name.count(WHITENED)
     if isinstance(encoder, SequenceEncoder) or encoder.name.startswith(MAP) or last < 1:
-        raise RlpreError(f"encoder {encoder.name!r} has no feature map to whiten: give a plain encoder of frames")
+        why = "give a plain encoder of frames, built as a list of modules, between which the maps are"
+        raise RlpreError(f"encoder {encoder.name!r} has no feature map to whiten: {why}")
     stage = max(last - 1, 1) if stage is None else stage
     if not 0 < stage <= last:
         raise RlpreError(f"stage is {stage}: encoder {encoder.name!r} has maps after stage 1 to {last}")
@@ -180,7 +191,8 @@ def _white_map(
     maps: list[Tensor] = []
     with encoder.stages[stage - 1].register_forward_hook(lambda *io: maps.append(io[2].flatten(1).float().cpu())):
         encode(encoder, frames, rows[first])
-    mean, weight = _principal_components(torch.cat(maps), torch.from_numpy(counts / len(rows)), size, power)
+    _check_varying(features := torch.cat(maps), frames)
+    mean, weight = _principal_components(features, torch.from_numpy(counts / len(rows)), size, power)
     arguments = {**encoder.arguments, "map_stage": stage, "map_size": len(weight)}
     white = Encoder(MAP + name, encoder.input, encoder.pretraining, **arguments).to(encoder.device, encoder.dtype)
     for own, given in zip(white.stages[:-1], encoder.stages, strict=False):
@@ -194,7 +206,6 @@ def _principal_components(features: Tensor, weights: Tensor, size: int | None, p
 
     ``weights`` (n,) float64 are the shares of the features, with sum 1.
     """
-    _check_varying(features)
     mean = weights @ features.double()
     scaled = weights.sqrt()[:, None] * (features.double() - mean)
     variances, left = torch.linalg.eigh(scaled @ scaled.T)  # n is smaller than d for most maps
@@ -206,8 +217,10 @@ def _principal_components(features: Tensor, weights: Tensor, size: int | None, p
     return mean, (left / variances.sqrt() / _divisors(variances, power)).T @ scaled
 
 
-def _check_varying(features: Tensor) -> None:
+def _check_varying(features: Tensor, frames: FrameStore) -> None:
     finite(features.numpy(), "the features to whiten")
+    if len(np.unique(frames.ids)) < 2:
+        raise RlpreError(f"all frames of {frames.path} are the same, which tells no features apart: collect others")
     if not (features != features[0]).any():
         raise RlpreError(
             "the features to whiten are the same for every frame: the encoder collapsed, pretrain it again"

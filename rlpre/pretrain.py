@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from rlpre.callbacks import Parts, Progress, TensorBoard, explain_collapse, measure_health
 from rlpre.data.store import FrameStore
-from rlpre.encoders import AnyEncoder, Encoder, InputSpec
+from rlpre.encoders import AnyEncoder, Encoder, InputSpec, as_encoder
 from rlpre.encoders.encoder import CONFIG, WEIGHTS
 from rlpre.errors import RlpreError, at_least, lookup
 from rlpre.evaluation.probes import fresh, linear_probe
@@ -84,10 +84,10 @@ def quiet(step: int) -> None:
 
 
 def pretrain(
-    frames: FrameStore,
+    frames: FrameStore | str | Path,
     *,
     out: str | Path,
-    encoder: str | AnyEncoder | None = None,
+    encoder: "str | Path | AnyEncoder | PretrainResult | None" = None,
     config: PretrainConfig | None = None,
     report: Callable[[int], None] = quiet,
     keep: Collection[int] = (),
@@ -105,10 +105,10 @@ def pretrain(
     used.
 
     Args:
-        frames: what to learn from.
+        frames: what to learn from, a store or its directory.
         out: directory for the checkpoint (``config.json``, ``model.safetensors``), the TensorBoard log and the state.
-        encoder: an architecture's name, or an encoder to start from, which is copied. To pretrain a `SequenceEncoder`,
-            give one; its encoder of frames stays frozen.
+        encoder: an architecture's name, or an encoder to start from (or its directory, or the result of an earlier
+            `pretrain`), which is copied. To pretrain a `SequenceEncoder`, give one; its encoder of frames stays frozen.
         config: settings; default ``PretrainConfig()``.
         report: called with the number of steps so far; with several devices it must be a function of a module.
         keep: steps after which a copy of the encoder is saved in ``step-<number>`` below ``out``; 0: before the first.
@@ -123,9 +123,10 @@ def pretrain(
     known = {field.name for field in fields(PretrainConfig)}
     for name in changes.keys() - known:
         raise RlpreError(f"pretraining has no setting {name!r}: it has {', '.join(sorted(known))}")
-    start = None if isinstance(encoder, str) else encoder
+    frames, start = FrameStore.given(frames), None
     if encoder is not None:
-        changes["encoder"] = encoder if isinstance(encoder, str) else encoder.name
+        start = None if _is_name(encoder) else as_encoder(encoder)
+        changes["encoder"] = start.name if start else encoder
     config = replace(config or PretrainConfig(), **changes)
     _check(config)
     began = time.perf_counter()
@@ -169,6 +170,8 @@ class Pretraining:
         torch.manual_seed(config.seed)
         encoder = first_encoder(frames, start, config)
         objective = make_objective(config.objective, encoder, frames)
+        if len(np.unique(frames.ids)) < 2:
+            raise RlpreError(f"all frames of {frames.path} are the same: nothing can be learned, collect others")
         single = all(part.needs == "frames" for part in objective.objectives.values())
         self.reader: Any = make_reader(frames, encoder, None if single else config.gap, fabric.device)
         self.pretext = Pretext(encoder, objective, fabric.world_size, config.augment)
@@ -391,9 +394,16 @@ def rate_factor(step: int, steps: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
 
 
+def _is_name(encoder: object) -> bool:
+    """Whether it names an architecture; otherwise it is an encoder, or where one is."""
+    return isinstance(encoder, str) and "/" not in encoder and not (Path(encoder) / CONFIG).exists()
+
+
 def _check(config: PretrainConfig) -> None:
     at_least(config, features=1, steps=1, batch=2, gap=1, seed=0, checkpoint_every=1, devices=1)
-    at_least(config, weight_decay=0, warmup=0)
+    at_least(config, weight_decay=0)
+    if not 0 <= config.warmup <= 1:
+        raise RlpreError(f"warmup is {config.warmup}: it is a share of the steps, from 0 to 1")
     for name in ("lr", "clip"):
         if not 0 < getattr(config, name) < math.inf:
             raise RlpreError(f"{name} is {getattr(config, name)}: it must be a number above 0, or nothing is trained")

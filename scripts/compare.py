@@ -50,7 +50,10 @@ class Own:
         """Runs the comparison in ``out``, or goes on with one that was interrupted."""
         if not self.env or not self.arm:
             raise RlpreError("name your environment and at least one arm: --env ID|MODULE:FUNCTION --arm NAME=MODE")
-        settings = {**vars(self), "make_env": envs.find(self.env), "arms": dict(map(_arm, self.arm))}
+        arms = dict(map(_arm, self.arm))
+        if len(arms) < len(self.arm):
+            raise RlpreError(f"two arms have one name among {', '.join(self.arm)}: give each its own")
+        settings = {**vars(self), "make_env": envs.find(self.env), "arms": arms}
         settings |= {"algorithm": find_algorithm(self.algo), "algorithm_kwargs": _json(self.algo_kwargs)}
         for name in ("env", "arm", "algo", "algo_kwargs"):
             del settings[name]

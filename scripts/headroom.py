@@ -19,7 +19,7 @@ KNOWN = PRESETS["headroom"]
 
 def main(
     envs: Annotated[tuple[str, ...], tyro.conf.Positional] = (),
-    steps: tuple[int, ...] = (100_000,),
+    steps: tuple[int, ...] = (),
     seeds: int = KNOWN.seeds,
     threshold: float = KNOWN.threshold,
     oracle: bool = True,
@@ -33,7 +33,8 @@ def main(
     Args:
         envs: ids of `envs.make_vec`, or environments of your own that put their true state into ``info["state"]``:
             Gymnasium ids or module:function. Default: the levels of our own table.
-        steps: environment steps of a run, one number for all environments or one for each; not for the default.
+        steps: environment steps of a run, one number for all environments or one for each. Default: 100,000; our own
+            table has its own.
         seeds: runs of every arm.
         threshold: return to reach.
         oracle: whether to compare with agents that learn from the true state; not all environments tell it.
@@ -48,7 +49,9 @@ def main(
     arms = {"scratch": Arm("scratch"), **{mode: Arm(mode) for mode in bounds}}
     preset = replace(KNOWN, arms=arms, answer=bounds[0], seeds=seeds, threshold=threshold, train=train)
     if envs:
-        preset = replace(preset, environments=tuple(dict.fromkeys(envs)), steps=steps)
+        preset = replace(preset, environments=tuple(dict.fromkeys(envs)), steps=steps or (100_000,))
+    elif steps:
+        raise RlpreError("the levels of our own table have steps of their own: name environments, or leave out steps")
     with where.executor() as executor:
         preset.run(out, where.workers, executor)
     results = read_results(out)

@@ -12,12 +12,14 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
+from gymnasium.wrappers import TransformObservation
 from pixel_world import FRAME, Quadrant, refuse, worlds
 from stable_baselines3 import DQN
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 import rlpre
-from rlpre import Arm, Backbone, Encoder, PretrainConfig, RlpreError, SequenceEncoder
+from rlpre import Arm, Backbone, Encoder, InputSpec, PretrainConfig, RlpreError, SequenceEncoder
 from rlpre.utils import read_json
 
 ROOT = Path(__file__).parents[1]
@@ -248,7 +250,8 @@ def test_bad_arms(arm: Arm, sentence: str, tmp_path: Path) -> None:
     [
         ({"answer": "b"}, "unknown arm 'b'"),
         ({"baseline": "b"}, "unknown arm 'b'"),
-        ({"seeds": 0}, "seed is -1"),
+        ({"seeds": 0}, "there are no seeds: give at least 1"),
+        ({"steps": 64.5}, "steps is 64.5: give a whole number"),
         ({"steps": 16}, "steps=16 end before the first evaluation: lower eval_every=32"),
         ({"steps": {"b": 16}}, "unknown task 'comparison'"),
         ({"n_envs": 0}, "n_envs is 0"),
@@ -286,6 +289,34 @@ def test_masks_hold_in_training_and_in_evaluation(tmp_path: Path) -> None:
         settings = {**SMALL, "controls": False, "executor": here, "algorithm": "maskableppo"}
         result = rlpre.compare(make, arms, out=tmp_path, **settings)
     assert {row["arm"] for row in result.rows} == {"scratch", "random"}
+
+
+def test_whole_numbers_of_every_kind(tmp_path: Path) -> None:
+    arms = {"random": Arm("random", whiten=True)}
+    settings = {"controls": False, "baseline": "random", "seeds": np.int64(1), "frames": 1e2}
+    result = compare(tmp_path, arms, **{**settings, "steps": 64.0})
+    assert {row["seed"] for row in result.rows} == {0}
+
+
+def test_grey_images_without_channels_are_told_how(tmp_path: Path) -> None:
+    def grey(n_envs: int = 1, seed: int = 0) -> VecEnv:
+        plain = spaces.Box(0, 255, (36, 36), np.uint8)
+        return DummyVecEnv([lambda: TransformObservation(Quadrant(), lambda seen: seen[0], plain)] * n_envs)
+
+    told = r"without an axis of channels: gymnasium.wrappers.GrayscaleObservation\(env, keep_dim=True\) adds"
+    with pytest.raises(RlpreError, match=told):
+        compare(tmp_path, {"a": Arm("random")}, make_env=grey)
+    with pytest.raises(RlpreError, match=r"GrayscaleObservation\(env, keep_dim=True\) adds an axis"):
+        rlpre.EncodedVecEnv(grey(), Encoder("cnn", InputSpec((1, 36, 36))))
+
+
+def test_frames_of_another_shape_are_refused_before_pretraining(tmp_path: Path) -> None:
+    frames = rlpre.from_arrays(
+        np.random.default_rng(0).integers(0, 256, (40, 1, 84, 84), np.uint8), tmp_path / "frames"
+    )
+    with pytest.raises(RlpreError, match=r"arm '.*' reads frames \[3, 36, 36\], .* holds \[1, 84, 84\]"):
+        compare(tmp_path / "study", {"a": Arm("frozen", "contrastive")}, frames=frames)
+    assert not list(tmp_path.glob("study/encoders/*"))
 
 
 @pytest.mark.parametrize(

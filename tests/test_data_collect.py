@@ -387,6 +387,16 @@ def quadrants(venv: VecEnv) -> dict[str, list[int]]:
     return {"quadrant": [env.quadrant for env in venv.unwrapped.envs]}
 
 
+def test_a_label_that_is_forgotten_later_is_named(tmp_path: Path) -> None:
+    calls = iter(range(1000))
+
+    def labels(venv: VecEnv) -> dict[str, list[int]]:
+        return {"a": [0, 1]} if next(calls) > 3 else {"a": [0, 1], "b": [1, 0]}
+
+    with pytest.raises(RlpreError, match=r"labels\(\) gave 'b' at first and now does not: give -1"):
+        rlpre.collect(worlds(), tmp_path, 16, labels=labels)
+
+
 def test_labels_belong_to_the_frames(tmp_path: Path) -> None:
     def frames_and_labels(steps: int) -> tuple[np.ndarray, np.ndarray]:
         store = rlpre.collect(worlds(noise=0), tmp_path, steps, labels=quadrants)
@@ -405,7 +415,7 @@ def test_labels_belong_to_the_frames(tmp_path: Path) -> None:
 @pytest.mark.parametrize("values", [[0.5, 1.0], [1, 2, 3], [40_000, 1]])
 def test_labels_that_are_no_small_integers_are_refused(values: list[Any], tmp_path: Path) -> None:
     refuse(
-        "label 'far' is .*one integer of at most 32767",
+        "label 'far' is .*give one integer for each of the 2 environments, 0 to 32767",
         lambda: rlpre.collect(worlds(), tmp_path, 8, labels=lambda venv: {"far": values}),
     )
 

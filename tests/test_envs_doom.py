@@ -17,6 +17,7 @@ from gymnasium.utils.env_checker import check_env
 from pixel_world import refuse
 from stable_baselines3.common.vec_env import VecMonitor
 
+import envs
 import rlpre
 from envs import doom
 from envs.doom import DoomEnv, combinations, frame_labels, make_doom, read_labels, scenarios, state_vector
@@ -185,6 +186,9 @@ def test_bad_input(monkeypatch: pytest.MonkeyPatch) -> None:
         "n_envs is 0: it must be at least 1": lambda: make_doom(BASIC, 0, 0),
         "seed is -1": lambda: make_doom(BASIC, 1, -1),
         "skip is 0: it must be at least 1": lambda: make_doom(BASIC, 1, 0, skip=0),
+        r"shape is \(3, 60, 80\): give \(height, width\)": lambda: make_doom(BASIC, 1, 0, shape=(3, 60, 80)),
+        "these games tell no labels: make them with labels=True": lambda: doom.read_labels(make_doom(BASIC, 1, 0)),
+        "unknown argument of VizdoomBasic-v1: 'view'": lambda: envs.make_vec(BASIC, 1, 0, view="distract"),
         "height is 0": lambda: make_doom(BASIC, 1, 0, shape=(0, 80)),
         r"shape is \(500, 80\): games draw at most \(480, 640\)": lambda: make_doom(BASIC, 1, 0, shape=(500, 80)),
         "10000000 games need more memory than this machine has: make at most": lambda: make_doom(BASIC, 10**7, 0),

@@ -263,6 +263,7 @@ def test_frames_are_collected_and_ppo_learns_on_features(tmp_path: Path) -> None
         (DOORKEY, {"engine": "envpool", "palette": "dusk"}, "unknown palette 'dusk'"),
         (DOORKEY, {"engine": "envpool", "n_envs": 10**8}, "need about 10000 GB, this machine has .* fewer"),
         (DOORKEY, {"n_envs": 0}, "n_envs is 0: give at least 1"),
+        (DOORKEY, {"view": "distract", "strenght": 0.5}, "unknown argument of .*: 'strenght': did you mean 'strength'"),
         ("MiniGrid-DorKey-6x6-v0", {"engine": "envpool"}, f"did you mean '{DOORKEY}'"),
         ("CoinrunEsy-v0", {}, "did you mean 'CoinrunEasy-v0'"),
         ("Pong-v6", {}, "did you mean 'Pong-v5'"),

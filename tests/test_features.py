@@ -158,6 +158,13 @@ def test_a_feature_map_becomes_white(name: str, doorkey: FrameStore, tmp_path: P
     torch.testing.assert_close(features[:, :3].abs(), torch.from_numpy(leading).abs().float(), atol=2e-2, rtol=0)
 
 
+def test_too_few_frames_to_whiten_are_told(tmp_path: Path) -> None:
+    frames = rlpre.from_arrays(np.random.default_rng(0).integers(0, 256, (12, 3, 40, 40), np.uint8), tmp_path)
+    encoder = Encoder("cnn", InputSpec((3, 40, 40)), features=16)
+    with pytest.warns(UserWarning, match="12 different frames cannot whiten 16 features: .* use more frames"):
+        rlpre.whiten(encoder, frames)
+
+
 def test_the_size_and_stage_of_a_map(plain: Encoder, doorkey: FrameStore) -> None:
     default = whiten(plain, doorkey, features="map")
     small = whiten(plain, doorkey, features="map", stage=2, size=5)
@@ -205,5 +212,5 @@ def test_maps_that_are_not_there_are_refused(arguments: dict, sentence: str, doo
     with pytest.raises(RlpreError, match=sentence):
         whiten(fresh(), doorkey, **arguments)
     for other in (SequenceEncoder("gru", fresh(), 7), Encoder("map:cnn", FRAMES, map_stage=2, map_size=3)):
-        with pytest.raises(RlpreError, match="has no feature map to whiten: give a plain encoder of frames"):
+        with pytest.raises(RlpreError, match=r"has no feature map to whiten: .* built as a list"):
             whiten(other, doorkey, features="map")

@@ -248,6 +248,26 @@ def test_supervised_reads_the_labels_of_pixels(tmp_path: Path) -> None:
         OBJECTIVES["supervised"](encoder, plain)
 
 
+def test_a_label_that_is_mostly_zero_keeps_its_other_values(tmp_path: Path) -> None:
+    draw = np.random.default_rng(0)
+
+    def ammo(venv: VecEnv) -> dict[str, list[int]]:
+        return {"ammo": np.where(draw.random(4) < 0.9, 0, draw.integers(10, 26, 4)).tolist()}
+
+    frames = rlpre.collect(worlds(4), tmp_path, 1200, labels=ammo)
+    (edges,) = label_edges(frames)
+    assert edges[0] == 10
+    ammunition = frames.column("ammo")[frames.acted]
+    classes = (torch.from_numpy(ammunition.astype(int))[:, None] >= edges).sum(1).bincount(minlength=BINS)
+    assert classes[0] == (ammunition == 0).sum()
+    assert classes[1:].min() > 0.5 * (ammunition > 0).sum() / (BINS - 1)
+
+
+@pytest.mark.parametrize("batch", [2, 3])
+def test_change_learns_from_the_smallest_batches(batch: int, doorkey: FrameStore, tmp_path: Path) -> None:
+    rlpre.pretrain(doorkey, out=tmp_path, objective="change", steps=1, batch=batch, device="cpu")
+
+
 def test_decorrelation_by_hand() -> None:
     axis, other = torch.tensor([1.0, -1.0, 1.0, -1.0]), torch.tensor([1.0, 1.0, -1.0, -1.0])
     assert float(decorrelation(torch.stack([3 * axis, other + 7], 1))) == pytest.approx(0, abs=1e-6)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import rlpre
-from rlpre import Encoder, FrameStore, RlpreError
+from rlpre import Encoder, FrameStore, InputSpec, RlpreError
 from rlpre.encoders import ARCHITECTURES
 from rlpre.encoders.encoder import freeze
 from rlpre.pretrain import rate_factor, step_directory
@@ -88,6 +88,8 @@ def test_nan_stops_names_the_objective_and_saves_nothing_broken(doorkey: FrameSt
         ({"clip": float("nan")}, "clip is nan: it must be a number above 0, or nothing is trained"),
         ({"devices": 3}, "a batch of 16 cannot be shared by 3 devices"),
         ({"devices": 2, "report": lambda step: None}, "report cannot be sent to other processes"),
+        ({"warmup": 100}, "warmup is 100: it is a share of the steps"),
+        ({"encoder": "runs/none"}, "runs/none.* is missing"),
         ({"keep": (5,)}, "^step 5 cannot be kept: .* of 8; keep steps that are still to come"),
     ],
 )
@@ -120,6 +122,28 @@ def test_goes_on_from_an_encoder_and_leaves_it_as_it_is(doorkey: FrameStore, don
         with pytest.raises(RlpreError, match=sentence):
             rlpre.pretrain(doorkey, encoder=other, out=tmp_path / "c", **{**SHORT, "features": features})
         assert not (tmp_path / "c").exists()
+
+
+def test_directories_and_results_are_as_good(doorkey: FrameStore, done: Path, tmp_path: Path) -> None:
+    encoder = Encoder.load(done)
+    whitened = [rlpre.whiten(encoder, frames) for frames in (doorkey, doorkey.path, str(doorkey.path))]
+    assert len({each.fingerprint() for each in whitened}) == 1
+    first = rlpre.pretrain(doorkey.path, out=tmp_path / "first", encoder=encoder, **SHORT)
+    for name, start in (("directory", done), ("text", str(done))):
+        assert equal(
+            weights(rlpre.pretrain(doorkey, out=tmp_path / name, encoder=start, **SHORT).path), weights(first.path)
+        )
+    rlpre.pretrain(doorkey, out=tmp_path / "result", encoder=first, **SHORT)
+    with pytest.raises(RlpreError, match=r"frames are int: give what rlpre.collect returned, or its directory"):
+        rlpre.pretrain(3, out=tmp_path / "none")  # type: ignore[arg-type]
+
+
+def test_frames_that_are_one_are_refused(tmp_path: Path) -> None:
+    frames = rlpre.from_arrays(np.full((40, 3, 40, 40), 7, np.uint8), tmp_path / "frames")
+    with pytest.raises(RlpreError, match=r"all frames of .* are the same: nothing can be learned"):
+        rlpre.pretrain(frames, out=tmp_path / "encoder", objective="contrastive", device="cpu")
+    with pytest.raises(RlpreError, match=r"all frames of .* are the same, which tells no features apart"):
+        rlpre.whiten(Encoder("cnn", InputSpec((3, 40, 40))), frames)
 
 
 def test_single_images_without_labels_are_enough(tmp_path: Path) -> None:

@@ -96,6 +96,39 @@ def test_all_kinds_of_observations(setting: dict[str, Any], tmp_path: Path) -> N
     assert callback.rollout.frames.frames.max() > 180  # bright quadrants
 
 
+@pytest.mark.parametrize("actions", [spaces.Box(-1, 1, (2,)), spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(2)])
+def test_frames_without_actions_fit_every_agent(actions: spaces.Space[Any], tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, *FRAME.shape), np.uint8)
+    frames = rlpre.from_arrays(pixels, tmp_path, episode_start=np.arange(40) % 10 == 0)
+    venv = worlds()
+    venv.action_space = actions
+    venv.step_async = lambda taken: setattr(venv, "actions", np.zeros(2, int))
+    callback = KeepLearning("temporal", frames, updates=1, batch=8)
+    agent(venv=venv).learn(16, callback)
+    assert callback.rollouts == 1
+
+
+def test_every_rollout_is_learned_from_once_and_heads_stay(store: FrameStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, callback, calls = agent(), keep(store), []
+    learn = callback.learn
+    monkeypatch.setattr(callback, "learn", lambda rng: calls.append(callback.num_timesteps) or learn(rng))
+    model.learn(16, callback)
+    heads = callback.objective
+    model.learn(32, callback, reset_num_timesteps=False)
+    assert calls == [16, 32, 48]
+    assert callback.objective is heads
+
+
+def test_it_waits_as_long_as_the_encoder(store: FrameStore) -> None:
+    model = agent(warmup_updates=5)  # a rollout has four updates
+    before, seen = model.policy.features_extractor.encoder.fingerprint(), []
+    callback = keep(store)
+    for _ in range(3):
+        model.learn(16, callback, reset_num_timesteps=False)
+        seen.append(model.policy.features_extractor.encoder.fingerprint() == before)
+    assert seen == [True, False, False]
+
+
 def test_numbers_tell_frames_apart() -> None:
     frames = torch.randint(0, 256, (50, 3, 8, 8), dtype=torch.uint8)
     numbers = _numbers(torch.cat([frames, frames.flip(0)]))
@@ -137,6 +170,8 @@ def test_an_arm_of_a_comparison_keeps_learning(store: FrameStore, tmp_path: Path
 @pytest.mark.parametrize(
     ("mode", "auxiliary", "named"),
     [
+        ("scratch", {"objective": "contrastive", "updates": 0}, "updates is 0"),
+        ("scratch", {"objective": "supervised", "updates": 1}, "rollouts do not have"),
         ("random", {"objective": "contrastive", "updates": 1}, "use mode 'scratch' or 'finetuned'"),
         ("scratch", {"objective": "contrastive"}, "auxiliary has no updates"),
         ("scratch", {"objective": "contrast", "updates": 1}, "did you mean 'contrastive'"),

@@ -66,6 +66,17 @@ def test_the_gap_closed_by_hand() -> None:
     assert all(one.gap is None for one in standings(planted(scores_of), WORLD, list(scores_of))), "no gap is known"
 
 
+def test_arms_of_other_seeds_are_paired_by_seed() -> None:
+    controls = {FRESH: ([0.1, 0.2, 0.3], [0, 0, 0]), SUPERVISED: ([1.1, 1.2, 1.3], [0, 0, 0])}
+    later = [replace(row, seed=row.seed + 1) for row in planted({"later": ([0.7, 0.8], [0, 0])})]
+    apart = [replace(row, seed=7) for row in planted({"apart": ([0.7], [0])})]
+    found = {one.arm: one for one in standings([*planted(controls), *later], WORLD, [*controls, "later"])}
+    assert found["later"].gap is not None
+    assert (found["later"].gap.value, found["later"].gap.n) == (pytest.approx(0.5), 2)
+    with pytest.raises(RlpreError, match="'apart' and 'fresh' have no seed in common"):
+        standings([*planted(controls), *apart], WORLD, [*controls, "apart"])
+
+
 def test_a_score_that_orders_arms_as_their_areas_do_has_rank_correlation_1() -> None:
     """Published areas: change-soft .78, change-map .60, fresh-map .51, fresh-map-soft .48, fresh .19."""
     change = Row("scoreboard", WORLD, "change", 0, f"output-soft/{SCORE}", 0.9)

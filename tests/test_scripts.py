@@ -260,6 +260,8 @@ BAD = [
         "headroom --oracle False --transplant False --out {new}",
         "oracle and transplant are both False: scratch has nothing to be compared with",
     ),
+    ("headroom --steps 2000 --out {new}", "the levels of our own table have steps of their own"),
+    ("compare --out {new} own --env {world} --arm a=random --arm a=scratch --steps 9", "two arms have one name among"),
     ("compare --out {new} own --env {world} --arm a=oracle --steps 9", "does not tell its true state"),
     ("compare --out {new} quick --answer scrach", "unknown arm 'scrach': did you mean 'scratch'"),
     ("compare --out {new} quick --baseline scrach", "unknown arm 'scrach': did you mean 'scratch'"),

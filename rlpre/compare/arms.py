@@ -18,6 +18,7 @@ from rlpre.features import map_stage
 from rlpre.objectives import parse_objective
 from rlpre.pretrain import PretrainConfig, step_directory
 from rlpre.sb3 import MODES, CloneConfig, KeepLearning, StateVecEnv, policy_kwargs, start_from
+from rlpre.sb3.auxiliary import check_auxiliary
 from rlpre.sb3.policy import Mode
 from rlpre.sb3.vecenv import check_actions, find_image
 
@@ -284,7 +285,7 @@ def _check_auxiliary(name: str, arguments: Mapping[str, Any]) -> None:
     missing = [key for key in ("objective", "updates") if key not in arguments]
     if missing:
         raise RlpreError(f"arm {name!r}: auxiliary has no {missing[0]}: give objective and updates")
-    parse_objective(arguments["objective"], Encoder.kind)
+    check_auxiliary(**{key: value for key, value in arguments.items()})
 
 
 def _check_clone(name: str, clone: Clone | None) -> None:

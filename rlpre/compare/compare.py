@@ -7,6 +7,7 @@ from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from itertools import product
+from numbers import Real
 from pathlib import Path
 from typing import Any, cast
 
@@ -215,8 +216,12 @@ def compare(
         raise RlpreError(f"arms are {arms!r}: give a dict by name, such as {{'mine': rlpre.Arm('frozen', DIRECTORY)}}")
     out, pretrain = Path(out).resolve(), pretrain or PretrainConfig()
     tasks = {name: find_env(each) for name, each in _named(make_env, "comparison").items()}
-    budgets = {task: steps if isinstance(steps, int) else lookup("task", task, steps) for task in tasks}
+    steps, frames, seeds = _whole("steps", steps), _whole("frames", frames), _whole("seeds", seeds)
+    by_task = dict.fromkeys(tasks, steps) if isinstance(steps, int) else steps
+    budgets = {task: _whole("steps", lookup("task", task, by_task)) for task in tasks}
     seeds = range(seeds) if isinstance(seeds, int) else seeds
+    if not len(seeds):
+        raise RlpreError("there are no seeds: give at least 1")
     shortest = min(budgets.values())
     shared = Training(
         next(iter(tasks.values())),
@@ -242,6 +247,7 @@ def compare(
     _check_importable(executor, tasks, algorithm_kwargs, measure)
     reading = isinstance(threshold, Demonstrator) or any(arm.uses_frames or arm.clone for arm in arms.values())
     stores = _open(frames, tasks, out / FRAMES, pretrain.seed) if reading else {}
+    _check_stores(stores, arms, fresh)
     memory, each_seed = pretrain_memory, pretrain_each_seed
     plan = _Plan(out, tasks, budgets, seeds, arms, shared, fresh, stores, pretrain, memory, each_seed)
     configuration = plan.configuration(plan.metric(asked, threshold))
@@ -456,6 +462,15 @@ def _transplanted(out: Path, run: Run) -> Path:
     return out / GIVEN / run.arm / run.task / str(run.seed)
 
 
+def _whole(name: str, given: Any) -> Any:
+    """A number as int, also 1e5 or NumPy's; whatever is no number stays."""
+    if isinstance(given, bool) or not isinstance(given, Real):
+        return given
+    if not float(given).is_integer():
+        raise RlpreError(f"{name} is {given}: give a whole number")
+    return int(float(given))
+
+
 def _named(given: Any, name: str) -> Mapping[str, Any]:
     """What was given by name; a single thing gets ``name``, or its own if it is a Gymnasium id."""
     if isinstance(given, Mapping):
@@ -495,6 +510,18 @@ def _open(frames: Any, tasks: Mapping[str, MakeEnv], home: Path, seed: int) -> d
     for name, each in _named(frames, FRAMES).items():
         stores[name] = each() if callable(each) else each if isinstance(each, FrameStore) else FrameStore.open(each)
     return stores
+
+
+def _check_stores(
+    stores: Mapping[str, FrameStore], arms: Mapping[str, Arm], fresh: Mapping[str, Mapping[str, dict[str, Any]]]
+) -> None:
+    """Refuses frames of another shape than the encoder that they form."""
+    for configs in fresh.values():
+        for name, arm in arms.items():
+            store = stores.get(arm.data or next(iter(stores), ""))
+            shape = list(store.space.shape) if store else []
+            if store and arm.reads_frames and not arm.given and (own := list(configs[name]["input"]["shape"])) != shape:
+                raise RlpreError(f"arm {name!r} reads frames {own}, {store.path} holds {shape}: collect others")
 
 
 def _described(arm: Arm) -> dict[str, Any]:

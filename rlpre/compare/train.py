@@ -389,7 +389,10 @@ def trained_encoder(run: Path, algorithm: type[BaseAlgorithm]) -> Encoder:
         RlpreError: if the run left no model.
     """
     if not (run / LAST_MODEL).exists():
-        raise RlpreError(f"{run / LAST_MODEL} is missing: delete {run} and start the comparison again")
+        raise RlpreError(
+            f"{run / LAST_MODEL} is missing: let arm {run.parent.name!r} run first, or, if it has, delete {run} and "
+            "start the comparison again"
+        )
     policy = algorithm.load(run / LAST_MODEL, device="cpu").policy
     return next(module for module in policy.modules() if isinstance(module, Encoder))
 

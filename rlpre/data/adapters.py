@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecMonitor
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 
 from rlpre.data.store import Frames
-from rlpre.errors import RlpreError, lookup
+from rlpre.errors import AXIS, RlpreError, lookup
 
 LAYOUTS = ("CHW", "HWC", "HW")
 
@@ -283,6 +283,8 @@ def layout_of(shape: Sequence[int], where: str, layout: str | None = None) -> st
 
     A ``layout`` given by the user decides; an `RlpreError` if it does not fit, or is missing for an ambiguous shape.
     """
+    if len(shape) == 2 and layout == "CHW":
+        raise RlpreError(f"images of {where} have shape {tuple(shape)}, without an axis of channels: {AXIS}")
     if layout is not None:
         return lookup("layout", layout, {name: name for name in LAYOUTS if len(name) == len(shape)})
     if len(shape) == 2:

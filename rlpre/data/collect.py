@@ -291,13 +291,15 @@ class _PolicyPlayer:
         if self.read_labels is None:
             return np.empty((self.n_envs, 0), np.int16)
         given = {name: np.asarray(values) for name, values in self.read_labels(self.venv).items()}
-        limits = np.iinfo(np.int16)
+        if missing := [name for name in self.labels if name not in given]:
+            raise RlpreError(f"labels() gave {missing[0]!r} at first and now does not: give -1 where it is unknown")
+        most = np.iinfo(np.int16).max
         for name, values in given.items():
             whole = values.shape == (self.n_envs,) and values.dtype.kind in "iub"
-            if not whole or values.min() < limits.min or values.max() > limits.max:
+            if not whole or values.min() < UNKNOWN or values.max() > most:
                 raise RlpreError(
-                    f"label {name!r} is {values.dtype} {values.shape}: give one integer of at most {limits.max} for "
-                    f"each of the {self.n_envs} environments"
+                    f"label {name!r} is {values.tolist()}, {values.dtype} {values.shape}: give one integer for each of "
+                    f"the {self.n_envs} environments, 0 to {most}, or -1 where it is unknown"
                 )
         return np.stack([given[name] for name in self.labels], axis=1).astype(np.int16)
 

@@ -158,6 +158,15 @@ class FrameStore:
         return cls(Path(path))
 
     @staticmethod
+    def given(frames: "FrameStore | str | Path") -> "FrameStore":
+        """The store itself, or that of a directory; an `RlpreError` for anything else."""
+        if isinstance(frames, str | Path):
+            return FrameStore.open(frames)
+        if not isinstance(frames, FrameStore):
+            raise RlpreError(f"frames are {type(frames).__name__}: give what rlpre.collect returned, or its directory")
+        return frames
+
+    @staticmethod
     def create(
         path: str | Path,
         *,
@@ -426,7 +435,8 @@ class FrameWriter:
                 "append takes complete episodes: each starts with episode_start and ends with a row of action "
                 f"{end_values(self.action_space)['action']}, and no other row has that action"
             )
-        ranges = {"task": (0, len(self.manifest["tasks"]))}
+        most = np.iinfo(np.int16).max + 1
+        ranges = {"task": (0, len(self.manifest["tasks"])), **dict.fromkeys(self.manifest["labels"], (UNKNOWN, most))}
         if isinstance(self.action_space, spaces.Discrete):
             ranges["action"] = (-1, int(self.action_space.n))
         for name, (low, high) in ranges.items():

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from rlpre import hub
 from rlpre.encoders.networks import Architecture, cnn, flattened_map, impala, output, symbols, vit, whitened
 from rlpre.encoders.published import Published, PublishedNetwork, TimmNetwork, TorchvisionNetwork
-from rlpre.errors import RlpreError, lookup
+from rlpre.errors import AXIS, RlpreError, lookup
 from rlpre.utils import read_json, write_bytes, write_json
 
 if TYPE_CHECKING:
@@ -140,6 +140,7 @@ class InputSpec:
             raise RlpreError(f"the encoder reads a Box of frames, the environment gives {kind}: wrap it to give one")
         last = space.shape == (*self.shape[1:], self.shape[0])
         size = "channels are last, wrap the environment in VecTransposeImage" if last else "render at its size"
+        size = AXIS if space.shape == self.shape[1:] else size
         limits = float(space.low.min()), float(space.high.max())
         for what, given, own, hint in (
             ("shape", space.shape, self.shape, size),
@@ -347,7 +348,10 @@ class Encoder(BaseEncoder):
             raise
         except (TypeError, ValueError, RuntimeError, AssertionError) as error:
             where, reason = f"frames {input.shape} with {self.arguments}", str(error).split("\n", 1)[0]
-            raise RlpreError(f"encoder {architecture!r} does not fit {where}: {reason}") from error
+            raise RlpreError(
+                f"encoder {architecture!r} does not fit {where} ({reason}): if they are small, enlarge them or choose "
+                "encoder 'impala'"
+            ) from error
         if weights is not None:
             published.load(self.stages, self.arguments)
         for name, tensor in zip(("scale", "shift"), input.affine(), strict=True):

@@ -98,6 +98,8 @@ def make_objective(text: str, encoder: AnyEncoder, frames: FrameStore) -> Weight
     sequences = not frames.column("episode_start").all()
     offered = get_args(Needs)[: 1 if not sequences else 2 if frames.action_space is None else 3]
     fitting = [name for name, known in OBJECTIVES.items() if known.kind == encoder.kind and known.needs in offered]
+    if not frames.atlas and not frames.labels and "supervised" not in weights:
+        fitting = [name for name in fitting if name != "supervised"]
     for name in weights:
         if name not in fitting:
             raise RlpreError(

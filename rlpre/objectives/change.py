@@ -32,7 +32,7 @@ class Change(Objective):
     Differences are averaged to at most `SIDE` x `SIDE` pixels, and the error is divided by their mean square: 1 is the
     loss of predicting no change. Only the half of the batch that changes most is used, because little can be learned
     from the actions that do nothing. "r2" is 1 - loss. Give ``gap=1`` where one action changes much of the frame, as in
-    grid worlds: what moves by itself then moves least.
+    grid worlds: over more steps, more of the change is what moves by itself.
     """
 
     needs = "actions"
@@ -50,7 +50,7 @@ class Change(Objective):
     def forward(self, views: FrameViews) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``Objective.forward``."""
         batch, change = views.batch, self.change(views.batch)
-        most = max(len(change) // 2 // views.world, 1) * views.world  # of equal number for each process
+        most = max(len(change) // 2 // views.world, 2) * views.world  # of equal number for each process, 2 for its norm
         kept = change.square().flatten(1).mean(1).topk(most).indices
         predicted = self.predict(views.encode(batch.anchor[kept]), batch.actions[kept], batch.gap[kept])
         loss = F.mse_loss(predicted, change[kept]) / change[kept].square().mean().clamp_min(1e-8)

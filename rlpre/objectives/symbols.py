@@ -84,16 +84,21 @@ class Supervised(Objective):
 
 
 def label_edges(frames: FrameStore) -> Tensor:
-    """The least values of all classes but the first of every label, (labels, BINS - 1); inf if there are fewer classes.
+    """The least values of all classes but the first of every label, (labels, BINS - 1); inf if there are fewer.
 
-    A label with more than ``BINS`` values has classes of about the same size. Unknown values (-1) are left out.
+    A label with more than ``BINS`` values has classes of about the same size; its least value, such as 0 for "none",
+    may be a larger class of its own. Unknown values (-1) are left out.
     """
     edges = torch.full((len(frames.labels), BINS - 1), torch.inf)
     for row, name in zip(edges, frames.labels, strict=True):
         column = frames.column(name)
         starts = np.unique(known := column[column >= 0])[1:]
         if len(starts) >= BINS:
-            starts = np.unique(np.quantile(known, np.arange(1, BINS) / BINS))
+            starts = np.unique(np.quantile(known, np.arange(1, BINS) / BINS, method="closest_observation"))
+            if starts[0] == known.min():  # one class for the least value, the others for the rest
+                rest = known[known > known.min()]
+                later = np.quantile(rest, np.arange(1, BINS - 1) / (BINS - 1), method="closest_observation")
+                starts = np.unique([rest.min(), *later])
         row[: len(starts)] = torch.from_numpy(starts.astype(np.float32))
     return edges
 

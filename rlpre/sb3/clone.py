@@ -130,7 +130,7 @@ class Fitted:
 
 
 def clone(
-    frames: FrameStore,
+    frames: FrameStore | str | Path,
     encoder: EncoderLike,
     *,
     out: str | Path,
@@ -144,7 +144,7 @@ def clone(
     An episode that was still running when the collection stopped counts with the reward it had earned so far.
 
     Args:
-        frames: with actions, from somebody who sometimes succeeds.
+        frames: a store or its directory, with actions, from somebody who sometimes succeeds.
         encoder: of frames or of sequences, its directory, or the result of `rlpre.pretrain`; it is never changed.
         out: receives ``policy.zip`` (on features), ``pixels.zip`` (the same, fused with the encoder), ``run.json`` and
             TensorBoard events; SB3's ``ActorCriticPolicy.load`` reads the policies.
@@ -173,7 +173,7 @@ def clone(
         raise RlpreError(f"a clone has no setting {name!r}: it has {', '.join(f.name for f in fields(CloneConfig))}")
     config, out = replace(config or CloneConfig(), **changes), Path(out)
     config.check()
-    encoder, device = as_encoder(encoder), resolve_device(config.device)
+    frames, encoder, device = FrameStore.given(frames), as_encoder(encoder), resolve_device(config.device)
     identity = {**asdict(config), "net_arch": list(config.net_arch)}
     identity |= {"device": None, "frames": frames.hash, "encoder": encoder.fingerprint()}
     identity["actions"] = frames.manifest["action_space"]
