@@ -194,7 +194,7 @@ def joined(out: Path, parts: list[Path], by_labels: bool) -> ComparisonResult:
         rows = sorted(starts, key=lambda row: row.step or 0)
         names = list(dict.fromkeys(arm.rpartition("-")[0] for arm in metric.arms))
         frames = {name: next(n for arm, n in metric.arms.items() if arm.rpartition("-")[0] == name) for name in names}
-        metric = Metric(frames, names[-1], names[0], metric.threshold, thresholds=metric.thresholds)
+        metric = Metric(frames, names[-1], names[0], metric.threshold, thresholds=metric.thresholds, unit="labels")
     write_json(out / STUDY, {"format": FORMAT, "study": "habits", "metric": asdict(metric)})
     save_rows(rows, out / ROWS)
     return ComparisonResult(out, report(out))

@@ -79,3 +79,4 @@ def test_features_are_compared_by_the_labels_that_they_need(tmp_path: Path) -> N
     )  # as words, "120" comes before "40"
     assert {record["arm"] for record in records} == set(READOUTS)
     assert {record["steps_to_threshold"] for record in records} <= {40, 120}
+    assert " labels" in (tmp_path / "features/report.html").read_text()

@@ -81,7 +81,7 @@ def report(directory: Path, sections: Sequence[Section] = ()) -> str:
     by_task = answers(results)
     lead = next(iter(by_task.values()))
     content = Page(
-        question=f"How many environment steps did {metric.cause} save?",
+        question=f"How many {metric.unit} did {metric.cause} save?",
         answer=f"{page.sentence(lead.claim)}.",
         lead=headroom(results, next(iter(by_task))),
         tone=TONES.get(lead.verdict, ""),
@@ -222,8 +222,9 @@ def _answer(results: Results, task: str) -> Answer:
         return Answer(NONE, claim, _what_is_known(results, baseline, treated))
     slow, fast = (record.steps.value for record in (baseline, treated) if record.steps)
     facts = (
-        f"to reach {metric.goal(task)}, {metric.baseline} needs {page.show_ratio(treated.ratio)} times the steps of "
-        f"{metric.answer} ({thousands(slow)} and {thousands(fast)}; {_reached(baseline)} and {_reached(treated)} runs "
+        f"to reach {metric.goal(task)}, {metric.baseline} needs {page.show_ratio(treated.ratio)} times the "
+        f"{metric.unit.split()[-1]} of {metric.answer} ({thousands(slow)} and {thousands(fast)}; "
+        f"{_reached(baseline)} and {_reached(treated)} runs "
         f"reach it in {budget})"
     )
     paid = metric.arms[metric.answer] - metric.arms[metric.baseline]
@@ -232,7 +233,7 @@ def _answer(results: Results, task: str) -> Answer:
     facts += f"; the clone learned from {thousands(labels)} labels" if labels else ""
     outcome = verdict(treated.ratio)
     least = "at least " if treated.ratio.bound in (">=", "<=") else ""
-    claim = f"{metric.cause} {outcome} {least}{thousands(abs(slow - fast))} environment steps"
+    claim = f"{metric.cause} {outcome} {least}{thousands(abs(slow - fast))} {metric.unit}"
     if outcome == NONE:
         claim = f"no answer, fewer than {FEWEST} runs of an arm allow no interval"
     elif treated.ratio.ratio.low is None:  # also if they are equal by luck, so equal runs prove nothing
@@ -240,7 +241,7 @@ def _answer(results: Results, task: str) -> Answer:
         claim = f"every run of {metric.baseline} needs {least}{treated.ratio.ratio.value:.3g} times the steps of every "
         claim += f"run of {metric.answer}, but runs that are all equal allow no interval"
     elif outcome == UNKNOWN:
-        claim = f"it is not known whether {metric.cause} saves environment steps"
+        claim = f"it is not known whether {metric.cause} saves {metric.unit}"
         facts += f"; {_what_is_known(results, baseline, treated)}; {_seeds(treated.ratio.ratio)}"
     return Answer(outcome, claim, facts)
 
@@ -280,7 +281,7 @@ def _overall_answer(results: Results, by_task: Mapping[str, Answer]) -> Answer:
         facts += f"{within} of {metric.answer}"
     if len(where[NONE]) == len(by_task):
         return Answer(NONE, f"no answer on any of {len(by_task)} tasks", facts)
-    claim = f"{metric.cause} saved environment steps on {len(where[SAVED]) or 'none'} of {len(by_task)} tasks"
+    claim = f"{metric.cause} saved {metric.unit} on {len(where[SAVED]) or 'none'} of {len(by_task)} tasks"
     claim += f" and cost steps on {len(where[COST])}" if where[COST] else ""
     return Answer(verdict(ratio) if ratio else NONE, claim, facts)
 
@@ -311,7 +312,7 @@ def _all_tasks(results: Results, answers: Mapping[str, Answer]) -> Section:
 def _task(results: Results, task: str, answers: Mapping[str, Answer], films: Mapping[str, Figure]) -> Section:
     """One task: curves and ratios, the table of arms, each arm against the baseline, films."""
     metric, arms = results.metric, results.tasks[task]
-    text = [f"{task}, {thousands(next(iter(arms.values())).steps[-1])} steps a run."]
+    text = [f"{task}, {thousands(next(iter(arms.values())).steps[-1])} {metric.unit} a run."]
     if len(answers) > 1:
         text += filter(None, [headroom(results, task), page.sentence(str(answers[task]))])
     overview = matplotlib.figure.Figure(figsize=HALF, layout="constrained")
@@ -347,7 +348,7 @@ def _arms_table(results: Results, task: str) -> Table:
     }
     for over in filter(None, (metric.baseline, results.best_control(task))):
         columns[f"{over} / arm"] = [_ratio(results.record(task, record.arm, over)) for record in records]
-    columns[f"steps to {metric.goal(task)}"] = [
+    columns[f"{metric.unit.split()[-1]} to {metric.goal(task)}"] = [
         page.show_interval(record.steps, thousands, ">=" * (record.reached < record.n)) if record.steps else "-"
         for record in records
     ]
@@ -463,7 +464,7 @@ def style(arm: str, metric: Metric) -> tuple[str, str]:
 
 def _draw_overview(panel: Axes, arms: Mapping[str, Curves], metric: Metric, task: str) -> None:
     """The IQM of every arm on one task."""
-    _frame(panel, arms, metric.aim(task))
+    _frame(panel, arms, metric, task)
     for arm, curve in arms.items():
         colour, dashes = style(arm, metric)
         values = [point.value for point in curve.points]
@@ -472,7 +473,7 @@ def _draw_overview(panel: Axes, arms: Mapping[str, Curves], metric: Metric, task
 
 def _draw_against_baseline(panel: Axes, arm: str, arms: Mapping[str, Curves], metric: Metric, task: str) -> None:
     """One arm and the baseline on one task, with every run and the bands."""
-    _frame(panel, arms, metric.aim(task))
+    _frame(panel, arms, metric, task)
     for name in (metric.baseline, arm):
         if name in arms:
             colour, dashes = style(name, metric)
@@ -480,7 +481,8 @@ def _draw_against_baseline(panel: Axes, arm: str, arms: Mapping[str, Curves], me
             page.draw_curve(panel, arms[name].steps, arms[name].points, colour, linestyle=dashes, linewidth=2)
 
 
-def _frame(panel: Axes, arms: Mapping[str, Curves], aim: float) -> None:
+def _frame(panel: Axes, arms: Mapping[str, Curves], metric: Metric, task: str) -> None:
+    aim = metric.aim(task)
     values = np.concatenate([curve.values.ravel() for curve in arms.values()])
     low, high = min(values.min(), aim), max(values.max(), aim)
     margin = 0.05 * (high - low) or 1.0
@@ -488,7 +490,7 @@ def _frame(panel: Axes, arms: Mapping[str, Curves], aim: float) -> None:
     panel.set_xlim(0, max(curve.steps[-1] for curve in arms.values()))
     panel.axhline(aim, color="#404040", linewidth=0.8, linestyle=(0, (1, 2)))
     panel.xaxis.set_major_formatter(EngFormatter(sep=""))
-    panel.set(xlabel="environment steps", ylabel="evaluation return")
+    panel.set(xlabel=metric.unit, ylabel="evaluation return")
     page.plain_axes(panel)
 
 

@@ -37,6 +37,7 @@ class Metric:
     oracle: str = ""  # the arm that learns from the true state; empty: none
     labels: Mapping[str, int] = field(default_factory=dict)  # of arms with a clone: the actions that it learns from
     thresholds: Mapping[str, float] = field(default_factory=dict)  # by task, instead of the one, which stands beside
+    unit: str = "environment steps"  # of the curves; or "labels", which clones were given
 
     def __post_init__(self) -> None:
         for arm in (self.answer, self.baseline, *self.controls, *([self.oracle] if self.oracle else [])):
