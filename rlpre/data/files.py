@@ -153,7 +153,7 @@ def read_image(file: Path, size: tuple[int, int] | None, channels: int | None) -
             image = ImageOps.exif_transpose(opened)
             sixteen_bits = image.mode.startswith("I;16") or (image.mode == "I" and opened.format in ("PNG", "PPM"))
     except (OSError, SyntaxError, ValueError, TypeError, Image.DecompressionBombError) as error:
-        raise RlpreError(f"{file} cannot be read as an image ({error}): remove it or save it as PNG") from error
+        raise RlpreError(f"{file} cannot be read as an image ({error}): remove it or save a smaller PNG") from error
     if count > 1:
         raise RlpreError(f"{file} holds {count} images: save each as a file of its own, in a folder of their own")
     if sixteen_bits:

@@ -17,7 +17,8 @@ STATE = "state"  # the key of the state in an info, or in a Dict observation
 class StateVecEnv(VecEnvWrapper):
     """Gives SB3 the true state of each environment, (n,) float32, and nothing else; train ``"MlpPolicy"`` on it.
 
-    An encoder hardly needs fewer steps, unless a convolution shares over places what the perceptron learns for each.
+    An agent that sees pixels rarely learns in fewer steps. It can where a convolution learns once what the perceptron
+    must learn for every place anew.
 
     An environment puts its state, an array of numbers of constant length, into ``info["state"]`` at every reset and
     step. As in SB3, at the end of an episode the ``info`` of the step belongs to the terminal observation, and
