@@ -86,7 +86,7 @@ def collect(
     """
     ids = [env_id] if isinstance(env_id, str) else list(env_id)
     if not any(name.startswith("Vizdoom") for name in ids):
-        _check_look(ids[0], look, GridWorld)
+        _check_look(", ".join(ids), look, GridWorld)
         return collect_grids(ids, out, steps, seed, behaviour, n_envs, **look)
     from envs.doom import make_doom  # imports ViZDoom
     from envs.doom_expert import collect_doom

@@ -155,12 +155,9 @@ def thumbnails(pictures: Tensor) -> Tensor:
 def measure_health(encoder: AnyEncoder, objective: WeightedSum, reader: Any, seed: int) -> Parts:
     """The health of an encoder's features, and of the projections that its objectives compare, by part.
 
-    It is empty if the frames hold fewer than two different inputs. ``seed`` draws the inputs: use the same for all that
-    is compared.
+    ``seed`` draws the inputs: use the same for all that is compared.
     """
     rows = distinct_rows(reader, ROWS, seed)
-    if len(rows) < 2:
-        return {}
     features = sample_features(encoder, reader, rows, seed)
     parts = {FEATURES: asdict(health(*unstandardised(encoder, features)))}
     for name, part in objective.objectives.items():
