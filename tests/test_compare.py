@@ -298,13 +298,13 @@ def test_whole_numbers_of_every_kind(tmp_path: Path) -> None:
     assert {row["seed"] for row in result.rows} == {0}
 
 
-def test_grey_images_without_channels_are_told_how(tmp_path: Path) -> None:
+def test_grey_images_without_channels_get_one_sentence(tmp_path: Path) -> None:
     def grey(n_envs: int = 1, seed: int = 0) -> VecEnv:
         plain = spaces.Box(0, 255, (36, 36), np.uint8)
         return DummyVecEnv([lambda: TransformObservation(Quadrant(), lambda seen: seen[0], plain)] * n_envs)
 
-    told = r"without an axis of channels: gymnasium.wrappers.GrayscaleObservation\(env, keep_dim=True\) adds"
-    with pytest.raises(RlpreError, match=told):
+    named = r"without an axis of channels: gymnasium.wrappers.GrayscaleObservation\(env, keep_dim=True\) adds"
+    with pytest.raises(RlpreError, match=named):
         compare(tmp_path, {"a": Arm("random")}, make_env=grey)
     with pytest.raises(RlpreError, match=r"GrayscaleObservation\(env, keep_dim=True\) adds an axis"):
         rlpre.EncodedVecEnv(grey(), Encoder("cnn", InputSpec((1, 36, 36))))

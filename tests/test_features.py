@@ -158,7 +158,7 @@ def test_a_feature_map_becomes_white(name: str, doorkey: FrameStore, tmp_path: P
     torch.testing.assert_close(features[:, :3].abs(), torch.from_numpy(leading).abs().float(), atol=2e-2, rtol=0)
 
 
-def test_too_few_frames_to_whiten_are_told(tmp_path: Path) -> None:
+def test_too_few_frames_to_whiten_are_named(tmp_path: Path) -> None:
     frames = rlpre.from_arrays(np.random.default_rng(0).integers(0, 256, (12, 3, 40, 40), np.uint8), tmp_path)
     encoder = Encoder("cnn", InputSpec((3, 40, 40)), features=16)
     with pytest.warns(UserWarning, match="12 different frames cannot whiten 16 features: .* use more frames"):
