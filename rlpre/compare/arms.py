@@ -285,7 +285,7 @@ def _check_auxiliary(name: str, arguments: Mapping[str, Any]) -> None:
     missing = [key for key in ("objective", "updates") if key not in arguments]
     if missing:
         raise RlpreError(f"arm {name!r}: auxiliary has no {missing[0]}: give objective and updates")
-    check_auxiliary(**{key: value for key, value in arguments.items()})
+    check_auxiliary(**arguments)
 
 
 def _check_clone(name: str, clone: Clone | None) -> None:

@@ -216,12 +216,7 @@ def compare(
         raise RlpreError(f"arms are {arms!r}: give a dict by name, such as {{'mine': rlpre.Arm('frozen', DIRECTORY)}}")
     out, pretrain = Path(out).resolve(), pretrain or PretrainConfig()
     tasks = {name: find_env(each) for name, each in _named(make_env, "comparison").items()}
-    steps, frames, seeds = _whole("steps", steps), _whole("frames", frames), _whole("seeds", seeds)
-    by_task = dict.fromkeys(tasks, steps) if isinstance(steps, int) else steps
-    budgets = {task: _whole("steps", lookup("task", task, by_task)) for task in tasks}
-    seeds = range(seeds) if isinstance(seeds, int) else seeds
-    if not len(seeds):
-        raise RlpreError("there are no seeds: give at least 1")
+    budgets, seeds, frames = _budgets(tasks, steps), _seeds(seeds), _whole("frames", frames)
     shortest = min(budgets.values())
     shared = Training(
         next(iter(tasks.values())),
@@ -257,9 +252,7 @@ def compare(
     study = partial(run_study, out, configuration=configuration, steps=lengths, executor=executor, workers=workers)
     results = [independent.run(out, study, measure)]
     if transplants.trainings and not results[0].failed:
-        for run in transplants.trainings:
-            if not (out / run.path / DONE).exists():
-                trained_encoder(out / replace(run, arm=donor).path, shared.algorithm).save(_transplanted(out, run))
+        _transplant(out, transplants.trainings, donor, shared.algorithm)
         results.append(transplants.run(out, study, measure))
     text = report(out, sections(out) if sections else ()) if results[0].done else ""
     succeed(*results)
@@ -457,6 +450,13 @@ def _donor(arms: Mapping[str, Arm], baseline: str) -> str:
     return ""
 
 
+def _transplant(out: Path, runs: Iterable[Run], donor: str, algorithm: type[BaseAlgorithm]) -> None:
+    """Saves the encoders that these runs take from the finished agents of the arm ``donor``."""
+    for run in runs:
+        if not (out / run.path / DONE).exists():
+            trained_encoder(out / replace(run, arm=donor).path, algorithm).save(_transplanted(out, run))
+
+
 def _transplanted(out: Path, run: Run) -> Path:
     """Where the encoder that a run takes from another agent is saved."""
     return out / GIVEN / run.arm / run.task / str(run.seed)
@@ -469,6 +469,20 @@ def _whole(name: str, given: Any) -> Any:
     if not float(given).is_integer():
         raise RlpreError(f"{name} is {given}: give a whole number")
     return int(float(given))
+
+
+def _budgets(tasks: Iterable[str], steps: Any) -> dict[str, int]:
+    """The environment steps of a run by task."""
+    steps = _whole("steps", steps)
+    by_task = dict.fromkeys(tasks, steps) if isinstance(steps, int) else steps
+    return {task: _whole("steps", lookup("task", task, by_task)) for task in tasks}
+
+
+def _seeds(given: Any) -> Sequence[int]:
+    seeds: Sequence[int] = range(count) if isinstance(count := _whole("seeds", given), int) else count
+    if not len(seeds):
+        raise RlpreError("there are no seeds: give at least 1")
+    return seeds
 
 
 def _named(given: Any, name: str) -> Mapping[str, Any]:

@@ -90,7 +90,7 @@ def align(
         if not np.isfinite(losses[-1]):
             raise RlpreError(f"the loss is not finite at step {len(losses)}: lower lr={lr:g}")
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
     return Aligned(both[0].eval(), both[1].eval(), float(np.mean(losses[-max(1, steps // 10) :])))
 

@@ -59,7 +59,7 @@ class Views:
         parts = [torch.empty_like(own) for _ in range(self.world)]
         torch.distributed.all_gather(parts, own.detach().contiguous())
         if own.requires_grad:
-            own.register_hook(lambda gradient: gradient * self.world)  # type: ignore[no-untyped-call]
+            own.register_hook(lambda gradient: gradient * self.world)
         parts[rank] = own
         return torch.cat(parts)
 

@@ -59,7 +59,7 @@ class Change(Objective):
     def change(self, batch: Batch) -> Tensor:
         """What there is to predict, (batch, C, h, w) in [-1, 1]."""
         difference = (batch.later.float() - batch.anchor.float()) / self.scale
-        return F.adaptive_avg_pool2d(difference, self.shape[1:])  # type: ignore[arg-type]
+        return F.adaptive_avg_pool2d(difference, (self.shape[1], self.shape[2]))
 
     def predict(self, features: Tensor, actions: Tensor, gap: Tensor) -> Tensor:
         """The change (batch, C, h, w) through the first ``gap`` (batch,) of the actions (batch, k, ...)."""

@@ -13,7 +13,7 @@ Example:
 """
 
 import copy
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -52,7 +52,7 @@ def text_features(encoder: SequenceEncoder, numbers: Tensor) -> Tensor:
 def mixed_symbols(encoder: SequenceEncoder, numbers: Tensor, present: Tensor) -> Tensor:
     """As `text_features`, with gradients; where ``present`` (n, length) bool holds, the number 0 is a hidden symbol."""
     one_hot = F.one_hot(numbers, encoder.frames.num_features).to(encoder.dtype)
-    return encoder(one_hot, torch.full_like(numbers, -1), None, present)  # type: ignore[no-any-return]
+    return cast(Tensor, encoder(one_hot, torch.full_like(numbers, -1), None, present))
 
 
 def masked_text(
@@ -92,7 +92,7 @@ def masked_text(
             if not torch.isfinite(loss):
                 raise RlpreError(f"the loss is not finite: lower lr={lr:g}, or give longer texts")
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             schedule.step()
     seen = numbers[:CHUNK]

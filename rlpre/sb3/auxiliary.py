@@ -232,7 +232,7 @@ def _learning_extractor(model: Any) -> EncoderExtractor:
     if not isinstance(model, OnPolicyAlgorithm):
         raise RlpreError(f"KeepLearning reads the rollouts of PPO and A2C, and {type(model).__name__} has none")
     extractor = model.policy.features_extractor if model.policy.share_features_extractor else None
-    if not isinstance(extractor, EncoderExtractor) or not any(True for _ in extractor.encoder.parameters()):
+    if not isinstance(extractor, EncoderExtractor) or not list(extractor.encoder.parameters()):
         raise RlpreError(
             "the policy holds no encoder of frames that learns: give PPO policy_kwargs=rlpre.policy_kwargs(encoder, "
             "'finetuned'), 'partial', 'anchored' or 'scratch', with one extractor that actor and critic share"

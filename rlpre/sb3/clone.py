@@ -249,7 +249,7 @@ def fit(
             module.train()
             train_loss, train_agreement = score(step)
             optimizer.zero_grad(set_to_none=True)
-            train_loss.backward()  # type: ignore[no-untyped-call]
+            train_loss.backward()
             nn.utils.clip_grad_norm_(trained, schedule.clip)
             optimizer.step()
             metrics = {"loss": train_loss.detach(), "agreement": train_agreement.detach()}
@@ -313,7 +313,7 @@ class _Task:
             return torch.stack([loss, (logits.argmax(1) == labels).float()])
         assert isinstance(distribution, torch.distributions.Normal)
         self.policy.log_std.data.clamp_(min=math.log(LEAST_STD))
-        loss = -distribution.log_prob(labels).flatten(1).sum(1)  # type: ignore[no-untyped-call]
+        loss = -distribution.log_prob(labels).flatten(1).sum(1)
         error = (distribution.mean - labels).square().flatten(1).mean(1)
         return torch.stack([loss, 1 - error / self.variance])
 

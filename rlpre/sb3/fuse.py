@@ -5,7 +5,7 @@ import io
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -121,7 +121,7 @@ class FusedExtractor(BaseFeaturesExtractor):
         observations = self.part.replace(observations, self.reader(self.part.pick(observations)))
         for normalize in self.normalizers:
             observations = normalize(observations)
-        return self.head(observations)  # type: ignore[no-any-return]
+        return cast(Tensor, self.head(observations))
 
 
 class _Normalize(nn.Module):
@@ -162,7 +162,7 @@ class _Plan:
         arguments = {**trained._get_constructor_parameters(), **(self.model.policy_kwargs if self.model else {})}
         arguments |= {**self.arguments(trained), "observation_space": self.space}
         fused = type(trained)(**arguments).to(trained.device)
-        # `save` writes these; some classes leave out an argument, such as the size of an LSTM
+        # `save` calls this method; some classes leave out an argument, such as the size of an LSTM
         fused._get_constructor_parameters = partial(dict, arguments)  # type: ignore[method-assign]
         self.load(fused, trained)
         return fused
