@@ -153,7 +153,7 @@ def _white_output(encoder: AnyEncoder, frames: FrameStore, rows: Indices, power:
         warnings.warn(
             f"{different} different frames cannot whiten {features.shape[1]} features: directions in which they do not "
             "vary stay small there and may be large elsewhere; use more frames, or features='map'",
-            stacklevel=3,
+            stacklevel=4,  # past the decorator
         )
     variances, directions = torch.linalg.eigh(covariance(features))
     whitening = directions / _divisors(variances.clamp_min(FLOOR * variances.mean()), power) @ directions.T
