@@ -32,7 +32,7 @@ NEAR_CHANCE = 0.95  # share of the chance loss: InfoNCE above it has learned not
 Parts = dict[str, dict[str, Any]]  # the fields of `Health` by part
 
 
-class Progress(tqdm):  # type: ignore[misc]
+class Progress(tqdm):  # type: ignore[misc]  # tqdm has no types
     """Shows how far a pretraining is, on stderr: a bar on a terminal, else a line a minute; nothing if ``silent``."""
 
     def __init__(self, name: str, step: int, steps: int, silent: bool) -> None:

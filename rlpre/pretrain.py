@@ -370,7 +370,7 @@ def first_encoder(frames: FrameStore, start: AnyEncoder | None, config: Pretrain
     """
     if start is None:
         arguments = {} if config.features is None else {"features": config.features}
-        return Encoder(config.encoder, InputSpec(frames.space.shape), **arguments)  # type: ignore[arg-type]
+        return Encoder(config.encoder, InputSpec(frames.space.shape), **arguments)  # type: ignore[arg-type]  # no `weights`
     vision = start if isinstance(start, Encoder) else start.frames
     try:
         vision.input.check(frames.space)

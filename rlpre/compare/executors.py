@@ -171,7 +171,7 @@ def _in_own_process(fn: Callable[..., T], args: tuple[Any, ...], kwargs: dict[st
     from distributed import Status, get_worker
 
     # A nanny makes its workers daemons, which may not start processes; those of Workers end with their parent.
-    multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
+    multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]  # private
     worker = get_worker()
     key = worker.get_current_task()
     with Workers(1) as process:

@@ -331,7 +331,7 @@ def _follow(
     return failed
 
 
-class _Bar(tqdm):  # type: ignore[misc]
+class _Bar(tqdm):  # type: ignore[misc]  # tqdm has no types
     """A progress bar on a terminal, else a line a minute on stderr."""
 
     def __init__(self, total: int, desc: str, **options: Any) -> None:

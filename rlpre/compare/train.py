@@ -448,7 +448,7 @@ def film(
         done = False
         while not done and len(shots) < EPISODE_STEPS:
             shots.append(venv.get_images()[0])
-            actions, memory = model.predict(observations, memory, starts, deterministic)  # type: ignore[arg-type]
+            actions, memory = model.predict(observations, memory, starts, deterministic)  # type: ignore[arg-type]  # dict
             observations, _, (done,), _ = venv.step(actions)
             starts = np.zeros(1, bool)
         shots += ends[-1:] if done else []

@@ -53,7 +53,7 @@ def find_architecture(name: str) -> Architecture:
         return FAMILIES[family](member)
     known = {**ARCHITECTURES, **{f"{family}:NAME": build for family, build in FAMILIES.items()}}
     try:
-        return lookup("encoder", name, known)  # type: ignore[return-value]
+        return cast(Architecture, lookup("encoder", name, known))
     except RlpreError as error:
         raise RlpreError(f"{error}; one of your own needs rlpre.register_encoder({name!r}, ...) first") from error
 

@@ -50,11 +50,13 @@ class GRU(nn.Module):
             mixed, _ = pad_packed_sequence(self.gru(packed)[0], batch_first=True, total_length=tokens.shape[1])
         else:
             mixed, _ = self.gru(tokens)
-        return self.norm(mixed.gather(1, order.argsort(1)[..., None].expand_as(mixed)))  # type: ignore[no-any-return]
+        features: Tensor = self.norm(mixed.gather(1, order.argsort(1)[..., None].expand_as(mixed)))
+        return features
 
     def last(self, tokens: Tensor, present: Tensor) -> Tensor:
         """The last step of ``forward``."""
-        return self(tokens, present)[:, -1]  # type: ignore[no-any-return]
+        features: Tensor = self(tokens, present)[:, -1]
+        return features
 
     def begin(self, batch: int) -> State:
         """The hidden state (layers, batch, width) before the first token."""

@@ -91,7 +91,7 @@ class _Residual(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.layers(x)  # type: ignore[no-any-return]
+        return torch.add(x, self.layers(x))
 
 
 def vit(
@@ -135,7 +135,7 @@ class _Patches(nn.Module):
         self.positions = nn.Parameter(0.02 * torch.randn(patches, dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.embed(x).flatten(2).transpose(1, 2) + self.positions  # type: ignore[no-any-return]
+        return torch.add(self.embed(x).flatten(2).transpose(1, 2), self.positions)
 
 
 class _Mean(nn.Module):

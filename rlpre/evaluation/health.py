@@ -123,6 +123,7 @@ def sample_features(encoder: AnyEncoder, reader: AnyReader, rows: Indices, seed:
     encoder.eval()
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
+        # A reader comes with an encoder of its kind, which types cannot say of two unions.
         views = reader.draw(SHIFTED, np.random.default_rng(seed)).views(encoder)  # type: ignore[arg-type]
         plain = reader.encode(encoder, rows).to(encoder.device)  # type: ignore[arg-type]
         features = [plain, views.anchor.float(), views.second_view.float()]

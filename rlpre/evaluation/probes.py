@@ -60,7 +60,7 @@ TINY = 1e-5  # principal components below this share of the largest singular val
 
 def read(encoder: AnyEncoder, reader: AnyReader, rows: Indices) -> Floats:
     """Features (n, num_features) of ``rows`` (n,) of the reader's store; refuses those that are not finite."""
-    features = reader.encode(encoder, rows)  # type: ignore[arg-type]
+    features = reader.encode(encoder, rows)  # type: ignore[arg-type]  # readers come with encoders of their kind
     return finite(features.numpy(), f"the features of {type(encoder).__name__}")
 
 

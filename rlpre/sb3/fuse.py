@@ -182,12 +182,13 @@ class _Plan:
         model.save(saved)  # SB3 decides what belongs to a model
         data, states, variables = load_from_zip_file(saved, device=model.device)
         assert data is not None
+        # As in SB3's own `load`: all algorithms take these arguments, their common base class does not
         fused = type(model)(policy=data["policy_class"], env=None, device=model.device, _init_setup_model=False)  # type: ignore[call-arg]
         data |= {"observation_space": self.space, "policy_kwargs": arguments}
         data |= dict.fromkeys(("_last_obs", "_last_original_obs", "_last_episode_starts"))
         if penalty := (data.get("rollout_buffer_kwargs") or {}).get("penalty"):
             assert isinstance(penalty, KLPenalty)
-            reference: Any = self.build_policy(model.rollout_buffer_kwargs["penalty"].policy)  # type: ignore[attr-defined]
+            reference: Any = self.build_policy(cast(Any, model).rollout_buffer_kwargs["penalty"].policy)
             data["rollout_buffer_kwargs"]["penalty"] = replace(penalty, policy=reference)
         fused.__dict__.update(data)
         fused._setup_model()

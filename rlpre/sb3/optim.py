@@ -99,7 +99,7 @@ class EncoderOptimizer(Optimizer):
             self._check_reached("the encoder's learning rate and anchor")
         self.wait([], 0)  # applies the warm-ups above
 
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]  # torch overloads it
         """One step with each group at its own rate; afterwards the groups' rates are as before."""
         rates = [group["lr"] for group in self.param_groups]
         for group in self.param_groups:
@@ -183,7 +183,8 @@ class EncoderAdam(EncoderOptimizer, Adam):
         """``lr`` over the root of the second moment, with Adam's corrections."""
         second: Tensor = state["max_exp_avg_sq"] if group["amsgrad"] else state["exp_avg_sq"]
         correction = 1 - group["betas"][1] ** float(state["step"])
-        return group["lr"] / ((second / correction).sqrt() + group["eps"])  # type: ignore[no-any-return]
+        gain: Tensor = group["lr"] / ((second / correction).sqrt() + group["eps"])
+        return gain
 
 
 class EncoderRMSprop(EncoderOptimizer, RMSprop):
@@ -191,7 +192,8 @@ class EncoderRMSprop(EncoderOptimizer, RMSprop):
 
     def gain(self, group: dict[str, Any], state: dict[str, Any]) -> Tensor:
         """``lr`` over the root of the second moment; momentum adds steps up."""
-        return group["lr"] / (1 - group["momentum"]) / (_second_moment(state).sqrt() + group["eps"])  # type: ignore[no-any-return]
+        gain: Tensor = group["lr"] / (1 - group["momentum"]) / (_second_moment(state).sqrt() + group["eps"])
+        return gain
 
 
 class EncoderRMSpropTFLike(EncoderOptimizer, RMSpropTFLike):
@@ -199,7 +201,8 @@ class EncoderRMSpropTFLike(EncoderOptimizer, RMSpropTFLike):
 
     def gain(self, group: dict[str, Any], state: dict[str, Any]) -> Tensor:
         """As for RMSprop, but epsilon is inside the root."""
-        return group["lr"] / (1 - group["momentum"]) / (_second_moment(state) + group["eps"]).sqrt()  # type: ignore[no-any-return]
+        gain: Tensor = group["lr"] / (1 - group["momentum"]) / (_second_moment(state) + group["eps"]).sqrt()
+        return gain
 
 
 def _second_moment(state: dict[str, Any]) -> Tensor:

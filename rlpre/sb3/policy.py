@@ -241,7 +241,7 @@ class ProtectedExtractor(BaseFeaturesExtractor):
         self.ready = not _has_nan(encoder)
         frames = encoder.frames if isinstance(encoder, SequenceEncoder) else encoder
         self.register_buffer("hash_weights", make_hash_weights(math.prod(frames.input.shape)), persistent=False)
-        self.register_load_state_dict_post_hook(_update_ready)  # type: ignore[no-untyped-call]
+        self.register_load_state_dict_post_hook(_update_ready)  # type: ignore[no-untyped-call]  # no types in torch
         freeze(encoder.stages[:frozen])
         set_learning_rate(encoder, lr_scale, warmup_updates)
         self.train(self.training)
