@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from rlpre.data.store import FrameStore, Indices
 from rlpre.encoders import AnyEncoder
+from rlpre.errors import RlpreError
 from rlpre.evaluation.health import ROWS, Health, collapse_cause, health, sample_features, unstandardised
 from rlpre.evaluation.probes import distinct_rows
 from rlpre.objectives.base import WeightedSum
@@ -69,7 +70,10 @@ class TensorBoard(SummaryWriter):
     """Writes the TensorBoard events of a pretraining into the directory ``out``."""
 
     def __init__(self, out: Path, step: int) -> None:  # events of later steps, left by a process that died, are dropped
-        super().__init__(str(out), purge_step=step + 1)
+        try:
+            super().__init__(str(out), purge_step=step + 1)
+        except OSError as error:
+            raise RlpreError(f"cannot write into {out}: {error.strerror}") from error
         self.step, self.last = step, time.perf_counter()
 
     def scalars(self, step: int, group: str, numbers: Mapping[str, Any]) -> None:

@@ -5,7 +5,7 @@ import io
 import math
 import pickle
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
@@ -31,7 +31,7 @@ from rlpre.utils import provenance, read_json, resolve_device, write_bytes, writ
 if TYPE_CHECKING:
     from lightning_fabric import Fabric  # which takes as long to import as torch
 
-STATE = "state.ckpt"  # what resuming needs beside the checkpoint
+RUN, STATE = "run.json", "state.ckpt"  # settings and versions; what resuming needs beside the checkpoint
 LOG_EVERY = 50  # steps between points of the curves
 STANDARD_ROWS = 2048  # frames over which features are standardised
 SEED_STRIDE = 1_000_003  # keeps the random streams of two seeds apart
@@ -224,14 +224,13 @@ class Pretraining:
     def _resume(self) -> None:
         """Goes on where the pretraining in the directory stopped; refuses a directory with anything else."""
         if not (self.out / STATE).exists():
+            if (self.out / RUN).exists():  # of a pretraining that was killed early, or of a clone
+                check_same(self.out, "pretraining", read_json(self.out / RUN).get("configuration"), self.identity)
             if (self.out / CONFIG).exists():
                 raise RlpreError(f"{self.out} holds an encoder, but no pretraining to resume: {OTHER}")
             return
         state = read_state(self.out, self.fabric.device)
-        for name, value in self.identity.items():
-            there = state["identity"].get(name)
-            if there != value:
-                raise RlpreError(f"{self.out} holds a pretraining with {name}={there!r}, asked for {value!r}: {OTHER}")
+        check_same(self.out, "pretraining", state["identity"], self.identity)
         try:
             self.pretext.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -270,7 +269,7 @@ class Pretraining:
         objective = make_objective(config.objective, untrained, self.frames).to(encoder.device)
         self.reports["control"] = linear_probe(encoder, self.reader)
         self.reports["fresh"] = measure_health(untrained, objective, self.reader, config.seed)
-        write_json(self.out / "run.json", {"configuration": self.identity, **provenance()})
+        write_json(self.out / RUN, {"configuration": self.identity, **provenance()})
         self._keep()
 
     def update(self, batch: AnyBatch) -> dict[str, Tensor]:
@@ -352,6 +351,19 @@ class Pretraining:
 def step_directory(path: Path, step: int) -> Path:
     """Where the pretraining in the directory ``path`` saves the encoder of a step that it was asked to keep."""
     return path / f"step-{step}"
+
+
+def check_same(out: Path, what: str, there: Mapping[str, Any] | None, here: Mapping[str, Any]) -> None:
+    """Refuses a directory of ``what`` ("pretraining", "clone") with other settings than ``here``, or of something else.
+
+    Raises:
+        RlpreError: if the settings ``there`` differ or are not those of ``what``.
+    """
+    if there is None or not here.keys() <= there.keys():
+        raise RlpreError(f"{out} holds something else than a {what}: {OTHER}")
+    for name, value in here.items():
+        if there[name] != value:
+            raise RlpreError(f"{out} holds a {what} with {name}={there[name]!r}, asked for {value!r}: {OTHER}")
 
 
 def read_state(path: Path, device: str | torch.device = "cpu") -> dict[str, Any]:

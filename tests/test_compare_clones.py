@@ -123,6 +123,11 @@ def test_each_task_has_its_own_threshold() -> None:
         ("which no clone knows", Arm("random", FRESH, memory=Backbone(), clone=Clone(SHORT)), {}),
         ("unknown data 'expert'", Arm("random", clone=Clone(SHORT, "expert")), {}),
         ("a clone starts PPO or A2C, not DQN", Arm("random", clone=Clone(SHORT)), {"algorithm": DQN}),
+        (
+            "auxiliary reads rollouts, DQN has none",
+            Arm("scratch", auxiliary={"objective": "inverse", "updates": 1}),
+            {"algorithm": DQN},
+        ),
         ("has 104 labels 'action', limit is 1,000", Arm("random", clone=Clone(CloneConfig(limit=1000))), {}),
         ("mode 'oracle' reads the true state: leave out", Arm("oracle", clone=Clone(SHORT)), {}),
         (r"Demonstrator\(\) is the player of the frames", Arm("random"), {"threshold": Demonstrator()}),

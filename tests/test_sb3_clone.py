@@ -253,6 +253,19 @@ def test_a_clone_of_other_actions_is_not_taken_for_this_one(encoder: Encoder, tm
     assert clone(more, encoder, out=tmp_path / "other", **SHORT).action_space == spaces.Discrete(4)
 
 
+def test_a_directory_of_another_kind_is_kept(expert: FrameStore, encoder: Encoder, tmp_path: Path) -> None:
+    clone(expert, encoder, out=tmp_path / "clone", **SHORT)
+    rlpre.pretrain(expert, objective="inverse", out=tmp_path / "encoder", steps=1, batch=8)
+    (tmp_path / "file").touch()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    for out, fault in (("encoder", "holds something else than a clone: choose"), ("file", "cannot write into .*file")):
+        refuse(fault, lambda out=out: clone(expert, encoder, out=tmp_path / out, **SHORT))
+    for out, fault in (("clone", "something else than a pretraining: choose"), ("file", "cannot write into .*file")):
+        refuse(fault, lambda out=out: rlpre.pretrain(expert, objective="inverse", out=tmp_path / out, steps=1, batch=8))
+    refuse("cannot write .*file/model.safetensors", lambda: encoder.save(tmp_path / "file"))
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
+
+
 @pytest.mark.parametrize("backbone", ["gru", "transformer"])
 def test_sequences_are_cloned_with_the_layers_that_mix_them(backbone: str, expert: FrameStore, tmp_path: Path) -> None:
     encoder = odd_sequence(backbone, window=3)

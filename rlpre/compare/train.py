@@ -22,6 +22,7 @@ from stable_baselines3.common.callbacks import BaseCallback, CallbackList, EvalC
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
 from stable_baselines3.common.vec_env import (
@@ -148,6 +149,10 @@ class Training:
             raise RlpreError(f"steps={self.steps} end before the first evaluation: lower eval_every={self.eval_every}")
         if self.eval_start and not issubclass(self.algorithm, PPO | A2C):
             raise RlpreError(f"a clone starts PPO or A2C, not {self.algorithm.__name__}: choose one, or no clone")
+        if self.auxiliary and not issubclass(self.algorithm, OnPolicyAlgorithm):
+            raise RlpreError(
+                f"auxiliary reads rollouts, {self.algorithm.__name__} has none: choose PPO, or leave it out"
+            )
         resolve_device(self.algorithm_kwargs.get("device", "auto"))
 
 

@@ -42,13 +42,13 @@ from rlpre.data.windows import Trajectories, Windows
 from rlpre.encoders import AnyEncoder, SequenceEncoder, as_encoder
 from rlpre.errors import RlpreError, at_least, lookup
 from rlpre.features import encode, finite
-from rlpre.pretrain import STATE, quiet, rate_factor, read_state
+from rlpre.pretrain import RUN, STATE, check_same, quiet, rate_factor, read_state
 from rlpre.sb3.fuse import fuse
 from rlpre.sb3.policy import policy_kwargs
 from rlpre.sb3.vecenv import EncoderLike, FeatureSpace, window_space
 from rlpre.utils import provenance, read_json, resolve_device, to_device, write_bytes, write_json
 
-POLICY, PIXELS, RUN = "policy.zip", "pixels.zip", "run.json"
+POLICY, PIXELS = "policy.zip", "pixels.zip"
 LEAST_STD = 0.1  # of a Gaussian policy, in units of the action
 RANGES = (0.2, 50.0)  # half the width of an action's range, in which SB3's Gaussian and this least SD are of use
 ACTIVATIONS: dict[str, type[nn.Module]] = {name: getattr(nn, name) for name in nn.modules.activation.__all__}
@@ -178,7 +178,7 @@ def clone(
     identity |= {"device": None, "frames": frames.hash, "encoder": encoder.fingerprint()}
     identity["actions"] = frames.manifest["action_space"]
     if (out / RUN).exists():
-        _check_identity(out, read_json(out / RUN).get("configuration"), identity)
+        check_same(out, "clone", read_json(out / RUN).get("configuration"), identity)
         return load_clone(out)
     rows = labelled(frames, config)
     returns = _check_success(frames, rows, config)
@@ -486,14 +486,7 @@ def _resume(
     out: Path, identity: Mapping[str, Any], module: nn.Module, optimizer: torch.optim.Optimizer
 ) -> tuple[int, Fitted, dict[str, Any]]:
     state = read_state(out)
-    _check_identity(out, state["identity"], identity)
+    check_same(out, "clone", state["identity"], identity)
     module.load_state_dict(state["module"])
     optimizer.load_state_dict(state["optimizer"])
     return state["step"], Fitted(**state["best"]), state["weights"]
-
-
-def _check_identity(out: Path, there: Mapping[str, Any] | None, here: Mapping[str, Any]) -> None:
-    for name, value in here.items():
-        if not there or there.get(name) != value:
-            known = repr((there or {}).get(name))
-            raise RlpreError(f"{out} holds a clone with {name}={known}, asked for {value!r}: choose another directory")
