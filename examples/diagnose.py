@@ -1,6 +1,7 @@
 """Diagnose an encoder before an agent trains on it: what can a linear head read, and have the features collapsed?
 
-Probes need frames with labels. Here a square moves over the frame, and its colour and its column are the labels.
+Probes need frames with labels. Here a square moves over the frame. Its colour and the third of the frame that it
+is in are the labels.
 """
 
 from pathlib import Path

@@ -50,9 +50,9 @@ class PretrainConfig:
     features: int | None = None  # length of the feature vector; None: the architecture's default
     objective: str = "temporal+inverse"  # names joined by +, weights after a colon
     steps: int = 2000  # updates
-    batch: int = 256  # pairs of frames (or windows) per update, over all devices; SimCLR's smallest
+    batch: int = 256  # pairs of frames (or windows) per update, over all devices; SimCLR tried none smaller
     gap: int = 5  # k: largest number of steps between the frames of a pair, or that cpc predicts ahead
-    augment: str = "shift"  # of frames, by up to 3 pixels; or "none": actions and cells are easier to see
+    augment: str = "shift"  # moves frames by up to 3 pixels; with "none" it is easier to see what an action moved
     lr: float = 1e-3  # peak learning rate of AdamW
     weight_decay: float = 1e-4  # of AdamW
     warmup: float = 0.05  # share of the steps in which the learning rate rises; then it follows a cosine to 0

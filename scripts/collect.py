@@ -19,7 +19,7 @@ AGENT = "agent:"  # prefix of a behaviour
 class Collect:
     """Collects frames and reports their variety."""
 
-    ids: tyro.conf.Positional[tuple[str, ...]] = ()  # MiniGrid or BabyAI ids, of equal frame shape
+    ids: tyro.conf.Positional[tuple[str, ...]] = ()  # of MiniGrid or BabyAI, of equal frame shape, or one of ViZDoom
     out: Path = Path("runs/frames/collected")  # directory of the frame store; an interrupted collection goes on
     env: str = ""  # instead of ids: another Gymnasium id, or "module:function" of a function (n_envs, seed) -> VecEnv
     steps: int = 40_000  # transitions in all
@@ -56,7 +56,9 @@ class Collect:
 def main(settings: tyro.conf.OmitArgPrefixes[Collect]) -> None:
     """Collects and reports."""
     if bool(settings.ids) == bool(settings.env):
-        raise RlpreError("give ids of MiniGrid or BabyAI, or one other environment as --env ID|MODULE:FUNCTION")
+        raise RlpreError(
+            "give ids of MiniGrid or BabyAI, one of ViZDoom, or another environment as --env ID|MODULE:FUNCTION"
+        )
     store = settings.levels() if settings.ids else settings.other()
     print(f"{store.path}: {len(store):,} frames, {store.distinct:,} distinct, {store.unchanged:.0%} of steps unchanged")
 

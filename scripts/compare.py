@@ -79,7 +79,24 @@ def _json(text: str) -> dict[str, Any]:
         raise RlpreError(f"--algo-kwargs is no JSON object ({error}): write '{{\"n_steps\": 128}}'") from error
 
 
-Comparison = tyro.extras.subcommand_type_from_defaults({**PRESETS, "habits": Habits(), "own": Own()})
+PURPOSES = {
+    "headroom": "Could any encoder save steps on seven clean levels?",
+    "study": "Distracting DoorKey-5x5: an encoder, a clone, and both; what `make study` runs.",
+    "quick": "One small clean room.",
+    "full": "Four harder clean levels.",
+    "ablation": "The frames, the objective, or the part that trains: what matters?",
+    "why": "Is it the start or the conditioning of the features?",
+    "eyes": "Levels with a drifting picture behind the cells.",
+    "doom": "ViZDoom's Basic.",
+    "clean": "The features of `eyes` on clean levels.",
+    "held-out": "Pictures and a level that pretraining did not show.",
+    "scaling": "Do more frames help?",
+    "many": "One encoder for seven levels.",
+    "memory": "What do the last 16 frames add to one?",
+    "habits": "PPO from policies cloned from the frames' actions.",
+    "own": "Your own environment.",
+}
+Comparison = tyro.extras.subcommand_type_from_defaults({**PRESETS, "habits": Habits(), "own": Own()}, PURPOSES)
 
 
 def main(

@@ -8,7 +8,15 @@ import tyro
 from agents.exposure import EXPOSURES, expose
 from cli import Where, run
 
-Preset = tyro.extras.subcommand_type_from_defaults(EXPOSURES)
+PURPOSES = {
+    "smoke": "Tests that everything runs; nothing is learned.",
+    "quick": "One level.",
+    "objectives": "Masked or autoregressive pretraining of the sequence encoder?",
+    "reinforced": "Does PPO cure exposure bias where it learns?",
+    "full": "Five levels.",
+    "labels": "Do more labels cure it?",
+}
+Preset = tyro.extras.subcommand_type_from_defaults(EXPOSURES, PURPOSES)
 
 
 def main(

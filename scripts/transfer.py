@@ -8,7 +8,12 @@ import tyro
 from agents.transfer import TRANSFERS, transfer
 from cli import Where, run
 
-Preset = tyro.extras.subcommand_type_from_defaults(TRANSFERS)
+PURPOSES = {
+    "smoke": "Tests that everything runs; nothing is learned.",
+    "quick": "Four small levels, three sources of frames.",
+    "full": "Three other levels, judged by agents instead of clones.",
+}
+Preset = tyro.extras.subcommand_type_from_defaults(TRANSFERS, PURPOSES)
 
 
 def main(

@@ -28,9 +28,10 @@ def doorkey(tmp_path_factory: pytest.TempPathFactory) -> FrameStore:
 
 
 @pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    """Small tensors run faster on one thread, and several test processes share the cores."""
+def _repeatable() -> None:
+    """One thread, because small tensors run faster on it and tests share the cores, and the same weights every time."""
     torch.set_num_threads(1)
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")

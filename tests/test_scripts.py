@@ -318,3 +318,4 @@ def test_help(script: str, call: Call) -> None:
     code, printed, _ = call(script, "--help")
     assert code == 0
     assert f"scripts/{script}.py" in printed.splitlines()[0]
+    assert not re.search(r"• \S+ +│", printed), "every preset says what it is for"

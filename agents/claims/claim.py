@@ -1,6 +1,7 @@
 """A claim about pretraining, what was measured of it, and the rule that turns the figure into a verdict."""
 
 import json
+import math
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -114,5 +115,6 @@ def answer_of(study: str, arm: str = "", over: str = "scratch") -> str:
     if not arm:
         return f"{summary['answer']} (results/{study})"
     *_, row = (each for each in summary["records"] if (each["arm"], each["over"]) == (arm, over))  # last: all tasks
-    ratio = show_interval(Interval(row["ratio"], row["low"], row["high"], row["n"]), bound=row["bound"])
+    high = math.inf if row["bound"] == ">=" and row["low"] is not None else row["high"]
+    ratio = show_interval(Interval(row["ratio"], row["low"], high, row["n"]), bound=row["bound"])
     return f"environment steps to the threshold, {over} / {arm}: {ratio} (results/{study})"

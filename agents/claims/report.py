@@ -148,5 +148,5 @@ def _page(entries: dict[int, Entry], pictures: dict[int, Path]) -> Page:
     at = HEAD.index("verdict")
     rows = [[*row[:at], Toned(row[at], TONES.get(row[at], "soft")), *row[at + 1 :]] for row in _rows(entries)]
     blocks = [Table(HEAD, rows), Gallery(drawn)]
-    notes = ["Figures are means over seeds with 95 % intervals; a gain is over the control, pair by pair of seed."]
+    notes = ["Figures are means over seeds with 95 % intervals; a gain is over the control, computed seed by seed."]
     return Page(QUESTION, _answer(entries), sections=[Section("Claims", notes, blocks)])
