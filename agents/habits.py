@@ -44,6 +44,7 @@ BUDGETS = {  # environment steps of a run; in pilots or by the zoo's table scrat
 NOISY = "noise-30"  # the demonstrator of most arms, and of the threshold
 NOISE = {"noise-0": "expert", NOISY: "expert:0.3", "noise-60": "expert:0.6"}
 MEDIOCRE, DAGGER = "mediocre", "dagger"
+ALONE = {"scratch": Arm("scratch"), "fresh-map": Arm("random", whiten="map")}  # without a clone
 FEW = 300  # labels of the mediocre agent, which is a clone itself
 READOUTS = {  # the last one is the answer, the first one what it is compared with
     "projection": Arm("random", whiten=True, data="mixed"),
@@ -133,7 +134,7 @@ class Habits:
 
     def label_arms(self) -> dict[str, Arm]:
         """Clones of ever more labels, alone and with PPO; the same of what the expert advised there; PPO alone."""
-        arms = {"scratch": Arm("scratch"), "fresh-map": Arm("random", whiten="map")}
+        arms = dict(ALONE)
         for labels in self.labels:
             config = replace(self.clone, limit=labels)
             arms |= _alone_and_tuned(name := f"cloned-{labels}", config, NOISY)
@@ -145,8 +146,8 @@ class Habits:
         return {**arms, "cloned+frozen": arms.pop(f"cloned-{self.compared}+frozen")}
 
     def player_arms(self) -> dict[str, Arm]:
-        """Clones of several demonstrators, and of an expert's advice to a clone (DAgger)."""
-        arms = {"fresh-map": Arm("random", whiten="map")}
+        """Clones of several demonstrators, and of an expert's advice to a clone (DAgger); PPO alone."""
+        arms = dict(ALONE)
         config = replace(self.clone, limit=self.compared)
         for player in (*NOISE, MEDIOCRE):
             arms |= _alone_and_tuned(player, config, player)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from agents.habits import READOUTS, Habits
+from agents.habits import ALONE, READOUTS, Habits
 from agents.presets import AgentConfig, PPOConfig
 from rlpre import CloneConfig, FrameStore, PretrainConfig, RlpreError
 from rlpre.utils import read_json
@@ -61,12 +61,7 @@ def test_settings_that_do_not_fit_a_part_get_one_sentence(tmp_path: Path) -> Non
 
 def test_players_are_clones_advice_and_mediocre_agents(tmp_path: Path) -> None:
     records = run(replace(TINY, part="players"), tmp_path)
-    assert {record["arm"] for record in records} > {
-        "noise-0",
-        "mediocre+frozen",
-        "noise-60-weighted",
-        "dagger",
-    }
+    assert {record["arm"] for record in records} > {*ALONE, "noise-0", "mediocre+frozen", "noise-60-weighted", "dagger"}
     frames = tmp_path / "parts/players" / EMPTY / "frames"
     behaviours = {path.name: FrameStore.open(path).manifest["spec"]["behaviour"] for path in frames.iterdir()}
     assert behaviours["mediocre"].endswith("300.zip")

@@ -33,7 +33,7 @@ def test_a_published_study_can_be_shown_again(tmp_path):
 
 def test_all_studies_are_published():
     names = " ".join(study.name for study in STUDIES)
-    habits = "habits habits-distract habits-features habits-features-distract habits-players"
+    habits = "habits habits-distract habits-features habits-features-distract habits-long habits-players"
     headrooms = "headroom headroom-defend headroom-health headroom-home"
     assert names == f"ablation clean doom eyes full {habits} {headrooms} many memory quick scaling study study-6x6 why"
     overall = read_results(RESULTS / "many").record(ALL, "temporal+inverse-whitened", "random-frozen")
