@@ -229,6 +229,7 @@ def compare(
         eval_episodes=eval_episodes,
         deterministic=deterministic,
         eval_start=any(arm.clone for arm in arms.values()),
+        auxiliary=next((arm.auxiliary for arm in arms.values() if arm.auxiliary), {}),  # each run has that of its arm
     )
     shared.check()
     resolve_device(pretrain.device)
