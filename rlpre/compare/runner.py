@@ -25,7 +25,7 @@ from tqdm import tqdm
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None  # type: ignore[assignment]  # a module elsewhere
 
 from rlpre.compare.executors import Workers
 from rlpre.errors import RlpreError

@@ -363,7 +363,7 @@ def encode_unique(encode: Callable[[Tensor], Tensor], frames: Tensor, hash_weigh
     Every frame is encoded on a GPU, where waiting for the number of distinct frames takes longer, and in exports, whose
     graph must not depend on it. Features of a frame must not depend on the others: batch norm in evaluation mode.
     """
-    exporting = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    exporting = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]  # no types in torch
     if exporting or frames.device.type != "cpu":
         return encode(frames)
     flat, rows = frames.flatten(1), torch.arange(len(frames))
