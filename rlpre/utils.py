@@ -53,18 +53,22 @@ def write_json(path: Path, content: Any) -> None:
     write_bytes(path, (json.dumps(content, indent=2) + "\n").encode())
 
 
-def read_json(path: Path) -> Any:
-    """Reads a JSON file.
+def read_json(path: Path, kind: type = dict) -> Any:
+    """Reads a JSON file that holds an object, or with ``kind=list`` a list.
 
     Raises:
-        RlpreError: if the file is missing or is not JSON.
+        RlpreError: if the file is missing, is not JSON or holds something else.
     """
     try:
-        return json.loads(path.read_text())
+        content = json.loads(path.read_text())
     except FileNotFoundError as error:
         raise RlpreError(f"{path} is missing: is {path.parent} the right directory?") from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise RlpreError(f"{path} is damaged ({error}): restore it or make it again") from error
+    if not isinstance(content, kind):
+        wanted = "object" if kind is dict else "list"
+        raise RlpreError(f"{path} holds no JSON {wanted}: it is damaged, or not a file of rlpre")
+    return content
 
 
 def sha256(path: Path) -> str:

@@ -257,11 +257,18 @@ def test_a_directory_of_another_kind_is_kept(expert: FrameStore, encoder: Encode
     clone(expert, encoder, out=tmp_path / "clone", **SHORT)
     rlpre.pretrain(expert, objective="inverse", out=tmp_path / "encoder", steps=1, batch=8)
     (tmp_path / "file").touch()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/run.json").write_text("[]")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
     for out, fault in (("encoder", "holds something else than a clone: choose"), ("file", "cannot write into .*file")):
         refuse(fault, lambda out=out: clone(expert, encoder, out=tmp_path / out, **SHORT))
     for out, fault in (("clone", "something else than a pretraining: choose"), ("file", "cannot write into .*file")):
         refuse(fault, lambda out=out: rlpre.pretrain(expert, objective="inverse", out=tmp_path / out, steps=1, batch=8))
+    refuse("run.json holds no JSON object", lambda: clone(expert, encoder, out=tmp_path / "other", **SHORT))
+    refuse(
+        "run.json holds no JSON object",
+        lambda: rlpre.pretrain(expert, objective="inverse", out=tmp_path / "other", steps=1, batch=8),
+    )
     refuse("cannot write .*file/model.safetensors", lambda: encoder.save(tmp_path / "file"))
     assert {path: path.read_bytes() for path in tmp_path.rglob("*.*")} == before
 

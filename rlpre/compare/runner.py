@@ -222,7 +222,7 @@ def read_rows(directory: Path) -> list[Row]:
     rows = []
     for run, path in finished_runs(directory).items():
         try:
-            found = [Row(name, *asdict(run).values(), *entry) for entry in read_json(path / ROWS)]
+            found = [Row(name, *asdict(run).values(), *entry) for entry in read_json(path / ROWS, list)]
         except (TypeError, ValueError) as error:
             raise RlpreError(f"{path / ROWS} is damaged ({error}): delete {path} and run the study again") from error
         rows += found
