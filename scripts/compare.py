@@ -118,7 +118,7 @@ def main(
     with where.executor() as executor:
         result = comparison.run(out, where.workers, executor)
     print(result.text)
-    print(f"page: {out}/report.html   numbers: {out}/summary.json   tensorboard --logdir {out}")
+    print(f"page: {result.page}   numbers: {result.path}/summary.json   tensorboard --logdir {result.path}")
 
 
 if __name__ == "__main__":
