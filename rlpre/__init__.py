@@ -23,6 +23,7 @@ from rlpre.sb3 import (
     policy_kwargs,
     start_from,
 )
+from rlpre.utils import keep_memory
 
 __all__ = [
     "Arm",
@@ -51,6 +52,7 @@ __all__ = [
     "from_images",
     "from_minari",
     "fuse",
+    "keep_memory",
     "policy_kwargs",
     "pretrain",
     "push_to_hub",

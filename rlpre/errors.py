@@ -2,6 +2,8 @@
 
 import difflib
 from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from numbers import Integral
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -30,12 +32,15 @@ AXIS = "gymnasium.wrappers.GrayscaleObservation(env, keep_dim=True) adds an axis
 
 
 def at_least(settings: object, **least: float) -> None:
-    """Checks that attributes of ``settings`` are None or not below these values.
+    """Checks that attributes of ``settings`` are None or not below these values, and whole where they are declared so.
 
     Raises:
-        RlpreError: naming the first that is smaller.
+        RlpreError: naming the first that is smaller, or not whole.
     """
+    kinds = {field.name: field.type for field in fields(settings)} if is_dataclass(settings) else {}
     for name, smallest in least.items():
         value = getattr(settings, name)
+        if value is not None and kinds.get(name) in (int, int | None) and not isinstance(value, Integral):
+            raise RlpreError(f"{name} is {value!r}: give a whole number, as an int")
         if value is not None and not value >= smallest:
             raise RlpreError(f"{name} is {value}: it must be at least {smallest}")

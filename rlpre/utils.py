@@ -1,16 +1,19 @@
 """Small helpers that every part shares: atomic files, devices, provenance and image grids."""
 
+import ctypes
 import hashlib
 import json
 import os
 import platform
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -18,7 +21,22 @@ from torch.nn import functional as F
 from rlpre.errors import RlpreError
 
 PACKAGES = ("rlpre", "torch", "stable-baselines3", "gymnasium", "minigrid", "numpy", "lightning-fabric")
+# Options of glibc's mallopt (malloc.h) and their values: never trim the heap, grow it by 64 MB, map no block by itself.
+MALLOC = {-1: 2**31 - 1, -2: 2**26, -4: 0}
 QUERIES, NEIGHBOURS = 8, 6  # rows, and frames beside the query, in a picture of nearest frames
+
+
+def keep_memory() -> None:
+    """Makes training on a CPU faster: this process keeps memory that it has freed instead of returning it to Linux.
+
+    By default glibc returns blocks of megabytes at once, and Linux must clear every page of the next one. Each
+    minibatch of frames needs such blocks, also in SB3's own training. Call this once at the start of a program. Studies
+    and scripts of rlpre do. The process then stays as large as it ever was. Without glibc, nothing happens.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        for option, value in MALLOC.items():
+            mallopt(option, value)
 
 
 @contextmanager
@@ -50,7 +68,19 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Writes ``content`` as indented JSON, atomically."""
-    write_bytes(path, (json.dumps(content, indent=2) + "\n").encode())
+    write_bytes(path, (json.dumps(content, indent=2, default=_number) + "\n").encode())
+
+
+def as_json(content: Any) -> Any:
+    """``content`` as it will be when it was written as JSON and read again."""
+    return json.loads(json.dumps(content, default=_number))
+
+
+def _number(value: Any) -> Any:
+    """A number of NumPy as one of Python, for JSON."""
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"a {type(value).__name__} is not JSON")
 
 
 def read_json(path: Path, kind: type = dict) -> Any:

@@ -11,6 +11,7 @@ import tyro
 
 from rlpre import RlpreError
 from rlpre.compare.executors import cluster
+from rlpre.utils import keep_memory
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Where:
 
 def run(main: Callable[..., Any]) -> None:
     """Calls ``main`` with the command line's arguments; bad input ends with one sentence and exit code 2."""
+    keep_memory()
     sys.path.append("")  # functions of the current directory, such as --env mine:make
     try:
         tyro.cli(main, config=(tyro.conf.FlagConversionOff, tyro.conf.CascadeSubcommandArgs))

@@ -131,11 +131,11 @@ def start(result: rlpre.ComparisonResult, arm: str, seed: int = 4) -> Any:
 
 def test_arms_start_where_they_should(result: rlpre.ComparisonResult, encoder: Encoder) -> None:
     home = result.path / "encoders"
-    own = home / "inverse@comparison" / "seed-5"
+    own = home / "inverse@comparison" / "seed-9"  # that of the run is added to that of PRETRAIN
     assert start(result, "pretrained") == str(own)
-    assert start(result, "pretrained", seed=5) == str(own.with_name("seed-6")), "every seed pretrains its own"
+    assert start(result, "pretrained", seed=5) == str(own.with_name("seed-10")), "every seed pretrains its own"
     assert Encoder.load(start(result, "given")).fingerprint() == encoder.fingerprint()
-    assert start(result, "whitened") == str(home / "whitened@comparison" / "seed-5" / "whitened")
+    assert start(result, "whitened") == str(home / "whitened@comparison" / "seed-9" / "whitened")
     white = Encoder.load(start(result, "whitened"))
     assert (white.architecture, white.num_features) == ("whitened:impala", 8)
     assert white.stages[0].state_dict().keys() == encoder.stages[0].state_dict().keys()
@@ -262,6 +262,7 @@ def test_bad_arms(arm: Arm, sentence: str, tmp_path: Path) -> None:
         ({"make_env": lambda n_envs, seed: None}, r"make_env\(1, 0\): NoneType is not an environment that rlpre reads"),
         ({"make_env": lambda n_envs, seed: make(n_envs, seed), "executor": None}, "cannot import a function"),
         ({"algorithm_kwargs": {"device": "abacus"}}, "device 'abacus' cannot be used here"),
+        ({"make_env": {}}, "there are no environments: give at least one"),
     ],
 )
 def test_bad_settings(settings: dict[str, Any], sentence: str, tmp_path: Path) -> None:
@@ -271,7 +272,12 @@ def test_bad_settings(settings: dict[str, Any], sentence: str, tmp_path: Path) -
 
 
 class Masked(Quadrant):
-    """Takes no action that its mask forbids."""
+    """Takes no action that its mask forbids; it is filmed too."""
+
+    render_mode, metadata = "rgb_array", {"render_modes": ["rgb_array"]}
+
+    def render(self) -> np.ndarray:
+        return np.zeros((8, 8, 3), np.uint8)
 
     def step(self, action: Any) -> Any:
         assert self.action_masks()[action]
@@ -289,13 +295,34 @@ def test_masks_hold_in_training_and_in_evaluation(tmp_path: Path) -> None:
         settings = {**SMALL, "controls": False, "executor": here, "algorithm": "maskableppo"}
         result = rlpre.compare(make, arms, out=tmp_path, **settings)
     assert {row["arm"] for row in result.rows} == {"scratch", "random"}
+    assert list(tmp_path.rglob("policy.gif"))
 
 
 def test_whole_numbers_of_every_kind(tmp_path: Path) -> None:
     arms = {"random": Arm("random", whiten=True)}
-    settings = {"controls": False, "baseline": "random", "seeds": np.int64(1), "frames": 1e2}
-    result = compare(tmp_path, arms, **{**settings, "steps": 64.0})
+    settings = {"controls": False, "baseline": "random", "frames": 1e2, "steps": 64.0, "threshold": np.float32(1.5)}
+    result = compare(tmp_path, arms, **settings, seeds=np.int64(1))
     assert {row["seed"] for row in result.rows} == {0}
+    more = compare(tmp_path, arms, **settings, seeds=np.arange(1, 3))
+    assert {row["seed"] for row in more.rows} == {0, 1, 2}
+    encoders = {read_json(path)["configuration"]["encoder"] for path in tmp_path.glob("comparison/random/*/run.json")}
+    assert len(encoders) == 3, "seeds that are added later have encoders of their own"
+
+
+def large(n_envs: int, seed: int) -> VecEnv:
+    wide = [lambda: gym.wrappers.TransformObservation(Quadrant(), lambda frame: frame.repeat(2, 2), WIDE)] * n_envs
+    venv = DummyVecEnv(wide)
+    venv.seed(seed)
+    return venv
+
+
+WIDE = gym.spaces.Box(0, 255, (3, 36, 72), np.uint8)
+
+
+def test_frames_of_tasks_may_have_different_sizes(tmp_path: Path) -> None:
+    arms = {"frozen": Arm("frozen", "contrastive")}
+    result = compare(tmp_path, arms, {"one": make, "two": large}, controls=False, baseline="frozen")
+    assert {row["task"] for row in result.rows} >= {"one", "two"}
 
 
 def test_grey_images_without_channels_get_one_sentence(tmp_path: Path) -> None:

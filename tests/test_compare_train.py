@@ -1,5 +1,6 @@
 """One run: every kind of agent trains, leaves a run directory with everything in it, and repeats itself."""
 
+import copy
 import json
 import subprocess
 import sys
@@ -14,15 +15,30 @@ import torch
 from PIL import Image, ImageSequence
 from pixel_world import Quadrant, odd_encoder, refuse, worlds
 from sb3_contrib import ARS
-from stable_baselines3 import PPO
+from stable_baselines3 import A2C, DQN, PPO
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.noise import NormalActionNoise
 from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.utils import LinearSchedule
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, VecMonitor, VecNormalize
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import envs
 from agents.presets import AGENTS, PPOConfig, TrainConfig
 from rlpre import Backbone, EncodedVecEnv, Encoder, HistoryVecEnv, InputSpec, RlpreError, SequenceEncoder, policy_kwargs
-from rlpre.compare.train import EPISODE_STEPS, EPISODES, SIDE, Training, film, make_model, train
+from rlpre.compare.train import (
+    EPISODE_STEPS,
+    EPISODES,
+    SIDE,
+    Training,
+    described,
+    film,
+    make_model,
+    make_venv,
+    observed,
+    starting_encoder,
+    train,
+)
 from rlpre.utils import read_json
 
 ROOT = Path(__file__).parents[1]
@@ -266,6 +282,46 @@ def test_large_returns_are_a_reason_to_normalize_rewards(normalized: bool, home:
     assert max(returns) > 20, "plain returns are reported"
     advice = [str(each.message) for each in said if "VecNormalize(venv, norm_obs=False)" in str(each.message)]
     assert len(advice) == (0 if normalized else 1)
+
+
+def test_returns_are_plain_where_rewards_are_normalized() -> None:
+    make = lambda n_envs, seed: VecNormalize(VecNormalize(Hundredfold(worlds(n_envs, seed)), norm_obs=False))  # noqa: E731
+    venv, ended = make_venv(make, 4, 0), []
+    venv.reset()
+    for _ in range(12):  # two episodes
+        ended += [info["episode"]["r"] for info in venv.step(np.zeros(4, int))[3] if "episode" in info]
+    assert len(ended) == 8
+    assert set(np.mod(ended, 100)) == {0}, "rewards are 0 or 100"
+    assert max(ended) > 0
+    with pytest.raises(RlpreError, match="would report divided returns: put VecNormalize around VecMonitor"):
+        make_venv(lambda n_envs, seed: VecMonitor(VecNormalize(worlds(n_envs, seed))), 2, 0)
+
+
+@pytest.mark.parametrize("algorithm", [PPO, A2C, DQN])
+def test_all_arms_have_the_same_optimiser(algorithm: type[BaseAlgorithm], home: Path, tmp_path: Path) -> None:
+    """SB3's A2C takes RMSprop where its policy names no optimiser, and its DQN another epsilon."""
+    found = set()
+    for agent in ("scratch", "random-frozen"):
+        spec = replace(tiny(agent, home).training(), algorithm=algorithm, algorithm_kwargs={"learning_rate": 1e-3})
+        venv, device = make_venv(spec.make_env, 1, 0), torch.device("cpu")
+        encoder = starting_encoder(spec, venv)
+        model = make_model(spec, observed(spec, venv, encoder, device), encoder, device, tmp_path)
+        kind = next(kind for kind in type(model.policy.optimizer).mro() if kind.__module__.startswith("torch."))
+        found.add((kind, model.policy.optimizer.param_groups[-1]["eps"]))
+    assert found == {(torch.optim.Adam, 1e-5)}
+
+
+def test_settings_that_differ_are_described_differently() -> None:
+    schedules = [LinearSchedule(1e-3, 0, 1), LinearSchedule(1e-5, 0, 1)]
+    noises = [NormalActionNoise(np.zeros(2), np.full(2, deviation)) for deviation in (0.1, 0.2)]
+    for one, other in (
+        schedules,
+        noises,
+        (np.float32(0.5), np.float32(0.25)),
+        (torch.device("cpu"), torch.device("meta")),
+    ):
+        assert described(one) == described(copy.deepcopy(one)) != described(other)
+        assert json.loads(json.dumps(described(one))) == described(one)
 
 
 @pytest.mark.parametrize(

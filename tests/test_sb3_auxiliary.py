@@ -33,6 +33,12 @@ def agent(mode: str = "finetuned", venv: Any = None, policy: str = "Cnn", **opti
     return build(PPO, policy_kwargs(encoder(), mode, **options), venv=venv or worlds(), policy=policy)
 
 
+def wide_actions() -> Any:
+    venv = worlds(continuous=True)
+    venv.action_space = spaces.Box(0, 10, (2,))
+    return venv
+
+
 def keep(store: FrameStore, **settings: Any) -> KeepLearning:
     return KeepLearning("temporal+inverse", store, **{"updates": 2, "batch": 16, **settings})
 
@@ -94,6 +100,15 @@ def test_all_kinds_of_observations(setting: dict[str, Any], tmp_path: Path) -> N
     callback = keep(frames)
     agent(venv=venv, policy=policy, **options).learn(16, callback)
     assert callback.rollout.frames.frames.max() > 180  # bright quadrants
+
+
+def test_squashed_actions_are_those_of_the_environment(tmp_path: Path) -> None:
+    frames = rlpre.collect(wide_actions(), tmp_path, 60, seed=0)
+    arguments = {**policy_kwargs(encoder(), "finetuned"), "squash_output": True}
+    model, callback = build(PPO, arguments, venv=wide_actions(), use_sde=True), keep(frames)
+    model.learn(16, callback)
+    squashed = model.rollout_buffer.actions  # -1 to 1; one environment after another, since PPO has trained
+    np.testing.assert_allclose(callback.rollout.frames.action, 5 * (squashed + 1), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("actions", [spaces.Box(-1, 1, (2,)), spaces.MultiDiscrete([2, 3]), spaces.MultiBinary(2)])

@@ -300,6 +300,16 @@ def test_a_player_who_never_succeeds_is_named(encoder: Encoder, tmp_path: Path) 
         )
 
 
+def test_returns_that_differ_by_rounding_are_equal(encoder: Encoder, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (9, *FRAME.shape), np.uint8)
+    columns = {"action": np.arange(9) % 4, "reward": [0.1, 0.1, 0.1, 0, 0.3, 0, 0.1, 0.2, 0]}
+    columns |= {"episode_start": np.isin(np.arange(9), [0, 4, 6])}
+    frames = rlpre.from_arrays(pixels, tmp_path / "frames", **columns)
+    refuse(
+        "all have the same return", lambda: clone(frames, encoder, out=tmp_path / "clone", weights="return", **SHORT)
+    )
+
+
 def without_actions(path: Path) -> FrameStore:
     frames = np.random.default_rng(0).integers(0, 256, (20, *FRAME.shape), np.uint8)
     np.save(path.with_suffix(".npy"), frames)
@@ -343,6 +353,9 @@ def vectors(path: Path, width: float, action: float, reward: float = 1.0) -> Fra
         ("held_out is 0: give a number above 0", {"held_out": 0}),
         ("label_smoothing is 1: it is a share", {"label_smoothing": 1}),
         ("limit is 1: it must be at least 2", {"limit": 1}),
+        ("limit is 100.0: give a whole number, as an int", {"limit": 1e2}),
+        ("steps is 3000.0: give a whole number, as an int", {"steps": 3e3}),
+        ("1 of the 1 episodes .* can be learned from", {"limit": 4, "weights": "advantage"}),
     ],
 )
 def test_bad_settings_get_one_sentence(

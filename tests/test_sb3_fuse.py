@@ -390,6 +390,21 @@ def test_windows_have_no_model_on_pixels() -> None:
 # Exports.
 
 
+@pytest.mark.parametrize("algorithm", [PPO, SAC])
+@pytest.mark.parametrize("as_model", [False, True])
+def test_state_dependent_noise_is_that_of_the_trained_policy(
+    algorithm: Algorithm, as_model: bool, encoder: Encoder
+) -> None:
+    env = EncodedVecEnv(worlds(continuous=True), encoder, "cpu")
+    model = build(algorithm, {"log_std_init": 1.0}, venv=env, policy="Mlp", use_sde=True)
+    with torch.no_grad():
+        getattr(model.policy, "actor", model.policy).log_std.fill_(-9)  # what it would have learned
+    fused = fuse(model, encoder, as_model=as_model)
+    frames = frames_of(16).numpy()
+    noisy, likely = (fused.predict(frames, deterministic=sure)[0] for sure in (False, True))
+    assert np.abs(noisy - likely).max() < 0.05
+
+
 class Deterministic(nn.Module):
     """What one exports: the actions of a policy, or, of PPO, the features and then the action head."""
 

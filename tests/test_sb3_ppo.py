@@ -156,6 +156,12 @@ SPACES: dict[str, tuple[str, spaces.Space[Any], spaces.Space[Any], dict[str, Any
     "several": ("MlpPolicy", LINE, spaces.MultiDiscrete([2, 3]), {}),
     "dict": ("MultiInputPolicy", spaces.Dict({"a": LINE, "b": TWO}), TWO, {}),
     "state-dependent noise": ("MlpPolicy", LINE, spaces.Box(-1, 1, (2,)), {"use_sde": True}),
+    "noise of states alone": (
+        "MlpPolicy",
+        LINE,
+        spaces.Box(-1, 1, (2,)),
+        {"use_sde": True, "policy_kwargs": {"full_std": False}},
+    ),
 }
 
 

@@ -1,15 +1,18 @@
-"""Image grids and JSON files; the other helpers are tested by those who use them."""
+"""Image grids, JSON files and memory; the other helpers are tested by those who use them."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import rlpre
 from rlpre import Encoder, RlpreError
 from rlpre.compare.summary import read_results
-from rlpre.utils import nearest_grid, read_json
+from rlpre.utils import nearest_grid, read_json, write_json
 
 
 def test_nearest_frames_come_first() -> None:
@@ -39,3 +42,29 @@ def test_public_functions_refuse_it_too(name: str, read: Callable[[Path], object
     (tmp_path / name).write_text("[]")
     with pytest.raises(RlpreError, match=rf"{name} holds no JSON object"):
         read(tmp_path)
+
+
+def test_numbers_of_numpy_become_json(tmp_path: Path) -> None:
+    write_json(tmp_path / "a.json", {"steps": np.int64(3), "share": np.float32(0.5), "kept": np.True_})
+    assert read_json(tmp_path / "a.json") == {"steps": 3, "share": 0.5, "kept": True}
+    with pytest.raises(TypeError, match="a set is not JSON"):
+        write_json(tmp_path / "b.json", {"a": set()})
+
+
+BATCHES = """
+import resource, sys, torch, rlpre
+if sys.argv[1] == "keep":
+    rlpre.keep_memory()
+for _ in range(10):
+    batch = torch.ones(1024, 9408)
+    del batch
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have other allocators")
+def test_memory_is_kept() -> None:
+    """Each page that the kernel clears is a minor fault."""
+    command = [sys.executable, "-c", BATCHES]
+    faults = [int(subprocess.check_output([*command, how], text=True)) for how in ("keep", "return")]
+    assert faults[0] < faults[1] - 50_000, faults

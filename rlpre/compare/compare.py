@@ -216,6 +216,8 @@ def compare(
         raise RlpreError(f"arms are {arms!r}: give a dict by name, such as {{'mine': rlpre.Arm('frozen', DIRECTORY)}}")
     out, pretrain = Path(out).resolve(), pretrain or PretrainConfig()
     tasks = {name: find_env(each) for name, each in _named(make_env, "comparison").items()}
+    if not tasks:
+        raise RlpreError("there are no environments: give at least one")
     budgets, seeds, frames = _budgets(tasks, steps), _seeds(seeds), _whole("frames", frames)
     shortest = min(budgets.values())
     shared = Training(
@@ -355,7 +357,7 @@ class _Plan:
         """The preparation of the encoder that a run starts from; several runs may share it."""
         arm, transplant = self.arms[run.arm], self.arms[run.arm].mode == TRANSPLANT
         where = run.task if transplant else self.data(arm, run.task)
-        place = run.seed - min(self.seeds) if self.each_seed or arm.fresh or transplant else 0
+        place = run.seed if self.each_seed or arm.fresh or transplant else 0
         return Run(ENCODERS, f"{arm.objective or run.arm}@{where}", self.pretrain.seed + place)
 
     def _preparation(self, run: Run, source: Run, start: Path | None, arms: dict[str, Arm]) -> Preparation:
@@ -480,8 +482,9 @@ def _budgets(tasks: Iterable[str], steps: Any) -> dict[str, int]:
 
 
 def _seeds(given: Any) -> Sequence[int]:
-    seeds: Sequence[int] = range(count) if isinstance(count := _whole("seeds", given), int) else count
-    if not len(seeds):
+    count = _whole("seeds", given)
+    seeds = range(count) if isinstance(count, int) else [_whole("a seed", seed) for seed in count]
+    if not seeds:
         raise RlpreError("there are no seeds: give at least 1")
     return seeds
 
@@ -531,9 +534,9 @@ def _check_stores(
     stores: Mapping[str, FrameStore], arms: Mapping[str, Arm], fresh: Mapping[str, Mapping[str, dict[str, Any]]]
 ) -> None:
     """Refuses frames of another shape than the encoder that they form."""
-    for configs in fresh.values():
+    for task, configs in fresh.items():
         for name, arm in arms.items():
-            store = stores.get(arm.data or next(iter(stores), ""))
+            store = stores.get(arm.data or (task if task in stores else next(iter(stores), "")))
             shape = list(store.space.shape) if store else []
             if store and arm.reads_frames and not arm.given and (own := list(configs[name]["input"]["shape"])) != shape:
                 raise RlpreError(f"arm {name!r} reads frames {own}, {store.path} holds {shape}: collect others")

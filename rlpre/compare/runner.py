@@ -29,7 +29,7 @@ except ImportError:  # Windows
 
 from rlpre.compare.executors import Workers
 from rlpre.errors import RlpreError
-from rlpre.utils import read_json, write_json
+from rlpre.utils import as_json, keep_memory, read_json, write_json
 
 STUDY, LOCK = "study.json", "lock"
 DONE, FAILED, TRACEBACK, PROGRESS, ROWS = "done.json", "failed.json", "traceback.txt", "progress", "rows.json"
@@ -42,7 +42,8 @@ POLL_SECONDS = 1.0
 LINE_SECONDS = 60.0  # between two lines where no terminal shows a bar
 # Errors of executors, by the names of their classes, because the package of some need not be installed.
 LOST = {
-    "BrokenProcessPool": "its worker process was killed (out of memory?): give fewer workers and run the study again",
+    "BrokenProcessPool": "its worker process was killed: give fewer workers if memory ran out, or, if your own script "
+    "runs this, put the call below `if __name__ == '__main__':`, because workers import the script",
     "KilledWorker": "every worker that tried it was lost: look at the workers' logs and run the study again",
     "CancelledError": "it was cancelled, or the scheduler is gone: run the study again",
 }
@@ -264,7 +265,7 @@ def _locked(directory: Path) -> Iterator[None]:
 
 def _claim(directory: Path, configuration: Mapping[str, Any]) -> None:
     """Writes the configuration; if there is one, adds the new tasks and arms, and refuses any other difference."""
-    path, wanted = directory / STUDY, json.loads(json.dumps({"format": FORMAT, **configuration}))
+    path, wanted = directory / STUDY, as_json({"format": FORMAT, **configuration})
     if not path.exists():
         write_json(path, wanted)
         return
@@ -366,6 +367,7 @@ def _execute(work: Work, run: Run, path: Path, workers: int | None, keep: bool) 
     threads = max(1, _cores() // (workers or _cores()))
     os.environ["OMP_NUM_THREADS"] = str(threads)  # for processes that the work starts
     torch.set_num_threads(threads)
+    keep_memory()
     started = time.perf_counter()
     try:
         if not keep:

@@ -1,6 +1,7 @@
 """The runs of a comparison: one makes the encoders that arms start from, one trains an agent."""
 
 import importlib
+import inspect
 import re
 import warnings
 from collections.abc import Callable, Mapping
@@ -31,8 +32,11 @@ from stable_baselines3.common.vec_env import (
     VecNormalize,
     VecTransposeImage,
     is_vecenv_wrapped,
+    unwrap_vec_normalize,
+    unwrap_vec_wrapper,
 )
 from torch import nn
+from torch.optim import Adam
 
 from rlpre.compare.arms import ORACLE, Arm, Backbone, Clone, fresh_encoder, in_front, variant
 from rlpre.compare.runner import Measurements, Run
@@ -360,13 +364,29 @@ def make_venv(make: MakeEnv, n_envs: int, seed: int) -> VecEnv:
         raise RlpreError(f"make_env({n_envs}, {seed}): {error}") from error
     if venv.num_envs != n_envs:
         raise RlpreError(f"make_env({n_envs}, {seed}) made {venv.num_envs} environments: make as many as it is given")
-    if not (is_vecenv_wrapped(venv, VecMonitor) or all(venv.env_is_wrapped(Monitor))):
-        venv = VecMonitor(venv)
+    venv = _monitored(venv)
     space = venv.observation_space
     parts = space.values() if isinstance(space, spaces.Dict) else [space]
     images = [part for part in parts if isinstance(part, spaces.Box) and is_image_space(part)]
     last = images and not any(map(is_image_space_channels_first, images))
     return VecTransposeImage(venv) if last else venv
+
+
+def _monitored(venv: VecEnv) -> VecEnv:
+    """With SB3's monitor of episodes, which must see the rewards before a ``VecNormalize`` divides them."""
+    monitor, normalizer = unwrap_vec_wrapper(venv, VecMonitor), unwrap_vec_normalize(venv)
+    if monitor and (inside := unwrap_vec_normalize(monitor.venv)) and inside.norm_reward:
+        raise RlpreError(
+            "VecMonitor around VecNormalize would report divided returns: put VecNormalize around VecMonitor"
+        )
+    if monitor or all(venv.env_is_wrapped(Monitor)):
+        return venv
+    if not normalizer:
+        return VecMonitor(venv)
+    while deeper := unwrap_vec_normalize(normalizer.venv):
+        normalizer = deeper
+    normalizer.venv = VecMonitor(normalizer.venv)
+    return venv
 
 
 def starting_encoder(spec: Training, venv: VecEnv) -> AnyEncoder | None:
@@ -426,6 +446,9 @@ def make_model(
     policy = recurrent if recurrent in spec.algorithm.policy_aliases else f"{base}Policy"
     if policy not in spec.algorithm.policy_aliases:
         raise RlpreError(f"{spec.algorithm.__name__} has no {policy}, which reads images: use another, such as PPO")
+    if base == "Mlp" and "optimizer_class" in inspect.signature(spec.algorithm.policy_aliases[policy]).parameters:
+        # as with an encoder in the policy, so that arms differ in their encoder alone
+        arguments = {"optimizer_class": Adam, "optimizer_kwargs": {"eps": 1e-5}, **arguments}
     common = {"policy_kwargs": arguments, "seed": spec.seed, "tensorboard_log": str(out)}
     return spec.algorithm(policy, venv, **{**settings, **common, "device": device})
 
@@ -447,13 +470,15 @@ def film(
     pictures: list[Image.Image] = []
     durations: list[int] = []
     ends = _render_ends(venv)
+    masked = "action_masks" in inspect.signature(model.predict).parameters and venv.has_attr("action_masks")
     for _ in range(episodes):
         observations, memory, starts = venv.reset(), None, np.ones(1, bool)
         shots: list[Any] = []
         done = False
         while not done and len(shots) < EPISODE_STEPS:
             shots.append(venv.get_images()[0])
-            actions, memory = model.predict(observations, memory, starts, deterministic)  # type: ignore[arg-type]  # dict
+            masks = {"action_masks": np.stack(venv.env_method("action_masks"))} if masked else {}
+            actions, memory = model.predict(observations, memory, starts, deterministic, **masks)  # type: ignore[arg-type]  # dict
             observations, _, (done,), _ = venv.step(actions)
             starts = np.zeros(1, bool)
         shots += ends[-1:] if done else []
@@ -498,10 +523,16 @@ def described(value: Any) -> Any:
         return [described(part) for part in value]
     if isinstance(value, nn.Module):
         return f"encoder {value.fingerprint()[:12]}" if isinstance(value, AnyEncoder) else type(value).__name__
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
     if value is None or isinstance(value, str | int | float):
         return value
-    name = value if hasattr(value, "__qualname__") else type(value)
-    return str(value) if isinstance(value, Path) else f"{name.__module__}:{name.__qualname__}"
+    if isinstance(value, Path | torch.device | torch.dtype):
+        return str(value)
+    if hasattr(value, "__qualname__"):
+        return f"{value.__module__}:{value.__qualname__}"
+    kind, state = described(type(value)), getattr(value, "__dict__", {})  # such as a schedule, or noise of actions
+    return {"type": kind, **described(state)} if state else kind
 
 
 class ReportSteps(BaseCallback):

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from rlpre.data.backgrounds import DistractingAtlas
 from rlpre.data.tiles import TileAtlas
 from rlpre.errors import RlpreError, lookup
-from rlpre.utils import atomic, read_json, sha256, write_json
+from rlpre.utils import as_json, atomic, read_json, sha256, write_json
 
 Frames = npt.NDArray[np.uint8]
 Indices = npt.NDArray[np.int64]
@@ -558,7 +558,7 @@ def resume_store(out: Path, spec: Mapping[str, Any], **arguments: Any) -> FrameW
     if not (out / MANIFEST).exists():
         return FrameStore.create(out, spec=spec, **arguments)
     writer = FrameStore.extend(out)
-    there, here = writer.manifest["spec"], json.loads(json.dumps(spec))
+    there, here = writer.manifest["spec"], as_json(spec)
     for key in {**here, **there}:
         if there.get(key) != here.get(key):
             raise RlpreError(

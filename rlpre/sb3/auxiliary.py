@@ -183,6 +183,8 @@ class _Rollout:
         taken = actions.swapaxes(0, 1).reshape(len(self.frames), -1)
         if isinstance(space := model.action_space, spaces.Discrete):
             self.action = taken[:, 0].astype(np.int64)
+        elif isinstance(space, spaces.Box) and model.policy.squash_output:
+            self.action = model.policy.unscale_action(taken.reshape(-1, *space.shape)).reshape(len(taken), -1)
         elif isinstance(space, spaces.Box):
             self.action = np.clip(taken, space.low.ravel(), space.high.ravel())
         else:

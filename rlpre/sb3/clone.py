@@ -54,6 +54,7 @@ RANGES = (0.2, 50.0)  # half the width of an action's range, in which SB3's Gaus
 ACTIVATIONS: dict[str, type[nn.Module]] = {name: getattr(nn, name) for name in nn.modules.activation.__all__}
 ADVANTAGE = (0.99, 0.5)  # discount and temperature
 MOST_WEIGHT = 20.0  # of a row, as in [0]
+ROUNDING = 1e-6  # smaller differences of returns, relative to the largest, are those of float32
 WARMUP = 0.05  # share of the gradient steps
 CHUNK = 4096  # held-out rows at a time
 FOLDS = 5  # of episodes, for the baseline
@@ -415,10 +416,12 @@ def _by_advantage(frames: FrameStore, rows: Indices, features: npt.NDArray[Any],
     for row in range(len(later) - 2, -1, -1):
         later[row] += config.discount * later[row + 1] * (not start[row + 1])
     episode = frames.episode[rows]
+    if len(np.unique(episode)) < 2:
+        return np.ones(len(rows))  # `split` refuses them
     folds = GroupKFold(min(FOLDS, len(np.unique(episode))))
     ridge = make_pipeline(StandardScaler(), RidgeCV(np.logspace(-1, 5, 7)))
     advantage = later[rows] - cross_val_predict(ridge, features, later[rows], groups=episode, cv=folds)
-    if not advantage.std() > 0:
+    if not advantage.std() > ROUNDING * np.abs(later[rows]).max():
         raise RlpreError(f"no action of {frames.path} has an advantage over another: use weights='uniform'")
     return cast(Weights, np.exp(advantage / (config.temperature * advantage.std())).clip(max=MOST_WEIGHT))
 
@@ -439,11 +442,12 @@ def _check_success(frames: FrameStore, rows: Indices, config: CloneConfig) -> di
     fault = f"the {len(returns)} episodes of {frames.path} all have the same return ({text})"
     if not np.isfinite(returns).all():
         raise RlpreError(f"some rewards of {frames.path} are not finite: store them again")
-    if returns.min() == returns.max() and config.weights == "return":
+    equal = np.ptp(returns) <= ROUNDING * np.abs(returns).max()
+    if equal and config.weights == "return":
         raise RlpreError(
             f"{fault}, which tells none apart: use weights='uniform', or collect from who sometimes succeeds"
         )
-    if returns.min() == returns.max() <= 0 and config.labels == "action":
+    if equal and returns.max() <= 0 and config.labels == "action":
         reason = "their player never succeeds, and the clone will not either, or they were stored without rewards"
         warnings.warn(f"{fault}: {reason}", stacklevel=3)
     return found

@@ -244,6 +244,8 @@ class _Plan:
         reader = "features_extractor.reader."
         check_tensors(learned, {n: tensor for n, tensor in state.items() if reader not in n}, "the model's policy")
         fused.load_state_dict(state | learned)
+        if getattr(getattr(fused, "actor", fused), "use_sde", False):
+            fused.reset_noise()  # type: ignore[operator]  # drawn from the trained deviations, as SB3's `load` does
         fused.set_training_mode(False)
 
     def _replace_image(self, encoder: Encoder) -> spaces.Space[Any]:

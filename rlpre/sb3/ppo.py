@@ -23,13 +23,13 @@ References:
 import copy
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
-from stable_baselines3.common.distributions import make_proba_distribution
+from stable_baselines3.common.distributions import StateDependentNoiseDistribution, make_proba_distribution
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.utils import obs_as_tensor
 from torch import Tensor
@@ -218,6 +218,8 @@ def continue_value_first(policy: BasePolicy, earlier: BasePolicy) -> None:
 def frozen_copy(policy: ActorCriticPolicy) -> ActorCriticPolicy:
     """A copy of ``policy`` that never trains, without its optimiser and without the graph of its last update."""
     distribution = make_proba_distribution(policy.action_space, policy.use_sde, policy.dist_kwargs)
+    if isinstance(distribution, StateDependentNoiseDistribution):
+        distribution.latent_sde_dim = cast(StateDependentNoiseDistribution, policy.action_dist).latent_sde_dim
     copied = copy.deepcopy(policy, {id(policy.optimizer): None, id(policy.action_dist): distribution})
     copied.set_training_mode(False)
     return copied.requires_grad_(False)
