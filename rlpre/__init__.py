@@ -23,7 +23,6 @@ from rlpre.sb3 import (
     policy_kwargs,
     start_from,
 )
-from rlpre.utils import keep_memory
 
 __all__ = [
     "Arm",
@@ -52,7 +51,6 @@ __all__ = [
     "from_images",
     "from_minari",
     "fuse",
-    "keep_memory",
     "policy_kwargs",
     "pretrain",
     "push_to_hub",

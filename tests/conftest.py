@@ -15,8 +15,13 @@ import torch
 
 import envs
 from rlpre import FrameStore
+from rlpre.utils import MALLOC, keep_memory
 
 ROOT = Path(__file__).parents[1]
+keep_memory()  # and for the programs that tests start:
+os.environ |= {
+    name: str(MALLOC[option]) for name, option in {"MALLOC_TRIM_THRESHOLD_": -1, "MALLOC_MMAP_MAX_": -4}.items()
+}
 LEFT_OUT = (".*", "runs", "build", "dist", "site", "results", "*.egg-info", "__pycache__")
 
 

@@ -202,7 +202,7 @@ def test_every_task_has_frames_of_its_own_and_any_algorithm(tmp_path: Path) -> N
 def test_frames_that_are_given(tmp_path: Path) -> None:
     store = rlpre.collect(make(2, 0), tmp_path / "frames", steps=60)
     arms = {name: Arm("frozen", "jigsaw", data=name) for name in ("a", "b")}
-    frames = {"a": store, "b": lambda: store}
+    frames = {"a": store, "b": lambda: store, "another task": lambda: pytest.fail("nobody needs them")}
     out = tmp_path / "out"
     compare(out, arms, frames=frames, controls=False, baseline="a", pretrain_each_seed=False, seeds=2)
     assert [str(path.relative_to(out / "encoders")) for path in sorted(out.glob("encoders/*/*"))] == [

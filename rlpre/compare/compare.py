@@ -244,7 +244,7 @@ def compare(
     fresh = {task: _check_arms(tasks[task], arms, names, pretrain) for task in tasks}
     _check_importable(executor, tasks, algorithm_kwargs, measure)
     reading = isinstance(threshold, Demonstrator) or any(arm.uses_frames or arm.clone for arm in arms.values())
-    stores = _open(frames, tasks, out / FRAMES, pretrain.seed) if reading else {}
+    stores = _open(frames, tasks, out / FRAMES, pretrain.seed, _used(names, tasks, arms, threshold)) if reading else {}
     _check_stores(stores, arms, fresh)
     memory, each_seed = pretrain_memory, pretrain_each_seed
     plan = _Plan(out, tasks, budgets, seeds, arms, shared, fresh, stores, pretrain, memory, each_seed)
@@ -516,8 +516,17 @@ def _check_importable(executor: Executor | None, *parts: Any) -> None:
         raise RlpreError(f"worker processes cannot import a function ({error}): define it in a module") from error
 
 
-def _open(frames: Any, tasks: Mapping[str, MakeEnv], home: Path, seed: int) -> dict[str, FrameStore]:
-    """The frames by name, or those collected in each task."""
+def _used(names: Collection[str], tasks: Collection[str], arms: Mapping[str, Arm], threshold: Any) -> set[str]:
+    """Those of the frames' names that runs on these tasks need."""
+    asked = {arm.data for arm in arms.values()} | {arm.clone.data for arm in arms.values() if arm.clone}
+    without = [] if set(tasks) <= set(names) else [next(iter(names))]  # for tasks without frames of their own
+    return {*asked, *tasks, *without, getattr(threshold, "data", "")}
+
+
+def _open(
+    frames: Any, tasks: Mapping[str, MakeEnv], home: Path, seed: int, used: Collection[str]
+) -> dict[str, FrameStore]:
+    """The frames by name, or those collected in each task; a function is called only if its frames are used."""
     stores = {}
     if isinstance(frames, int):
         for task, make_env in tasks.items():
@@ -526,6 +535,8 @@ def _open(frames: Any, tasks: Mapping[str, MakeEnv], home: Path, seed: int) -> d
             venv.close()
         return stores
     for name, each in _named(frames, FRAMES).items():
+        if callable(each) and name not in used:
+            continue
         stores[name] = each() if callable(each) else each if isinstance(each, FrameStore) else FrameStore.open(each)
     return stores
 
