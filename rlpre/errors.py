@@ -31,6 +31,17 @@ def lookup(kind: str, name: str, known: Mapping[str, T]) -> T:
 AXIS = "gymnasium.wrappers.GrayscaleObservation(env, keep_dim=True) adds an axis of channels"
 
 
+def whole(**numbers: object) -> None:
+    """Checks that numbers are None or whole ones, by their type.
+
+    Raises:
+        RlpreError: naming the first that is not.
+    """
+    for name, value in numbers.items():
+        if value is not None and not isinstance(value, Integral):
+            raise RlpreError(f"{name} is {value!r}: give a whole number, as an int")
+
+
 def at_least(settings: object, **least: float) -> None:
     """Checks that attributes of ``settings`` are None or not below these values, and whole where they are declared so.
 
@@ -40,7 +51,7 @@ def at_least(settings: object, **least: float) -> None:
     kinds = {field.name: field.type for field in fields(settings)} if is_dataclass(settings) else {}
     for name, smallest in least.items():
         value = getattr(settings, name)
-        if value is not None and kinds.get(name) in (int, int | None) and not isinstance(value, Integral):
-            raise RlpreError(f"{name} is {value!r}: give a whole number, as an int")
+        if kinds.get(name) in (int, int | None):
+            whole(**{name: value})
         if value is not None and not value >= smallest:
             raise RlpreError(f"{name} is {value}: it must be at least {smallest}")

@@ -26,7 +26,7 @@ from rlpre.objectives import make_objective, make_reader, parse_objective
 from rlpre.objectives.base import WeightedSum
 from rlpre.objectives.batches import AnyBatch
 from rlpre.objectives.losses import AUGMENTATIONS
-from rlpre.utils import provenance, read_json, resolve_device, write_bytes, write_json
+from rlpre.utils import provenance, python_numbers, read_json, resolve_device, write_bytes, write_json
 
 if TYPE_CHECKING:
     from lightning_fabric import Fabric  # which takes as long to import as torch
@@ -62,6 +62,9 @@ class PretrainConfig:
     collapse: Reaction = "warn"  # or "stop": what happens at a checkpoint with collapsed features or projections
     device: str = "auto"  # "cpu", "cuda", "cuda:1", ...
     devices: int = 1  # processes that share the batch, each on its own GPU if there are any
+
+    def __post_init__(self) -> None:
+        python_numbers(self)
 
 
 @dataclass(frozen=True)
@@ -202,7 +205,7 @@ class Pretraining:
             if board and self.step == 0:
                 self._begin()
             while self.step < config.steps:
-                torch.manual_seed(config.seed * SEED_STRIDE + self.step)
+                torch.manual_seed((config.seed * SEED_STRIDE + self.step) % 2**64)
                 batch = self.reader.draw(config.batch, np.random.default_rng((config.seed, self.step)))
                 previous, metrics = metrics, self.update(batch)
                 self._refuse_nan(previous)  # one step late, so that a GPU is never waited for
@@ -414,6 +417,8 @@ def _is_name(encoder: object) -> bool:
 def _check(config: PretrainConfig) -> None:
     at_least(config, features=1, steps=1, batch=2, gap=1, seed=0, checkpoint_every=1, devices=1)
     at_least(config, weight_decay=0)
+    if config.seed >= 2**63:
+        raise RlpreError(f"seed is {config.seed}: give a number below 2 ** 63")
     if not 0 <= config.warmup <= 1:
         raise RlpreError(f"warmup is {config.warmup}: it is a share of the steps, from 0 to 1")
     for name in ("lr", "clip"):

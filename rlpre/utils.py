@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import fields
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, cast
@@ -69,6 +70,13 @@ def write_bytes(path: Path, content: bytes | memoryview) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Writes ``content`` as indented JSON, atomically."""
     write_bytes(path, (json.dumps(content, indent=2, default=_number) + "\n").encode())
+
+
+def python_numbers(settings: Any) -> None:
+    """Turns NumPy's numbers in a frozen dataclass into Python's, which files and random streams are made of."""
+    for each in fields(settings):
+        if isinstance(value := getattr(settings, each.name), np.generic):
+            object.__setattr__(settings, each.name, value.item())
 
 
 def as_json(content: Any) -> Any:

@@ -99,6 +99,9 @@ def test_an_undecided_answer_says_how_many_seeds_would_decide(tmp_path):
     assert re.search(
         r"about \d+ seeds would decide if the ratio stays so: run the same again with seeds=\d+", undecided
     )
+    arms = {"scratch": [2000, 3000, None], "best": [5000, 5000, 6000]}
+    (undecided,) = map(str, answers(read_results(write_study(tmp_path / "c", arms))).values())
+    assert "more steps would decide, more seeds would not" in undecided
 
 
 @pytest.mark.parametrize(

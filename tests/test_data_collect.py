@@ -330,6 +330,7 @@ class Forgetful(DummyVecEnv):
     [
         (object, {}, "object is not an environment that rlpre reads"),
         (clocks, {"steps": 0}, "cannot collect 0 steps"),
+        (clocks, {"steps": 1e4}, "steps is 10000.0: give a whole number, as an int"),
         (clocks, {"size": (0, 4)}, r"and size \(0, 4\): use positive numbers"),
         (clocks, {"seed": -1}, "with seed -1"),
         (clocks, {"image": "camera"}, "are not a Dict, so there is no image 'camera'"),

@@ -153,6 +153,17 @@ def test_extend_continues_and_changes_the_hash(tmp_path: Path, monkeypatch: pyte
     assert len(FrameStore.open(first.path)) == 16, "full shards are written without flush"
 
 
+def test_a_second_writer_is_refused(tmp_path: Path) -> None:
+    first = store(tmp_path / "a", (1, 2))
+    one, other = FrameStore.extend(first.path), FrameStore.extend(first.path)
+    add(one, 3, 4)
+    one.flush()
+    add(other, 5, 6)
+    with pytest.raises(RlpreError, match=r"another process writes .*a too: let it end, then make this call again"):
+        other.flush()
+    np.testing.assert_array_equal(FrameStore.open(first.path).frames(range(4)), frame(1, 2, 3, 4))
+
+
 def test_unchanged_counts_transitions_not_rows(tmp_path: Path) -> None:
     assert store(tmp_path / "s", (1, 1, 2, 2), (2, 3)).unchanged == pytest.approx(2 / 4)
 

@@ -58,6 +58,12 @@ def test_shares_by_hand(tiles: bool, tmp_path: Path) -> None:
     assert [round(figure.value, 6) for figure in found.near] == ([0.75, 0.875] if tiles else [])
 
 
+def test_equal_cells_of_another_palette_are_other_frames(tmp_path: Path) -> None:
+    day, night = (envs.collect(EMPTY, tmp_path / palette, 60, seed=0, palette=palette) for palette in ("day", "night"))
+    assert np.array_equal(day.codes(range(60)), night.codes(range(60)))
+    assert overlap(day, night, "not asked").observation.value == 0
+
+
 def test_wilson_and_few_episodes() -> None:
     for hits in (0, 3, 10):
         figure = share(np.arange(10) < hits)

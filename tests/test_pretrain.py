@@ -73,6 +73,15 @@ def test_nan_stops_names_the_objective_and_saves_nothing_broken(doorkey: FrameSt
     assert not (tmp_path / "model.safetensors").exists()
 
 
+def test_numbers_of_numpy_and_large_seeds(doorkey: FrameStore, tmp_path: Path) -> None:
+    for name, seed in (("small", np.int32(5000)), ("large", 2**62)):
+        first = rlpre.pretrain(doorkey, out=tmp_path / name, **{**SHORT, "steps": np.int64(2), "seed": seed})
+        again = rlpre.pretrain(doorkey, out=tmp_path / name, **{**SHORT, "steps": 2, "seed": int(seed)})
+        assert equal(first.encoder.state_dict(), again.encoder.state_dict())
+    other = rlpre.pretrain(doorkey, out=tmp_path / "other", **{**SHORT, "steps": 2, "seed": 5000})
+    assert equal(weights(tmp_path / "small"), other.encoder.state_dict())
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -84,6 +93,8 @@ def test_nan_stops_names_the_objective_and_saves_nothing_broken(doorkey: FrameSt
         ({"features": 0}, "features is 0: it must be at least 1"),
         ({"augment": "shft"}, "unknown augmentation 'shft': did you mean 'shift'"),
         ({"augment": "none", "objective": "contrastive"}, "compares two shifted views of a frame: leave out augment"),
+        ({"steps": 8.0}, "steps is 8.0: give a whole number, as an int"),
+        ({"seed": 2**63}, "seed is 9223372036854775808: give a number below"),
         ({"lr": 0}, "lr is 0: it must be a number above 0, or nothing is trained"),
         ({"clip": float("nan")}, "clip is nan: it must be a number above 0, or nothing is trained"),
         ({"devices": 3}, "a batch of 16 cannot be shared by 3 devices"),

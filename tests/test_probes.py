@@ -230,6 +230,15 @@ def test_few_labels_show_all_classes() -> None:
     assert found.scores["symbols"].min() == 1
 
 
+def test_labels_that_the_baseline_cannot_read_give_no_ratio() -> None:
+    rng = np.random.default_rng(0)
+    factor = make_factor(np.round(rng.normal(30, 5, 800)), quantity=True)
+    sources = {"noise": rng.normal(size=(800, 40)), "other": rng.normal(size=(800, 2)) * 1e-3}
+    found = label_efficiency(sources, factor, seeds=3)
+    assert found.threshold == np.inf
+    assert not found.ratio("other").known
+
+
 def test_quantities_are_scored_by_r2() -> None:
     features = np.random.default_rng(0).normal(size=(800, 6))
     factor = make_factor(np.round(30 + 5 * features[:, 2]), quantity=True)

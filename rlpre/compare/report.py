@@ -37,7 +37,7 @@ from rlpre.data.store import MANIFEST, FrameStore
 from rlpre.errors import RlpreError
 from rlpre.evaluation import page
 from rlpre.evaluation.page import Answer, Cell, Figure, Gallery, Page, Section, Table, Toned, short_names, thousands
-from rlpre.evaluation.stats import FEWEST, Interval, StepsRatio, seeds_to_decide
+from rlpre.evaluation.stats import FEWEST, StepsRatio, seeds_to_decide
 from rlpre.utils import image_grid, read_json, write_bytes, write_json
 
 SAVED, COST, UNKNOWN, NONE = "saved", "cost", "not known", "no answer"
@@ -242,7 +242,7 @@ def _answer(results: Results, task: str) -> Answer:
         claim += f"run of {metric.answer}, but runs that are all equal allow no interval"
     elif outcome == UNKNOWN:
         claim = f"it is not known whether {metric.cause} saves {metric.unit}"
-        facts += f"; {_what_is_known(results, baseline, treated)}; {_seeds(treated.ratio.ratio)}"
+        facts += f"; {_what_is_known(results, baseline, treated)}; {_seeds(treated.ratio)}"
     return Answer(outcome, claim, facts)
 
 
@@ -257,9 +257,11 @@ def _what_is_known(results: Results, baseline: Record, treated: Record) -> str:
     )
 
 
-def _seeds(ratio: Interval) -> str:
+def _seeds(ratio: StepsRatio) -> str:
     """How many seeds would decide, and how to add them."""
-    needed = seeds_to_decide(ratio)
+    if (ratio.bound, ratio.ratio.value > 1) in ((">=", False), ("<=", True)):
+        return "the runs that missed the threshold leave it open: more steps would decide, more seeds would not"
+    needed = seeds_to_decide(ratio.ratio)
     if needed is None:
         return "no number of seeds up to 1,000 would decide at this ratio"
     return f"about {needed} seeds would decide if the ratio stays so: run the same again with seeds={needed}"

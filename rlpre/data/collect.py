@@ -27,7 +27,7 @@ from rlpre.data.store import (
     resume_store,
     space_to_json,
 )
-from rlpre.errors import RlpreError
+from rlpre.errors import RlpreError, whole
 
 Policy = Any  # an SB3 model, a callable, or None
 Labels = Callable[[VecEnv], Mapping[str, npt.ArrayLike]]  # of the current states of environments, by name
@@ -77,6 +77,7 @@ def collect(
             fit, ``out`` belongs to another collection, or the disk is full.
     """
     venv = as_vec_env(env)
+    whole(steps=steps, seed=seed)
     if steps < 1 or seed < 0 or (size and min(size) < 1):
         raise RlpreError(f"cannot collect {steps} steps with seed {seed} and size {size}: use positive numbers")
     images = find_images(venv.observation_space, "the environment", image, layout)

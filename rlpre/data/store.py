@@ -448,6 +448,8 @@ class FrameWriter:
         if not self._rows:
             return
         shards = self.manifest["shards"]
+        if read_json(self.path / MANIFEST)["shards"] != shards:
+            raise RlpreError(f"another process writes {self.path} too: let it end, then make this call again")
         files = [
             _write_array(self.path / f"frames-{len(shards):05d}.npy", self._frames),
             _write_array(self.path / f"rows-{len(shards):05d}.npy", self._rows),

@@ -327,7 +327,8 @@ def draw_label_curves(efficiency: Mapping[str, LabelEfficiency]) -> Figure:
     for panel, (label, scores) in zip(panels, efficiency.items(), strict=False):
         for name, colour in ((FRESH, page.CONTROLS[0]), (THIS, page.COLOURS[0])):
             page.draw_curve(panel, scores.counts.tolist(), scores.curve(name), colour, label=name)
-        panel.axhline(scores.threshold, color="#404040", linewidth=0.8, linestyle=(0, (1, 2)))
+        if np.isfinite(scores.threshold):
+            panel.axhline(scores.threshold, color="#404040", linewidth=0.8, linestyle=(0, (1, 2)))
         panel.axhline(scores.chance, color=page.CONTROLS[2], linewidth=0.8)
         panel.set(xscale="log", xlabel="labels", ylim=(-0.25 if scores.chance == 0 else scores.chance - 0.1, 1.02))
         panel.set_title(label, fontweight="bold")

@@ -77,7 +77,7 @@ def overlap(
     """
     if seen.space != met.space:
         raise RlpreError(f"{met.path} shows frames {met.space.shape}, {seen.path} {seen.space.shape}: give equal ones")
-    tiles = met.atlas is not None and seen.atlas is not None
+    tiles = _same_tiles(met, seen)
     ids, known_ids = (store.grid_ids if tiles else store.ids for store in (met, seen))
     rows, others = (np.unique(numbers, return_index=True)[1] for numbers in (ids, known_ids))
     if tiles:
@@ -109,6 +109,14 @@ def overlap(
         seen=len(others),
         met=len(rows),
     )
+
+
+def _same_tiles(met: FrameStore, seen: FrameStore) -> bool:
+    """Whether equal cells look alike in both; otherwise pixels are compared."""
+    if met.atlas is None or seen.atlas is None or met.palette != seen.palette:
+        return False
+    one, other = (getattr(atlas, "plain", atlas) for atlas in (met.atlas, seen.atlas))
+    return bool(one.equals(other))
 
 
 def share(shares: Floats) -> Interval:

@@ -308,7 +308,8 @@ def label_efficiency(
     Args:
         features: by source, such as "fresh" and "contrastive": (n, dim). The first is the baseline.
         factor: the label to predict.
-        threshold: the score to reach; None: ``NEARLY`` of what the baseline scores above chance with most labels.
+        threshold: the score to reach; None: ``NEARLY`` of what the baseline scores above chance with most
+            labels; if that is nothing, infinity, so that no ratio is known.
         counts: increasing numbers of labels; those above the size of the training part are left out.
         seeds: number of draws.
 
@@ -327,7 +328,8 @@ def label_efficiency(
     scores = {name: np.array([_scores(x, factor, kept, *draw) for draw in draws]) for name, x in features.items()}
     baseline = next(iter(scores))
     if threshold is None:
-        threshold = factor.chance + NEARLY * (float(scores[baseline][:, -1].mean()) - factor.chance)
+        gained = float(scores[baseline][:, -1].mean()) - factor.chance
+        threshold = factor.chance + NEARLY * gained if gained > NOTHING else np.inf  # which nobody reaches
     return LabelEfficiency(kept, factor.chance, baseline, threshold, scores)
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from rlpre.errors import RlpreError
+from rlpre.errors import RlpreError, whole
 
 CHUNK = 1024  # items encoded at a time
 
@@ -72,6 +72,7 @@ def align(
     ids = _numbers(pairs)
     if steps < 1 or not 2 <= batch <= len(pairs[0]):
         raise RlpreError(f"{steps} steps with {batch} of {len(pairs[0])} pairs: give 1 step or more, 2 pairs to all")
+    whole(steps=steps, batch=batch, seed=seed)
     both = nn.ModuleList([copy.deepcopy(first), copy.deepcopy(second)])
     trained = [weight for weight in both.parameters() if weight.requires_grad]
     if not trained:

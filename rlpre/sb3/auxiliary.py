@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from rlpre.data.store import FrameStore, Indices, Pairs, cumulative_weights, draw
 from rlpre.encoders import Encoder
-from rlpre.errors import RlpreError, at_least
+from rlpre.errors import RlpreError, at_least, whole
 from rlpre.objectives import make_objective, parse_objective
 from rlpre.objectives.base import WeightedSum
 from rlpre.objectives.batches import Batch, FrameReader
@@ -219,6 +219,7 @@ def check_auxiliary(
     objective: str, updates: int, batch: int = 128, live: float = 0.5, gap: int = 5, lr: float = LR
 ) -> None:
     """Refuses arguments of `KeepLearning` that are out of range."""
+    whole(updates=updates, batch=batch, gap=gap)
     at_least(SimpleNamespace(updates=updates, batch=batch, gap=gap), updates=1, batch=2, gap=1)
     if not 0 <= live <= 1:
         raise RlpreError(f"live is {live}: give the share of a batch that comes from the last rollout, 0 to 1")

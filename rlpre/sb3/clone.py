@@ -46,7 +46,7 @@ from rlpre.pretrain import RUN, STATE, check_same, quiet, rate_factor, read_stat
 from rlpre.sb3.fuse import fuse
 from rlpre.sb3.policy import policy_kwargs
 from rlpre.sb3.vecenv import EncoderLike, FeatureSpace, window_space
-from rlpre.utils import provenance, read_json, resolve_device, to_device, write_bytes, write_json
+from rlpre.utils import provenance, python_numbers, read_json, resolve_device, to_device, write_bytes, write_json
 
 POLICY, PIXELS = "policy.zip", "pixels.zip"
 LEAST_STD = 0.1  # of a Gaussian policy, in units of the action
@@ -78,6 +78,9 @@ class Schedule:
     patience: int | None = 8  # evaluations without a lower loss before training stops; None: all steps
     seed: int = 0  # of the weights and the batches
     device: str = "auto"  # "cpu", "cuda", ...
+
+    def __post_init__(self) -> None:
+        python_numbers(self)
 
     def check(self) -> None:
         """Refuses numbers out of range and a missing device."""

@@ -20,7 +20,7 @@ from rlpre.data.adapters import as_vec_env
 from rlpre.data.windows import NO_ACTION
 from rlpre.encoders import AnyEncoder, Encoder, InputSpec, SequenceEncoder, Vocabulary, as_encoder
 from rlpre.encoders.encoder import freeze
-from rlpre.errors import RlpreError, at_least, lookup
+from rlpre.errors import RlpreError, at_least, lookup, whole
 from rlpre.pretrain import PretrainResult
 from rlpre.sb3.optim import calling_algorithm
 from rlpre.utils import resolve_device
@@ -191,6 +191,7 @@ def find_image(space: spaces.Space[Any], input: InputSpec, stack: int = 1, key: 
         RlpreError: if no image fits, or two do; or if another key holds bytes from 0 to 255, which SB3 would pass to
             the heads unscaled.
     """
+    whole(stack=stack)
     if not isinstance(space, spaces.Dict):
         if key is not None:
             raise RlpreError(f"image_key={key!r} is for Dict observations, these are {type(space).__name__}: drop it")
