@@ -520,7 +520,7 @@ def _used(names: Collection[str], tasks: Collection[str], arms: Mapping[str, Arm
     """Those of the frames' names that runs on these tasks need."""
     asked = {arm.data for arm in arms.values()} | {arm.clone.data for arm in arms.values() if arm.clone}
     without = [] if set(tasks) <= set(names) else [next(iter(names))]  # for tasks without frames of their own
-    return {*asked, *tasks, *without, getattr(threshold, "data", "")}
+    return {*asked, *tasks, *without, *([threshold.data] if isinstance(threshold, Demonstrator) else [])}
 
 
 def _open(
