@@ -314,6 +314,8 @@ def test_all_arms_have_the_same_optimiser(algorithm: type[BaseAlgorithm], home: 
 def test_settings_that_differ_are_described_differently() -> None:
     schedules = [LinearSchedule(1e-3, 0, 1), LinearSchedule(1e-5, 0, 1)]
     noises = [NormalActionNoise(np.zeros(2), np.full(2, deviation)) for deviation in (0.1, 0.2)]
+    assert described({"b", "a"}) == ["a", "b"]
+    assert described(range(2)) != described(range(3))
     for one, other in (
         schedules,
         noises,

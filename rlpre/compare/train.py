@@ -521,6 +521,8 @@ def described(value: Any) -> Any:
         return {str(key): described(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
         return [described(part) for part in value]
+    if isinstance(value, set | frozenset):
+        return sorted((described(part) for part in value), key=str)
     if isinstance(value, nn.Module):
         return f"encoder {value.fingerprint()[:12]}" if isinstance(value, AnyEncoder) else type(value).__name__
     if isinstance(value, np.generic | np.ndarray):
@@ -529,10 +531,16 @@ def described(value: Any) -> Any:
         return value
     if isinstance(value, Path | torch.device | torch.dtype):
         return str(value)
+    return _identified(value)
+
+
+def _identified(value: Any) -> Any:
+    """An object that is no value of JSON, by the name of its class or its own, and its state."""
     if hasattr(value, "__qualname__"):
         return f"{value.__module__}:{value.__qualname__}"
     kind, state = described(type(value)), getattr(value, "__dict__", {})  # such as a schedule, or noise of actions
-    return {"type": kind, **described(state)} if state else kind
+    shown = kind if " at 0x" in repr(value) else f"{kind} {value!r}"  # such as a range
+    return {"type": kind, **described(state)} if state else shown
 
 
 class ReportSteps(BaseCallback):
