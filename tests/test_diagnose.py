@@ -94,10 +94,11 @@ def test_the_page_shows_it(diagnosis: Diagnosis, taught: Encoder, frames: FrameS
     ):
         assert part in seen["text"]
         assert part.lower() in text.lower()
-    for number in (10, 10_000):
+    for number in (10, 10_000, float("inf")):
         ill = replace(diagnosis, conditioning=diagnosis.conditioning | {THIS: Conditioning(number, 16)})
         page = write_diagnosis(taught, Path("runs/taught"), tmp_path, ill, frames, frames)
         assert ("rlpre.whiten" in page) == (number > 1000)
+    assert read_json(tmp_path / "diagnosis.json")["diagnosis"]["conditioning"][THIS]["number"] is None
 
 
 def test_a_collapsed_encoder(frames: FrameStore, tmp_path: Path) -> None:

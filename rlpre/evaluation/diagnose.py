@@ -41,7 +41,7 @@ from rlpre.evaluation.probes import (
     sparsity,
 )
 from rlpre.objectives import make_reader
-from rlpre.utils import write_bytes
+from rlpre.utils import write_bytes, write_json
 
 T = TypeVar("T")
 
@@ -183,7 +183,8 @@ def write_diagnosis(
         sections.insert(2, Section("From how few labels", blocks=[page.Figure("Label curves", figure, CURVES)]))
         write_bytes(out / "diagnosis.png", page.as_png(figure))
     content = {"encoder": encoder.config, "diagnosis": found and asdict(found)}
-    write_bytes(out / "diagnosis.json", (json.dumps(content, indent=2, default=np.ndarray.tolist) + "\n").encode())
+    written = json.dumps(content, default=np.ndarray.tolist)
+    write_json(out / "diagnosis.json", json.loads(written, parse_constant=lambda _: None))  # JSON has no infinity
     report = Page(f"What does encoder {name} know?", answer, tone, facts, sections=sections)
     page.write_html(report, out / "report.html")
     return page.as_text(report)
