@@ -277,6 +277,7 @@ EYES = {name: 163_840 for name in (DOORKEY, NO_DISTRACTORS, *list(TASKS)[2:])}  
 SIZES = {"1k": 1_000, "3k": 3_000, "10k": 10_000, "30k": 30_000, "100k": 100_000}  # different frames
 QUICK, BEST = "contrastive+inverse", "temporal+inverse"
 CHANGE = PretrainConfig(features=256, steps=3000, gap=1, lr=3e-3, checkpoint_every=3000)  # of objective "change"
+FIVE: dict[str, Any] = {"seeds": 5, "each_seed": True, "pretrain": CHANGE}  # each with an encoder of its own
 LABELS = Clone(CloneConfig(limit=1_000), data="noisy-expert")
 LONG = {
     "pretrain": PretrainConfig(steps=1000, checkpoint_every=500),
@@ -320,9 +321,7 @@ PRESETS = {
             ORACLE: Arm(ORACLE),
         },
         answer="change-soft",
-        seeds=5,
-        each_seed=True,
-        pretrain=CHANGE,
+        **FIVE,
         train=AgentConfig(view="distract", strength=0.5, eval_every=8192, eval_episodes=16),
     ),
     "quick": Preset(
@@ -408,9 +407,7 @@ PRESETS = {
             ORACLE: Arm(ORACLE),
         },
         answer="change-soft",
-        seeds=5,
-        each_seed=True,
-        pretrain=CHANGE,
+        **FIVE,
         train=AgentConfig(view="distract", strength=0.5, eval_every=8192),
     ),
     # And in another world? Frames of random play are enough to see the monster of ViZDoom's Basic from every side.
@@ -448,9 +445,7 @@ PRESETS = {
             "transplant": Arm("transplant"),
         },
         answer="change-soft",
-        seeds=5,
-        each_seed=True,
-        pretrain=CHANGE,
+        **FIVE,
         train=AgentConfig(eval_every=2048, eval_episodes=16),
     ),
     # The same encoders where behind the cells are pictures that no frame showed; one level is new to them too.
@@ -466,9 +461,7 @@ PRESETS = {
         },
         answer="change-soft",
         baseline="fresh-map",
-        seeds=5,
-        each_seed=True,
-        pretrain=CHANGE,
+        **FIVE,
         train=AgentConfig(view="distract", strength=0.5, pictures="test", eval_every=8192, eval_episodes=16),
     ),
     "scaling": Preset(

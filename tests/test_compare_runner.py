@@ -53,6 +53,8 @@ def work(run: Run, path: Path, report: Callable[[int], None]) -> None:
         raise RuntimeError("no such\nluck")
     if run.arm == "exits" or (run.arm == "exits-once" and attempts_of(study, run) == 1):
         os._exit(1)
+    if run.arm == "holds" and not (study / "release").exists():
+        (study / f"child-{run.seed}").write_text(str(subprocess.Popen(["sleep", "600"]).pid))
     while run.arm == "holds" and not (study / "release").exists():
         report(40)
         (study / "beat").write_text(str(time.time_ns()))
@@ -157,6 +159,8 @@ def test_killed_study_redoes_only_the_cells_in_flight(tmp_path, kind):
         return before == (tmp_path / "study/beat").read_text()
 
     wait_until(still)  # its processes are gone too, so that the next call does not meet them
+    children = [Path("/proc", (tmp_path / f"study/child-{run.seed}").read_text(), "cwd") for run in held]
+    wait_until(lambda: not any(child.exists() for child in children))  # and what these had started
     (tmp_path / "study/release").touch()
     with ThreadPoolExecutor(1) as executor:
         result = run_study(tmp_path / "study", [*done, *held], work, {}, STEPS, executor=executor)

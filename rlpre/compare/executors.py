@@ -12,6 +12,7 @@ from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPool
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
+from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, ParamSpec, TypeVar
@@ -90,9 +91,13 @@ def _end_with_parent(follow: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole process group; the parent decides
 
     def watch() -> None:
-        """Waits for the end of the pipe, which closes when the parent ends."""
+        """Waits for the end of the pipe, which closes when the parent ends; then ends what a run started, and it."""
         with suppress(EOFError, OSError):
             follow.recv_bytes()
+        for children in Path("/proc/self/task").glob("*/children"):  # Linux: games of ViZDoom would play on
+            with suppress(OSError):
+                for child in children.read_text().split():
+                    os.kill(int(child), signal.SIGKILL)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
