@@ -33,7 +33,7 @@ def test_a_published_study_can_be_shown_again(tmp_path):
 
 def test_all_studies_are_published():
     names = " ".join(study.name for study in STUDIES)
-    habits = "habits habits-distract habits-features habits-features-distract habits-long habits-players"
+    habits = "habits habits-distract habits-features habits-features-distract habits-home habits-long habits-players"
     headrooms = "headroom headroom-defend headroom-health headroom-home"
     others = "many memory quick scaling strength-0 strength-25 strength-75 study study-6x6 why"
     assert names == f"ablation clean doom eyes full {habits} {headrooms} {others}"
