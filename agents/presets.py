@@ -307,7 +307,7 @@ PRESETS = {
         seeds=5,
         train=AgentConfig(eval_every=2048, eval_episodes=16),
     ),
-    # `make study` runs the first half of it: does an encoder pay where seeing is hard, does a cloned policy, and do both?
+    # `make study` runs half of it: does an encoder pay where seeing is hard, does a cloned policy, and do both?
     "study": Preset(
         environments=(DOORKEY,),
         steps=(122_880,),
