@@ -5,7 +5,7 @@ INSTALLED := .venv/.installed
 .PHONY: study test lint format bench docs tensorboard browser qt
 
 study: $(INSTALLED)
-	$(BIN)/python scripts/compare.py --out runs/study study --steps 65536
+	$(BIN)/python scripts/compare.py --out runs/study study
 
 test: lint browser qt
 	$(BIN)/python -m pytest -n 2

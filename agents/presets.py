@@ -91,6 +91,7 @@ class AgentConfig:
     strength: float | None = None  # of view "distract": weight of the pictures, 0 to 1; default 0.5
     pictures: str | None = None  # of view "distract": "train", "test" or a folder; default "train"
     engine: str = "minigrid"  # or "envpool", see envs.make_vec
+    zero_value: bool = True  # values start at 0, see rlpre.sb3.zero_value; tables in results/ name their choice
     normalize_reward: bool = False  # agents learn from rewards divided by the SD of returns; reports show plain ones
     eval_every: int = 2048  # environment steps between evaluations
     eval_episodes: int = 32  # episodes per evaluation, on seeds of their own
@@ -146,6 +147,7 @@ class TrainConfig(AgentConfig):
             memory=arm.memory,
             policy_kwargs=dict(arm.policy_kwargs),
             algorithm_kwargs={**ppo.arguments(), "device": self.device},
+            zero_value=self.zero_value,
             n_envs=ppo.n_envs,
             eval_every=self.eval_every,
             eval_episodes=self.eval_episodes,
@@ -213,6 +215,7 @@ class Preset:
             range(self.first_seed, self.first_seed + self.seeds),
             out,
             algorithm_kwargs={**ppo.suited("frozen").arguments(), "device": self.train.device},
+            zero_value=self.train.zero_value,
             n_envs=ppo.n_envs,
             frames={name: partial(self.collect, name, out) for name in self.data},
             pretrain=self.pretrain,
@@ -307,10 +310,10 @@ PRESETS = {
         seeds=5,
         train=AgentConfig(eval_every=2048, eval_episodes=16),
     ),
-    # `make study` runs half of it: does an encoder pay where seeing is hard, does a cloned policy, and do both?
+    # `make study`: does an encoder pay where seeing is hard, does a cloned policy, and do both?
     "study": Preset(
         environments=(DOORKEY,),
-        steps=(122_880,),
+        steps=(65_536,),
         data={"mixed": Data((), 60_000), "noisy-expert": Data((), 10_000, "expert:0.3")},
         arms={
             "scratch": Arm("scratch"),
@@ -322,7 +325,7 @@ PRESETS = {
         },
         answer="change-soft",
         **FIVE,
-        train=AgentConfig(view="distract", strength=0.5, eval_every=8192, eval_episodes=16),
+        train=AgentConfig(view="distract", strength=0.5, eval_every=4096, eval_episodes=16),
     ),
     "quick": Preset(
         environments=(EMPTY,),

@@ -81,7 +81,7 @@ def _json(text: str) -> dict[str, Any]:
 
 PURPOSES = {
     "headroom": "Could any encoder save steps on seven clean levels?",
-    "study": "Distracting DoorKey-5x5: an encoder, a clone, and both; `make study` runs the first half.",
+    "study": "Distracting DoorKey-5x5: an encoder, a clone, and both; `make study` runs it.",
     "quick": "One small clean room.",
     "full": "Four harder clean levels.",
     "ablation": "The frames, the objective, or the part that trains: what matters?",

@@ -298,7 +298,9 @@ def test_returns_are_plain_where_rewards_are_normalized() -> None:
 
 
 @pytest.mark.parametrize("algorithm", [PPO, A2C, DQN])
-def test_all_arms_have_the_same_optimiser(algorithm: type[BaseAlgorithm], home: Path, tmp_path: Path) -> None:
+def test_all_arms_have_the_same_optimiser_and_no_values(
+    algorithm: type[BaseAlgorithm], home: Path, tmp_path: Path
+) -> None:
     """SB3's A2C takes RMSprop where its policy names no optimiser, and its DQN another epsilon."""
     found = set()
     for agent in ("scratch", "random-frozen"):
@@ -308,6 +310,9 @@ def test_all_arms_have_the_same_optimiser(algorithm: type[BaseAlgorithm], home: 
         model = make_model(spec, observed(spec, venv, encoder, device), encoder, device, tmp_path)
         kind = next(kind for kind in type(model.policy.optimizer).mro() if kind.__module__.startswith("torch."))
         found.add((kind, model.policy.optimizer.param_groups[-1]["eps"]))
+        if algorithm is not DQN:
+            plain = make_model(replace(spec, zero_value=False), model.env, None, device, tmp_path)
+            assert [bool(each.policy.value_net.weight.any()) for each in (model, plain)] == [False, True]
     assert found == {(torch.optim.Adam, 1e-5)}
 
 

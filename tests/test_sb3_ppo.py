@@ -1,4 +1,4 @@
-"""Floored advantages, the KL penalty to a reference policy, and the value head that learns first."""
+"""Values that start at zero, floored advantages, the KL penalty, and the value head that learns first."""
 
 import copy
 import math
@@ -12,14 +12,22 @@ import pytest
 import torch
 from gymnasium import spaces
 from pixel_world import TINY, Algorithm, build, encoders_in, odd_encoder, refuse, same, worlds
-from stable_baselines3 import A2C, PPO
+from stable_baselines3 import A2C, DQN, PPO
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnv, VecEnvStepReturn, VecEnvWrapper
 
-from rlpre.sb3 import EncodedVecEnv, encoder_optimizer, floored_advantages, kl_penalty, policy_kwargs, value_first
+from rlpre.sb3 import (
+    EncodedVecEnv,
+    encoder_optimizer,
+    floored_advantages,
+    kl_penalty,
+    policy_kwargs,
+    value_first,
+    zero_value,
+)
 from rlpre.sb3.ppo import FlooredRolloutBuffer
 
 LINE, TWO = spaces.Box(-1, 1, (1,)), spaces.Discrete(2)
@@ -55,6 +63,21 @@ class NoReward(VecEnvWrapper):
 @pytest.fixture
 def features() -> VecEnv:
     return EncodedVecEnv(worlds(), odd_encoder())
+
+
+# Values that start at zero.
+
+
+@pytest.mark.parametrize("algorithm", [PPO, A2C])
+def test_values_start_at_zero_and_are_learned(algorithm: type[Any], features: VecEnv) -> None:
+    model = algorithm("MlpPolicy", features, n_steps=32, device="cpu", seed=0)
+    frames = torch.as_tensor(features.reset())
+    actor = actor_of(model)
+    assert model.policy.predict_values(frames).abs().max() > 0.01
+    zero_value(model)
+    assert not model.policy.predict_values(frames).any()
+    assert actor_of(model) == actor
+    assert model.learn(512).policy.predict_values(frames).abs().max() > 0.01
 
 
 # Floored advantages.
@@ -269,6 +292,8 @@ def test_the_longer_wait_counts(features: VecEnv) -> None:
     ("wrong", "sentence"),
     [
         (lambda: floored_advantages(0), "floor is 0: it must be a positive number"),
+        (lambda: zero_value(build(DQN, policy_kwargs(odd_encoder()))), "the DQN has no layer value_net"),
+        (lambda: zero_value(PPO("MlpPolicy", "CartPole-v1", n_steps=8, batch_size=8).learn(8)), "the PPO has learned"),
         (lambda: kl_penalty(coin(0.5), beta=-1), "beta is -1: give the cost of a nat"),
         (lambda: kl_penalty(coin(0.5), half_life=0), "half_life is 0: give environment steps"),
         (lambda: kl_penalty(coin(0.5), least=0.3), "least is 0.3: beta starts at 0.05"),

@@ -54,7 +54,7 @@ CONTROLS = {
 }
 THRESHOLD = 0.8  # the return to reach, and the one beside that of a `Demonstrator`
 COLLECTED = 20_000  # transitions in each task, if no frames are given
-SHARED = ("algorithm", "algorithm_kwargs", "n_envs", "eval_every", "eval_episodes", "deterministic")  # by all runs
+SHARED = ("algorithm", "algorithm_kwargs", "zero_value", "n_envs", "eval_every", "eval_episodes", "deterministic")
 MEMORY = PretrainConfig(batch=32, steps=500)
 LATER = ("clone", "auxiliary", "power")  # settings of arms that are younger than published studies
 
@@ -145,6 +145,7 @@ def compare(
     *,
     algorithm: str | type[BaseAlgorithm] = PPO,
     algorithm_kwargs: Mapping[str, Any] | None = None,
+    zero_value: bool = True,
     n_envs: int = 8,
     frames: int | Frames | Mapping[str, Frames] = COLLECTED,
     pretrain: PretrainConfig | None = None,
@@ -178,6 +179,8 @@ def compare(
             ``encoders/`` and a directory for each run, ``<task>/<arm>/seed-<seed>``, see `rlpre.compare.train.train`.
         algorithm: of SB3 or sb3-contrib, or its name.
         algorithm_kwargs: its arguments; ``policy_kwargs`` among them are SB3's own, such as ``{"net_arch": [64, 64]}``.
+        zero_value: whether values start at 0, for PPO and other algorithms with a value head, see
+            `rlpre.sb3.zero_value`.
         n_envs: environments that a run steps together.
         frames: to pretrain on and to whiten over: a store, its directory, or a function that makes it, or several by
             name; or the number of transitions to collect with random actions in each task, for encoders of that task.
@@ -226,6 +229,7 @@ def compare(
         steps=shortest,
         algorithm=find_algorithm(algorithm) if isinstance(algorithm, str) else algorithm,
         algorithm_kwargs=algorithm_kwargs or {},
+        zero_value=zero_value,
         n_envs=n_envs,
         eval_every=max(n_envs, shortest // 20) if eval_every is None else eval_every,
         eval_episodes=eval_episodes,

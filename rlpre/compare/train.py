@@ -55,6 +55,7 @@ from rlpre.sb3 import (
     fuse,
     policy_kwargs,
     start_from,
+    zero_value,
 )
 from rlpre.sb3.vecenv import FeaturesVecEnv
 from rlpre.utils import atomic, provenance, resolve_device, write_json
@@ -113,6 +114,7 @@ class Training:
         policy_kwargs: further arguments of `rlpre.policy_kwargs`.
         algorithm: of SB3 or sb3-contrib.
         algorithm_kwargs: its arguments.
+        zero_value: whether the value head of an on-policy algorithm starts at zero, see `rlpre.sb3.zero_value`.
         auxiliary: arguments of `rlpre.sb3.KeepLearning`, if an objective goes on while the agent learns.
         n_envs: environments that are stepped together.
         eval_every: environment steps between evaluations.
@@ -134,6 +136,7 @@ class Training:
     policy_kwargs: Mapping[str, Any] = field(default_factory=dict)
     algorithm: type[BaseAlgorithm] = PPO
     algorithm_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    zero_value: bool = True
     auxiliary: Mapping[str, Any] = field(default_factory=dict)
     n_envs: int = 8
     eval_every: int = 2048
@@ -450,7 +453,10 @@ def make_model(
         # as with an encoder in the policy, so that arms differ in their encoder alone
         arguments = {"optimizer_class": Adam, "optimizer_kwargs": {"eps": 1e-5}, **arguments}
     common = {"policy_kwargs": arguments, "seed": spec.seed, "tensorboard_log": str(out)}
-    return spec.algorithm(policy, venv, **{**settings, **common, "device": device})
+    model = spec.algorithm(policy, venv, **{**settings, **common, "device": device})
+    if spec.zero_value and isinstance(model, OnPolicyAlgorithm):
+        zero_value(model)
+    return model
 
 
 def film(
