@@ -25,7 +25,7 @@ HABITS = {
     "scratch": ("scratch", CONTROLS[0]),
     "cloned+frozen": ("PPO from a clone of 3,000 labels", COLOURS[0]),
 }
-STRENGTHS = {0.0: "strength-0", 0.25: "strength-25", 0.5: "study", 0.75: "strength-75"}  # and the study of each
+STRENGTHS = {0.0: "strength-0", 0.25: "strength-25", 0.5: "strength-50", 0.75: "strength-75"}  # and the study of each
 RATIOS = {"scratch": ("scratch / pretrained", CONTROLS[0]), "fresh-map": ("fresh weights / pretrained", CONTROLS[1])}
 APART = 0.006  # between the points of two ratios at one strength
 BEYOND = 1.12  # where an interval without an upper end stops, times the estimate

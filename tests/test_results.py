@@ -35,7 +35,8 @@ def test_all_studies_are_published():
     names = " ".join(study.name for study in STUDIES)
     habits = "habits habits-distract habits-features habits-features-distract habits-home habits-long habits-players"
     headrooms = "headroom headroom-defend headroom-health headroom-home"
-    others = "many memory quick scaling strength-0 strength-25 strength-75 study study-6x6 why"
+    strengths = "strength-0 strength-25 strength-50 strength-75"
+    others = f"many memory quick scaling {strengths} study study-6x6 study-random-values why"
     assert names == f"ablation clean doom eyes full {habits} {headrooms} {others}"
     overall = read_results(RESULTS / "many").record(ALL, "temporal+inverse-whitened", "random-frozen")
     assert overall is not None

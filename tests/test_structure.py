@@ -16,7 +16,7 @@ FILES = {
     for folder in ("rlpre", "envs", "agents", "scripts")
     for path in sorted((ROOT / folder).rglob("*.py"))
 }
-MOST_FILES, MOST_LINES, MOST_LINES_OF_A_FILE = 147, 25_650, 600  # 27 files are one claim each
+MOST_FILES, MOST_LINES, MOST_LINES_OF_A_FILE = 147, 25_700, 600  # 27 files are one claim each
 MOST_FILES_OF_THE_MAIN_JOB = 18
 # A part imports only the parts before it. The first four are the parts of rlpre that others of it use everywhere.
 PARTS = (

@@ -54,7 +54,7 @@ CONTROLS = {
 }
 THRESHOLD = 0.8  # the return to reach, and the one beside that of a `Demonstrator`
 COLLECTED = 20_000  # transitions in each task, if no frames are given
-SHARED = ("algorithm", "algorithm_kwargs", "zero_value", "n_envs", "eval_every", "eval_episodes", "deterministic")
+SHARED = ("algorithm", "algorithm_kwargs", "n_envs", "eval_every", "eval_episodes", "deterministic")  # by all runs
 MEMORY = PretrainConfig(batch=32, steps=500)
 LATER = ("clone", "auxiliary", "power")  # settings of arms that are younger than published studies
 
@@ -179,8 +179,7 @@ def compare(
             ``encoders/`` and a directory for each run, ``<task>/<arm>/seed-<seed>``, see `rlpre.compare.train.train`.
         algorithm: of SB3 or sb3-contrib, or its name.
         algorithm_kwargs: its arguments; ``policy_kwargs`` among them are SB3's own, such as ``{"net_arch": [64, 64]}``.
-        zero_value: whether values start at 0, for PPO and other algorithms with a value head, see
-            `rlpre.sb3.zero_value`.
+        zero_value: whether values start at 0, if the algorithm has a value head, see `rlpre.sb3.zero_value`.
         n_envs: environments that a run steps together.
         frames: to pretrain on and to whiten over: a store, its directory, or a function that makes it, or several by
             name; or the number of transitions to collect with random actions in each task, for encoders of that task.
@@ -327,13 +326,14 @@ class _Plan:
     def configuration(self, metric: dict[str, Any]) -> dict[str, Any]:
         """All that decides the results, as JSON; a directory holds the runs of one configuration."""
         tasks = {task: {"make_env": described(self.tasks[task]), "steps": self.steps[task]} for task in self.tasks}
+        zero = {"zero_value": True} if self.shared.zero_value else {}
         return {
             "study": "comparison",
             "tasks": tasks,
             "arms": {name: _described(arm) for name, arm in self.arms.items()},
             "frames": {name: store.hash for name, store in self.stores.items()},
             "pretrain": {**asdict(self.pretrain), "memory": asdict(self.memory), "each_seed": self.each_seed},
-            "train": {name: described(getattr(self.shared, name)) for name in SHARED},
+            "train": {name: described(getattr(self.shared, name)) for name in SHARED} | zero,  # as in published studies
             "metric": metric,
         }
 
