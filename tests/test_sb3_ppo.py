@@ -292,8 +292,12 @@ def test_the_longer_wait_counts(features: VecEnv) -> None:
     ("wrong", "sentence"),
     [
         (lambda: floored_advantages(0), "floor is 0: it must be a positive number"),
-        (lambda: zero_value(build(DQN, policy_kwargs(odd_encoder()))), "the DQN has no layer value_net"),
-        (lambda: zero_value(PPO("MlpPolicy", "CartPole-v1", n_steps=8, batch_size=8).learn(8)), "the PPO has learned"),
+        (lambda: zero_value(build(DQN, policy_kwargs(odd_encoder()))), "the DQN has no layer policy.value_net"),
+        (lambda: zero_value(coin(0.5)), "the ActorCriticPolicy has no layer policy.value_net: give zero_value a model"),
+        (
+            lambda: zero_value(PPO("MlpPolicy", "CartPole-v1", n_steps=8, batch_size=8).learn(8)),
+            "the model has learned",
+        ),
         (lambda: kl_penalty(coin(0.5), beta=-1), "beta is -1: give the cost of a nat"),
         (lambda: kl_penalty(coin(0.5), half_life=0), "half_life is 0: give environment steps"),
         (lambda: kl_penalty(coin(0.5), least=0.3), "least is 0.3: beta starts at 0.05"),

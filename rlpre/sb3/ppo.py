@@ -70,10 +70,14 @@ def zero_value(model: OnPolicyAlgorithm) -> None:
     Raises:
         RlpreError: if the model has learned, or its policy has no layer ``value_net``.
     """
-    layer = getattr(model.policy, "value_net", None)
-    if not isinstance(layer, nn.Linear) or model.num_timesteps:
-        why = "has learned already" if model.num_timesteps else "has no layer value_net"
-        raise RlpreError(f"the {type(model).__name__} {why}: give zero_value a new PPO or A2C")
+    layer = getattr(getattr(model, "policy", None), "value_net", None)
+    if not isinstance(layer, nn.Linear):
+        raise RlpreError(
+            f"the {type(model).__name__} has no layer policy.value_net: give zero_value a model such as PPO, and "
+            "compare zero_value=False"
+        )
+    if model.num_timesteps:
+        raise RlpreError("the model has learned already, and would forget its values: give zero_value a new one")
     nn.init.zeros_(layer.weight)
     nn.init.zeros_(layer.bias)
 
